@@ -1,0 +1,40 @@
+# `make demo` and `make test` do everything on a fresh machine: they create the virtual environment and install
+# what is missing. Needs Python 3.11 or newer with venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo test check lint type bench up
+setup: $(STAMP)
+
+TORCH := $(shell grep -i '^torch==' constraints.txt)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/wa demo --out out
+
+test: check
+	$(BIN)/python -m pytest -m "not stack and not chaos"
+	$(BIN)/python -m pytest -m "stack or chaos"
+
+check: lint type
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.digits_seeds
+
+up: setup
+	$(BIN)/wa up

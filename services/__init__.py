@@ -1,0 +1,1 @@
+"""The processes; they meet only through typed records in the bucket."""

@@ -1,0 +1,1 @@
+"""The REST service; imports neither torch nor ray."""

@@ -1,0 +1,1 @@
+"""Folds committed checkpoints into averages, assesses and publishes them."""

@@ -1,0 +1,1 @@
+"""Built-in recipes on real data."""

@@ -1,0 +1,1 @@
+"""Wiring that every process shares: settings, store opening, logging, lifecycle."""

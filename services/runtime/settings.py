@@ -1,0 +1,35 @@
+"""The environment, read once by each process's `__main__`.
+
+Every variable starts with `WA_`. Secrets never print themselves.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """How a process finds its bucket and its peers.
+
+    `store_url` is ``s3://bucket`` or ``file:///folder``. `s3_public_endpoint` is the address that a user's
+    machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
+
+    store_url: str = "s3://wa"
+    s3_endpoint: str | None = None
+    s3_public_endpoint: str | None = None
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_region: str = "us-east-1"
+
+    api_host: str = "127.0.0.1"
+    api_port: int = 8000
+    token: SecretStr | None = None
+
+    ray_address: str | None = None
+    max_concurrent_runs: int = Field(default=1, ge=1)
+    poll_interval_s: float = Field(default=0.5, gt=0)
+    log_format: str = "console"

@@ -1,0 +1,1 @@
+"""Claims queued runs and trains them on Ray."""

@@ -1,0 +1,1 @@
+"""Facts, arithmetic and one commit protocol; knows no service and no framework."""

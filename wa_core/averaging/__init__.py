@@ -1,0 +1,1 @@
+"""Averaging rules (plain floats), shadow weights (tensors) and the policy that drives them."""

@@ -1,0 +1,1 @@
+"""What the processes exchange through the bucket, committed create-once."""

@@ -1,0 +1,60 @@
+"""Create-once commits that survive lost responses.
+
+A commit is one small conditional PUT. The first writer of a key wins; nothing is ever overwritten. A client may
+see 412 from its *own* earlier try whose response was lost, so every record carries a `write_id`: on a conflict
+the key is read back, and the same `write_id` means that this very write has won (ADR 0003).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, TypeVar
+
+import stamina
+
+from wa_core.errors import AlreadyExistsError, ConflictError, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wa_core.records import AverageManifest, LogEntry, RunSpec
+    from wa_core.store.base import ObjectStore
+
+T = TypeVar("T")
+
+COMMIT_PATIENCE_S = 120.0
+
+
+def patiently(call: Callable[[], T], *, patience_s: float = COMMIT_PATIENCE_S) -> T:
+    """Call until it does not fail for a passing reason, backing off with jitter, for `patience_s` seconds.
+
+    Raises:
+        TransientError: the reason had not passed when the patience ended.
+    """
+    for attempt in stamina.retry_context(
+        on=TransientError, attempts=None, timeout=patience_s, wait_initial=0.1, wait_max=3.0, wait_jitter=0.5
+    ):
+        with attempt:
+            return call()
+    raise AssertionError("unreachable: stamina returns or raises")
+
+
+def commit(store: ObjectStore, key: str, record: LogEntry | AverageManifest | RunSpec) -> None:
+    """Make `record` the one and only content of `key`.
+
+    Raises:
+        ConflictError: another write has the key; read it and decide anew.
+        TransientError: the store stayed away for longer than the patience; the record may or may not be there,
+            and committing the same record again is safe.
+    """
+    body = record.model_dump_json().encode()
+    try:
+        patiently(lambda: store.create(key, body))
+    except AlreadyExistsError:
+        if _write_id_at(store, key) != record.write_id:
+            raise ConflictError(f"{key} was written by somebody else first") from None
+
+
+def _write_id_at(store: ObjectStore, key: str) -> str | None:
+    found = json.loads(patiently(lambda: store.get(key)))
+    return found.get("write_id") if isinstance(found, dict) else None

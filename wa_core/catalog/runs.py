@@ -1,0 +1,245 @@
+"""Runs: the immutable spec and the append-only log that is the truth about each run.
+
+An entry's state follows from the state before it and its kind, so the last entry alone says what a run does.
+Appending is fenced: what is said on behalf of an attempt is refused once a newer attempt has started.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from wa_core import layout
+from wa_core.catalog.commit import commit, patiently
+from wa_core.errors import (
+    AlreadyFinishedError,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    ObjectNotFoundError,
+    RunNotFoundError,
+)
+from wa_core.records import (
+    AttemptFailed,
+    AttemptStarted,
+    Cancelled,
+    CancelRequested,
+    CheckpointCommitted,
+    Entry,
+    Failed,
+    LogEntry,
+    Marker,
+    Paused,
+    PauseRequested,
+    ResumeRequested,
+    RunRequest,
+    RunSpec,
+    RunState,
+    Submitted,
+    Succeeded,
+    TrainingFinished,
+    entry_adapter,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from wa_core.clock import Clock
+    from wa_core.store.base import ObjectStore
+
+E = TypeVar("E", bound=LogEntry)
+
+_STATE_AFTER: dict[type[LogEntry], RunState] = {
+    Submitted: RunState.QUEUED,
+    AttemptStarted: RunState.STARTING,
+    PauseRequested: RunState.PAUSING,
+    Paused: RunState.PAUSED,
+    ResumeRequested: RunState.QUEUED,
+    AttemptFailed: RunState.RECOVERING,
+    TrainingFinished: RunState.FINALIZING,
+    Succeeded: RunState.SUCCEEDED,
+    Failed: RunState.FAILED,
+    Cancelled: RunState.CANCELLED,
+}
+
+
+def state_after(state: RunState, entry: LogEntry) -> RunState:
+    """The state that a run in `state` has once `entry` is in its log."""
+    if isinstance(entry, CheckpointCommitted):
+        return RunState.PAUSING if state is RunState.PAUSING else RunState.RUNNING
+    return _STATE_AFTER.get(type(entry), state)
+
+
+def lineage(entries: Sequence[LogEntry]) -> list[CheckpointCommitted]:
+    """The checkpoints that the newest attempt grew from, and its own, in order.
+
+    Those that an older attempt committed after the point where a newer one resumed are abandoned: an average
+    never mixes two branches.
+    """
+    surviving: list[CheckpointCommitted] = []
+    for entry in entries:
+        if isinstance(entry, AttemptStarted):
+            surviving = [kept for kept in surviving if kept.seq <= (entry.resumed_from or 0)]
+        elif isinstance(entry, CheckpointCommitted):
+            surviving.append(entry)
+    return surviving
+
+
+def submit(store: ObjectStore, request: RunRequest, *, clock: Clock) -> RunSpec:
+    """Create a run, queued.
+
+    The markers come first: a crash in between leaves markers without a run, which readers ignore, and never a
+    run that no runner will find.
+    """
+    now = clock.now()
+    spec = RunSpec(run_id=layout.new_run_id(now), created_at=now, request=request)
+    marker = Marker(run_id=spec.run_id, at=now).model_dump_json().encode()
+    store.put(layout.active_marker(spec.run_id), marker)
+    store.put(layout.queue_marker(spec.run_id, priority=request.priority), marker)
+    commit(store, layout.run_spec(spec.run_id), spec)
+    RunLog(store, spec.run_id, clock=clock).append(Submitted())
+    return spec
+
+
+def fetch_spec(store: ObjectStore, run_id: str) -> RunSpec:
+    """Read a run's spec.
+
+    Raises:
+        RunNotFoundError: there is no such run.
+    """
+    if not layout.is_run_id(run_id):
+        raise RunNotFoundError(f"there is no run {run_id!r}")
+    try:
+        body = patiently(lambda: store.get(layout.run_spec(run_id)), patience_s=10.0)
+    except ObjectNotFoundError:
+        raise RunNotFoundError(f"there is no run {run_id}; list runs to see which there are") from None
+    return RunSpec.model_validate_json(body)
+
+
+def list_run_ids(store: ObjectStore) -> list[str]:
+    """The ids of all runs, newest first."""
+    found = (layout.run_id_of(info.key) for info in store.list(layout.RUNS, delimiter="/"))
+    return sorted((run_id for run_id in found if run_id), reverse=True)
+
+
+def list_active(store: ObjectStore) -> Iterator[str]:
+    """The ids of runs that are not yet wholly done, oldest first."""
+    return (run_id for info in store.list(layout.ACTIVE) if (run_id := layout.run_id_of(info.key)))
+
+
+def list_queue(store: ObjectStore) -> Iterator[tuple[str, str]]:
+    """(marker key, run id) of the runs that wait, in the order in which they should start."""
+    return ((info.key, run_id) for info in store.list(layout.QUEUE) if (run_id := layout.run_id_of(info.key)))
+
+
+class RunLog:
+    """One run's log, read incrementally and kept in memory. Not for several threads at once."""
+
+    def __init__(self, store: ObjectStore, run_id: str, *, clock: Clock) -> None:
+        self.run_id = run_id
+        self._store = store
+        self._clock = clock
+        self._entries: list[Entry] = []
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """What has been read so far, in order."""
+        return self._entries
+
+    @property
+    def state(self) -> RunState:
+        """The run's state as of the last entry read."""
+        return self._entries[-1].state if self._entries else RunState.QUEUED
+
+    @property
+    def attempt(self) -> int:
+        """The newest attempt, 0 before the first."""
+        return self._entries[-1].attempt if self._entries else 0
+
+    @property
+    def lineage(self) -> list[CheckpointCommitted]:
+        """The surviving checkpoints; see `lineage`."""
+        return lineage(self._entries)
+
+    @property
+    def desired_state(self) -> str:
+        """What its owner last asked for: ``succeeded``, ``paused`` or ``cancelled``."""
+        for entry in reversed(self._entries):
+            match entry:
+                case CancelRequested():
+                    return "cancelled"
+                case PauseRequested():
+                    return "paused"
+                case ResumeRequested():
+                    break
+        return "succeeded"
+
+    def refresh(self) -> Sequence[Entry]:
+        """Read what was appended since, and return just that."""
+        known = len(self._entries)
+        after = layout.log_entry(self.run_id, known) if known else ""
+        for info in self._store.list(layout.log_prefix(self.run_id), start_after=after):
+            self._take(layout.number_of(info.key), self._store.get(info.key))
+        return self._entries[known:]
+
+    def append(
+        self, entry: E, *, attempt: int | None = None, expect: Collection[RunState] | None = None
+    ) -> E:
+        """Commit `entry` as the next one, and return it as written.
+
+        Args:
+            entry: what happened; its seq, time, attempt and state are filled in here.
+            attempt: on whose behalf it is said, when that is an attempt.
+            expect: the states in which saying it makes sense; None for any that is not final.
+
+        Raises:
+            FencedError: a newer attempt has started.
+            AlreadyFinishedError: the run has ended.
+            ConflictError: the run is in none of the states expected.
+            TransientError: the store is away.
+        """
+        patiently(self.refresh)
+        while True:
+            self._check(entry, attempt=attempt, expect=expect)
+            stamped = self._stamp(entry)
+            try:
+                commit(self._store, layout.log_entry(self.run_id, stamped.seq), stamped)
+            except ConflictError:
+                # Somebody else's entry has this seq. Read it before deciding again: it may have fenced us.
+                patiently(self.refresh)
+                continue
+            self._entries.append(stamped)  # type: ignore[arg-type]  # every LogEntry with a kind is an Entry
+            return stamped
+
+    def _check(self, entry: LogEntry, *, attempt: int | None, expect: Collection[RunState] | None) -> None:
+        if attempt is not None and self.attempt != attempt:
+            raise FencedError(
+                f"run {self.run_id}: attempt {attempt} is over, attempt {self.attempt} has taken over"
+            )
+        if self.state.is_terminal:
+            raise AlreadyFinishedError(
+                f"run {self.run_id} has already {_ENDED[self.state]}; nothing was changed"
+            )
+        if expect is not None and self.state not in expect:
+            kind = getattr(entry, "kind", type(entry).__name__)
+            raise ConflictError(f"run {self.run_id} is {self.state}, so it cannot take {kind!r}")
+
+    def _stamp(self, entry: E) -> E:
+        is_new_attempt = isinstance(entry, AttemptStarted)
+        return entry.model_copy(
+            update={
+                "seq": len(self._entries) + 1,
+                "at": self._clock.now(),
+                "attempt": self.attempt + is_new_attempt,
+                "state": state_after(self.state, entry),
+            }
+        )
+
+    def _take(self, seq: int | None, body: bytes) -> None:
+        if seq != len(self._entries) + 1:
+            raise CorruptError(
+                f"run {self.run_id}: log entry {len(self._entries) + 1} is missing, found {seq}"
+            )
+        self._entries.append(entry_adapter.validate_json(body))
+
+
+_ENDED = {RunState.SUCCEEDED: "succeeded", RunState.FAILED: "failed", RunState.CANCELLED: "been cancelled"}

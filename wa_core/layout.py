@@ -1,0 +1,139 @@
+"""Builds and parses every object key; nothing else knows a slash.
+
+The map of the bucket is in `docs/format.md`. Numbers are zero-padded so that keys sort as numbers do.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from ulid import ULID
+
+from wa_core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+MODEL_FILE = "model.safetensors"
+TRAINER_FILE = "trainer.pt"
+SHADOW_FILE = "shadow.safetensors"
+PICKLE_FILE = "model.pt"
+
+RUNS = "runs/"
+QUEUE = "queue/"
+ACTIVE = "active/"
+
+_RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+
+def new_run_id(at: datetime) -> str:
+    """A fresh run id (ULID): sorts by time."""
+    return str(ULID.from_datetime(at))
+
+
+def is_run_id(text: str) -> bool:
+    """Whether `text` has the form of a run id."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def new_nonce() -> str:
+    """A random part for keys that several writers might want at once."""
+    return secrets.token_hex(8)
+
+
+def run_prefix(run_id: str) -> str:
+    """Everything of one run."""
+    if not is_run_id(run_id):
+        raise InvalidInputError(
+            f"{run_id!r} is not a run id; run ids are 26 characters, as POST /v1/runs returns them"
+        )
+    return f"{RUNS}{run_id}/"
+
+
+def run_spec(run_id: str) -> str:
+    """The immutable `RunSpec`."""
+    return f"{run_prefix(run_id)}run.json"
+
+
+def log_prefix(run_id: str) -> str:
+    """All run log entries, in order."""
+    return f"{run_prefix(run_id)}log/"
+
+
+def log_entry(run_id: str, seq: int) -> str:
+    """Run log entry `seq` (from 1)."""
+    return f"{log_prefix(run_id)}{seq:010d}.json"
+
+
+def checkpoint_prefix(run_id: str, *, attempt: int, step: int, nonce: str) -> str:
+    """The folder of one checkpoint's files."""
+    return f"{run_prefix(run_id)}checkpoints/{attempt:04d}-{step:012d}-{nonce}/"
+
+
+def averages_prefix(run_id: str) -> str:
+    """Everything of a run's averages."""
+    return f"{run_prefix(run_id)}averages/"
+
+
+def generations_prefix(run_id: str, name: str) -> str:
+    """The generation manifests of one average (and its blobs, which sort after them)."""
+    return f"{averages_prefix(run_id)}{name}/"
+
+
+def generation(run_id: str, name: str, number: int) -> str:
+    """The manifest of generation `number` (from 1)."""
+    return f"{generations_prefix(run_id, name)}{number:08d}.json"
+
+
+def blob(run_id: str, name: str, *, nonce: str, file: str) -> str:
+    """A file that a generation points to."""
+    return f"{generations_prefix(run_id, name)}blobs/{nonce}/{file}"
+
+
+def metrics_prefix(run_id: str) -> str:
+    """All metric parts of a run, by attempt and part."""
+    return f"{run_prefix(run_id)}metrics/"
+
+
+def metrics_part(run_id: str, *, attempt: int, part: int) -> str:
+    """One batch of metric lines."""
+    return f"{metrics_prefix(run_id)}{attempt:04d}/{part:08d}.jsonl"
+
+
+def logs_prefix(run_id: str, *, attempt: int, rank: int | str) -> str:
+    """The log text of one rank (or of ``driver``) in one attempt."""
+    return f"{run_prefix(run_id)}logs/{attempt:04d}/{rank}/"
+
+
+def logs_part(run_id: str, *, attempt: int, rank: int | str, part: int) -> str:
+    """One batch of log text."""
+    return f"{logs_prefix(run_id, attempt=attempt, rank=rank)}{part:08d}.txt"
+
+
+def heartbeat(run_id: str, who: str) -> str:
+    """The heartbeat of `who` for a run."""
+    return f"{run_prefix(run_id)}heartbeats/{who}.json"
+
+
+def queue_marker(run_id: str, *, priority: int) -> str:
+    """Marks a waiting run; lower priority numbers sort, and run, first."""
+    return f"{QUEUE}{priority:02d}-{run_id}.json"
+
+
+def active_marker(run_id: str) -> str:
+    """Marks a run from its submission until its last average is published."""
+    return f"{ACTIVE}{run_id}.json"
+
+
+def run_id_of(key: str) -> str | None:
+    """The run id in a `runs/`, `queue/` or `active/` key, or None."""
+    found = re.match(rf"(?:{RUNS}|{ACTIVE}|{QUEUE}\d\d-)({_RUN_ID.pattern})(?:/|\.json$)", key)
+    return found.group(1) if found else None
+
+
+def number_of(key: str) -> int | None:
+    """The number in the last part of a log, generation, metrics or logs key, or None for other keys."""
+    found = re.fullmatch(r"(\d+)\.(?:json|jsonl|txt)", key.rpartition("/")[2])
+    return int(found.group(1)) if found else None
