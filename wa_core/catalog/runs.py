@@ -181,9 +181,7 @@ class RunLog:
             self._take(layout.number_of(info.key), self._store.get(info.key))
         return self._entries[known:]
 
-    def append(
-        self, entry: E, *, attempt: int | None = None, expect: Collection[RunState] | None = None
-    ) -> E:
+    def append(self, entry: E, *, attempt: int | None = None, expect: Collection[RunState] | None = None) -> E:
         """Commit `entry` as the next one, and return it as written.
 
         Args:
@@ -216,9 +214,7 @@ class RunLog:
                 f"run {self.run_id}: attempt {attempt} is over, attempt {self.attempt} has taken over"
             )
         if self.state.is_terminal:
-            raise AlreadyFinishedError(
-                f"run {self.run_id} has already {_ENDED[self.state]}; nothing was changed"
-            )
+            raise AlreadyFinishedError(f"run {self.run_id} has already {_ENDED[self.state]}; nothing was changed")
         if expect is not None and self.state not in expect:
             kind = getattr(entry, "kind", type(entry).__name__)
             raise ConflictError(f"run {self.run_id} is {self.state}, so it cannot take {kind!r}")
@@ -236,9 +232,7 @@ class RunLog:
 
     def _take(self, seq: int | None, body: bytes) -> None:
         if seq != len(self._entries) + 1:
-            raise CorruptError(
-                f"run {self.run_id}: log entry {len(self._entries) + 1} is missing, found {seq}"
-            )
+            raise CorruptError(f"run {self.run_id}: log entry {len(self._entries) + 1} is missing, found {seq}")
         self._entries.append(entry_adapter.validate_json(body))
 
 

@@ -85,9 +85,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def list(
-        self, prefix: str, *, start_after: str = "", delimiter: str | None = None
-    ) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield every object whose key starts with `prefix` and sorts after `start_after`, by key.
 
         With a `delimiter`, keys that hold it after the prefix are rolled up into their common prefix.

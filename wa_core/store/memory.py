@@ -28,9 +28,7 @@ class MemoryStore:
         if byte_range is None:
             return body
         if byte_range.start >= len(body):
-            raise InvalidInputError(
-                f"{key}: range starts at {byte_range.start}, but it has {len(body)} bytes"
-            )
+            raise InvalidInputError(f"{key}: range starts at {byte_range.start}, but it has {len(body)} bytes")
         return body[byte_range.start : byte_range.end]
 
     def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -59,9 +57,7 @@ class MemoryStore:
                 raise AlreadyExistsError(f"{key} exists already")
             self._objects[key] = (body, datetime.now(UTC))
 
-    def list(
-        self, prefix: str, *, start_after: str = "", delimiter: str | None = None
-    ) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key."""
         with self._lock:
             found = [
