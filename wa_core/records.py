@@ -134,6 +134,17 @@ class RunRequest(Request):
         return self
 
 
+class RecipeConfig(Request):
+    """What every recipe can be told; a recipe's own config adds to it (`wa_core.recipe.Recipe`).
+
+    `batch_size` is the global one, shared out over the workers: a run with another number of workers sees the
+    same batches.
+    """
+
+    epochs: int = Field(default=1, ge=1, le=1_000_000)
+    batch_size: int = Field(default=64, ge=1, le=1_000_000)
+
+
 class RunSpec(Record):
     """A submitted run: what was asked for, and when. Written once, as `run.json`."""
 

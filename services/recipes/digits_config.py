@@ -1,0 +1,26 @@
+"""What the digits recipe can be told; free of torch, so that the API can check it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from wa_core.records import RecipeConfig
+
+NUM_TRAIN_SAMPLES = 1437
+NUM_HELDOUT_SAMPLES = 360
+
+
+class DigitsConfig(RecipeConfig):
+    """Config of `services.recipes.digits:Digits`.
+
+    The learning rate warms up linearly over `warmup_steps` and then stays at `lr`: the constant, high rate of
+    Izmailov et al. 2018, section 3, at which iterates circle the optimum and their average is better than each.
+    """
+
+    epochs: int = Field(default=12, ge=1, le=10_000)
+    batch_size: int = Field(default=64, ge=1, le=NUM_TRAIN_SAMPLES)
+    lr: float = Field(default=0.1, gt=0, le=10)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    warmup_steps: int = Field(default=20, ge=0, le=1_000_000)
+    width: int = Field(default=16, ge=1, le=512)
