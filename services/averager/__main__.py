@@ -1,0 +1,33 @@
+"""`python -m services.averager`: the averaging worker as a process."""
+
+from __future__ import annotations
+
+import sys
+
+import structlog
+import torch
+
+from services.averager.assessor import ProcessAssessor
+from services.averager.worker import Averager
+from services.runtime.lifecycle import Stop, run_ticks
+from services.runtime.settings import Settings
+from services.runtime.stores import open_store
+from services.runtime.telemetry import configure_logging
+from wa_core.clock import SystemClock
+
+
+def main() -> int:
+    """Fold until told to stop."""
+    settings = Settings()
+    configure_logging("averager", log_format=settings.log_format)
+    torch.set_num_threads(1)  # trainers on this machine come first
+    stop = Stop().install()
+    with ProcessAssessor(should_stop=lambda: stop.is_set) as assessor:
+        averager = Averager(open_store(settings), clock=SystemClock(), assessor=assessor)
+        structlog.get_logger(__name__).info("averager_ready", store=settings.store_url)
+        run_ticks(averager.tick, stop=stop, interval_s=settings.poll_interval_s)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Decides what an averager does next for one run. Pure: it reads a snapshot and returns one action.
+
+The worker acts; this module only says which action is due. Its order is the protocol: never fold across a
+branch, fold before assessing, publish what is folded before anything that may take long, and end a run only when
+every average is published through its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class AverageView:
+    """Where one average stands, in memory and as published.
+
+    `cursor` is the run-log seq through which it has taken every checkpoint; `folded` are the seqs in it.
+    `num_unpublished` counts the checkpoints taken since its newest generation; `is_dirty` says that memory differs
+    from that generation even so (after a rewind). `is_assessed` speaks of the newest generation.
+    """
+
+    name: str
+    cursor: int
+    folded: frozenset[int]
+    num_unpublished: int
+    is_dirty: bool
+    is_assessed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What the policy needs to know of a run. `lineage` are the seqs of its surviving checkpoints, ascending."""
+
+    lineage: Sequence[int]
+    is_training_over: bool
+    is_assessment_due: bool
+    averages: Sequence[AverageView]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """These averages hold checkpoints of an abandoned branch; go back to a generation inside the lineage."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Read checkpoint `seq` once and give it to all of these averages (each rule may still skip it)."""
+
+    seq: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Commit the next generation of these averages."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assess:
+    """Recalibrate and evaluate the newest generation of these averages, all in one go."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing more will come: every average is published and assessed through the last checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do now."""
+
+
+Action = Rewind | Fold | Publish | Assess | Finish | Wait
+
+
+def next_action(run: RunView, *, publish_every_folds: int) -> Action:
+    """The one thing to do next.
+
+    While behind, an average is published every `publish_every_folds` checkpoints; when caught up, after each.
+    """
+    lineage = frozenset(run.lineage)
+    if astray := tuple(average.name for average in run.averages if not average.folded <= lineage):
+        return Rewind(astray)
+    fold = _next_fold(run)
+    pending = tuple(
+        average.name
+        for average in run.averages
+        if average.is_dirty or average.num_unpublished >= (publish_every_folds if fold else 1)
+    )
+    if pending:
+        return Publish(pending)
+    if fold:
+        return fold
+    unassessed = tuple(average.name for average in run.averages if average.folded and not average.is_assessed)
+    if unassessed and (run.is_assessment_due or run.is_training_over):
+        return Assess(unassessed)
+    return Finish() if run.is_training_over else Wait()
+
+
+def _next_fold(run: RunView) -> Fold | None:
+    """The oldest checkpoint that some average has not taken, with all the averages that have not."""
+    cursor = min((average.cursor for average in run.averages), default=None)
+    seq = next((seq for seq in run.lineage if cursor is not None and seq > cursor), None)
+    if seq is None:
+        return None
+    return Fold(seq, tuple(average.name for average in run.averages if average.cursor < seq))
