@@ -23,7 +23,8 @@ from wa_core.records import AverageManifest, SetAside, new_write_id
 from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Set as AbstractSet
+    from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from wa_core.clock import Clock
     from wa_core.records import Assessment, AverageRequest, CheckpointCommitted, FileRef
