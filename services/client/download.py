@@ -1,8 +1,8 @@
 """Downloads that resume and prove themselves.
 
 A file arrives as ``PATH.part``. Beside it ``PATH.part.etag`` says which content the part belongs to, so a cut
-download goes on with ``Range`` and ``If-Range``, and starts over when the content has been replaced. `PATH` appears
-by an atomic rename, after the sha256 of every byte has matched the service's ``Repr-Digest``.
+download goes on with ``Range`` and ``If-Range``, and starts over when the content has been replaced. `PATH`
+appears by an atomic rename, after the sha256 of every byte has matched the service's ``Repr-Digest``.
 """
 
 from __future__ import annotations
