@@ -18,7 +18,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
 
-    store_url: str = "s3://wa"
+    store_url: str = "s3://weights"
     s3_endpoint: str | None = None
     s3_public_endpoint: str | None = None
     s3_access_key: str | None = None
