@@ -163,7 +163,7 @@ def _measure(model: nn.Module, batches: Iterable[Labelled]) -> dict[str, float]:
 
 
 def _batches(data: Labelled) -> Iterator[Labelled]:
-    return zip(data[0].split(EVAL_BATCH_SIZE), data[1].split(EVAL_BATCH_SIZE), strict=True)
+    return zip(torch.split(data[0], EVAL_BATCH_SIZE), torch.split(data[1], EVAL_BATCH_SIZE), strict=True)
 
 
 def _load_split() -> tuple[Labelled, Labelled]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from wa_core.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
@@ -31,14 +33,27 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes `start` up to, not including, `end` (None: to the end of the object)."""
+    """Bytes `start` up to, not including, `end` (None: to the end of the object).
+
+    Raises:
+        InvalidInputError: `start` is negative or `end` lies before it.
+    """
 
     start: int
     end: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.end is not None and self.end < self.start):
+            raise InvalidInputError(
+                f"bytes {self.start} to {self.end} are no range; start must be 0 <= start <= end"
+            )
+
 
 class ObjectStore(Protocol):
     """Synchronous access to one bucket. Methods may be called from several threads.
+
+    A key is what `wa_core.store.keys.check_key` lets through, and no key may be another's folder (``a`` beside
+    ``a/b``): stores backed by files cannot hold both.
 
     Every method raises `StoreUnavailableError` when the store is away or overloaded and `StoreAuthError`
     when it refuses the credentials.
@@ -56,7 +71,8 @@ class ObjectStore(Protocol):
     def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes from `start` up to `end` (exclusive; None: its end) in order, in chunks.
 
-        The object is opened on the call, so a missing key raises before anything is yielded.
+        The object is opened on the call, so a missing key raises before anything is yielded. Starting at or
+        after its end yields nothing.
 
         Raises:
             ObjectNotFoundError: no object has this key.
@@ -73,7 +89,11 @@ class ObjectStore(Protocol):
         ...
 
     def put(self, key: str, body: Body) -> None:
-        """Write an object, replacing any before it; a reader sees the old one or the new one, whole."""
+        """Write an object, replacing any before it; a reader sees the old one or the new one, whole.
+
+        A file is read from where it stands to its end and stays open; when the write fails it is set back to
+        where it stood, if it can be, so that trying again sends all of it.
+        """
         ...
 
     def create(self, key: str, body: bytes) -> None:
@@ -88,7 +108,8 @@ class ObjectStore(Protocol):
     def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield every object whose key starts with `prefix` and sorts after `start_after`, by key.
 
-        With a `delimiter`, keys that hold it after the prefix are rolled up into their common prefix.
+        With a `delimiter`, keys that hold it after the prefix are rolled up into their common prefix; some
+        stores show a common prefix for a while after its last object was deleted.
         """
         ...
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from wa_core.errors import AlreadyExistsError, InvalidInputError, ObjectNotFoundError
 from wa_core.store.base import Body, ByteRange, ObjectInfo
+from wa_core.store.keys import check_key, roll_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +47,14 @@ class MemoryStore:
 
     def put(self, key: str, body: Body) -> None:
         """Write an object, replacing any before it."""
+        check_key(key)
         data = bytes(body) if isinstance(body, bytes | bytearray | memoryview) else body.read()
         with self._lock:
             self._objects[key] = (data, datetime.now(UTC))
 
     def create(self, key: str, body: bytes) -> None:
         """Write an object if its key is free."""
+        check_key(key)
         with self._lock:
             if key in self._objects:
                 raise AlreadyExistsError(f"{key} exists already")
@@ -65,7 +68,7 @@ class MemoryStore:
                 for key, (body, modified_at) in sorted(self._objects.items())
                 if key.startswith(prefix)
             ]
-        return roll_up(iter(found), prefix=prefix, start_after=start_after, delimiter=delimiter)
+        return roll_up(found, prefix=prefix, start_after=start_after, delimiter=delimiter)
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
@@ -81,23 +84,3 @@ class MemoryStore:
             if key not in self._objects:
                 raise ObjectNotFoundError(f"no object at {key}")
             return self._objects[key][0]
-
-
-def roll_up(
-    infos: Iterator[ObjectInfo], *, prefix: str, start_after: str, delimiter: str | None
-) -> Iterator[ObjectInfo]:
-    """Apply S3's `StartAfter` and `Delimiter` to a sorted listing.
-
-    A common prefix is yielded once, and only when it sorts after `start_after`, as S3 does.
-    """
-    last_prefix = None
-    for info in infos:
-        cut = info.key.find(delimiter, len(prefix)) if delimiter else -1
-        if cut < 0:
-            if info.key > start_after:
-                yield info
-            continue
-        common = info.key[: cut + 1]
-        if common != last_prefix and common > start_after:
-            last_prefix = common
-            yield ObjectInfo(common, 0)

@@ -16,6 +16,7 @@ RUN = RunView(lineage=[3, 4], is_training_over=False, is_assessment_due=False, a
 
 
 def decide(run: RunView) -> object:
+    """The next action, with room for eight folds between generations."""
     return next_action(run, publish_every_folds=8)
 
 
