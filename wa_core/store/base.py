@@ -44,9 +44,7 @@ class ByteRange:
 
     def __post_init__(self) -> None:
         if self.start < 0 or (self.end is not None and self.end < self.start):
-            raise InvalidInputError(
-                f"bytes {self.start} to {self.end} are no range; start must be 0 <= start <= end"
-            )
+            raise InvalidInputError(f"bytes {self.start} to {self.end} are no range; 0 <= start <= end must hold")
 
 
 class ObjectStore(Protocol):
