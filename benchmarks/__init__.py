@@ -1,0 +1,1 @@
+"""Measurements that print what the documentation claims."""
