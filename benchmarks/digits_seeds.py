@@ -1,8 +1,8 @@
 """Does averaging win? Runs the digits recipe with five seeds on an embedded stack, and compares held-out metrics.
 
 `python -m benchmarks.digits_seeds` starts a stack in a temporary folder, submits one run per seed, and writes
-`benchmarks/results/digits_seeds.{json,md}`: for every seed the last raw iterate beside SWA and EMA, before and after
-BatchNorm recalibration. The evaluation is the service's own; nothing is computed here but means.
+`benchmarks/results/digits_seeds.{json,md}`: for every seed the last raw iterate beside SWA and EMA, before and
+after BatchNorm recalibration. The evaluation is the service's own; nothing is computed here but means.
 """
 
 from __future__ import annotations
