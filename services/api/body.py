@@ -1,0 +1,164 @@
+"""Reads a submission strictly: bounded in size, time and depth, and JSON without its ambiguities.
+
+Duplicate keys, NaN and integers without end are refused rather than guessed at, because two readers of the same
+bytes must never see two different runs. Every refusal says where and what.
+"""
+
+import asyncio
+import json
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect
+
+from services.api.problems import HttpProblem
+from wa_core.records import AverageRequest, CheckpointPolicy, RunRequest, Scaling
+
+MAX_BODY_BYTES = 1 << 20
+MAX_DEPTH = 64
+MAX_INTEGER_DIGITS = 100
+BODY_DEADLINE_S = 15.0
+
+_PARTS: dict[str, type[BaseModel]] = {
+    "scaling": Scaling,
+    "checkpoint": CheckpointPolicy,
+    "averages": AverageRequest,
+}
+
+
+async def read_run_request(request: Request) -> RunRequest:
+    """The submission in a request's body.
+
+    Raises:
+        HttpProblem: 400, 408, 413, 415 or 422; the code says why.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise HttpProblem(
+            f"the body's type is {content_type!r}; send Content-Type: application/json",
+            status=415,
+            code="unsupported_media_type",
+        )
+    return parse_run_request(await _read(request))
+
+
+def parse_run_request(body: bytes) -> RunRequest:
+    """A submission from its bytes.
+
+    Raises:
+        HttpProblem: 400 when they are no JSON, 422 when they are no submission.
+    """
+    _check_json(body)
+    try:
+        return RunRequest.model_validate_json(body)
+    except ValidationError as error:
+        faults = [_fault(details) for details in error.errors(include_url=False, include_context=False)]
+    detail = "; ".join(f"{pointer}: {message}" if pointer else message for pointer, message in faults[:5])
+    raise HttpProblem(detail, status=422, code="invalid_request", faults=faults)
+
+
+async def _read(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:19]) > MAX_BODY_BYTES:
+        _refuse_size()
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    _refuse_size()
+    except TimeoutError:
+        detail = f"the body had not arrived whole after {BODY_DEADLINE_S:.0f} s"
+        raise HttpProblem(detail, status=408, code="body_too_slow", headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise HttpProblem("the body ended early", status=400, code="body_incomplete") from None
+    return bytes(body)
+
+
+def _refuse_size() -> NoReturn:
+    raise HttpProblem(
+        f"the body is larger than {MAX_BODY_BYTES} bytes",
+        status=413,
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def _check_json(body: bytes) -> None:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        detail = f"the body is not UTF-8: byte {error.start} is {body[error.start]:#04x}"
+        raise HttpProblem(detail, status=400, code="body_not_utf8") from None
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_bounded_integer
+        )
+    except json.JSONDecodeError as error:
+        detail = f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        raise HttpProblem(detail, status=400, code="body_not_json") from None
+    except RecursionError:
+        _refuse_depth()
+    _check_depth(value)
+
+
+def _check_depth(value: object) -> None:
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _children(outer)]
+        if not level:
+            return
+    _refuse_depth()
+
+
+def _children(value: dict[str, object] | list[object]) -> list[object]:
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+def _refuse_depth() -> NoReturn:
+    raise HttpProblem(f"the body is nested deeper than {MAX_DEPTH} levels", status=400, code="body_too_deep")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise HttpProblem(
+            f"the key {twice[:100]!r} appears twice in one object",
+            status=422,
+            code="duplicate_key",
+            faults=[(twice[:100], "appears twice")],
+        )
+    return found
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise HttpProblem(
+        f"{text} is not a JSON number; leave it out or write null", status=422, code="invalid_number"
+    )
+
+
+def _bounded_integer(digits: str) -> int:
+    if len(digits) > MAX_INTEGER_DIGITS:
+        detail = f"an integer has {len(digits)} digits; at most {MAX_INTEGER_DIGITS} are read"
+        raise HttpProblem(detail, status=422, code="invalid_number")
+    return int(digits)
+
+
+def _fault(details: ErrorDetails) -> tuple[str, str]:
+    location = details["loc"]
+    pointer = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if details["type"] == "extra_forbidden":
+        return pointer, _nearest(str(location[-1]), model=_PARTS.get(str(location[0]), RunRequest))
+    return pointer, details["msg"].removeprefix("Value error, ")
+
+
+def _nearest(name: str, *, model: type[BaseModel]) -> str:
+    known = list(model.model_fields)
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown field; did you mean {near[0]!r}?" if near else f"unknown field; known are {', '.join(known)}"

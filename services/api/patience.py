@@ -1,0 +1,100 @@
+"""A store that gives up within seconds, because a caller of the API is waiting.
+
+The processes that hold work wait minutes for a store that is away. The API holds none: it tries briefly, says 503
+and Retry-After, and lets the caller decide. To keep `wa_core.catalog.commit.patiently` from waiting on, what is
+raised here is no `TransientError`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from services.api.problems import RETRY_AFTER_S, HttpProblem
+from wa_core.catalog.commit import patiently
+from wa_core.errors import TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from wa_core.store.base import Body, ByteRange, ObjectInfo, ObjectStore
+
+T = TypeVar("T")
+
+PATIENCE_S = 1.5
+
+
+class StoreAwayError(HttpProblem):
+    """The store did not answer in the time that a caller should wait."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the object store is away: {reason}",
+            status=503,
+            code="storage_unavailable",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
+
+
+class BriefStore:
+    """`store`, with every call tried for `patience_s` seconds at most. See `ObjectStore` for the methods.
+
+    A create is tried again like the rest: its records carry a `write_id`, so a lost response is recognised.
+    """
+
+    def __init__(self, store: ObjectStore, *, patience_s: float = PATIENCE_S) -> None:
+        self._store = store
+        self._patience_s = patience_s
+
+    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+        """Read an object."""
+        return self._briefly(lambda: self._store.get(key, byte_range=byte_range))
+
+    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Open an object; a connection that breaks on the way is opened again where it broke."""
+        chunks = self._briefly(lambda: self._store.stream(key, start=start, end=end))
+        return self._resuming(chunks, key, start=start, end=end)
+
+    def head(self, key: str) -> ObjectInfo:
+        """Say an object's size and time."""
+        return self._briefly(lambda: self._store.head(key))
+
+    def put(self, key: str, body: Body) -> None:
+        """Write an object."""
+        self._briefly(lambda: self._store.put(key, body))
+
+    def create(self, key: str, body: bytes) -> None:
+        """Write an object if its key is free."""
+        self._briefly(lambda: self._store.create(key, body))
+
+    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        """The objects under a prefix, listed whole before the first is yielded."""
+        return iter(
+            self._briefly(lambda: [*self._store.list(prefix, start_after=start_after, delimiter=delimiter)])
+        )
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        self._briefly(lambda: self._store.delete(key))
+
+    def presign(self, key: str, *, expires_s: int) -> str | None:
+        """A URL that reads the object, if the store has such."""
+        return self._store.presign(key, expires_s=expires_s)
+
+    def _briefly(self, call: Callable[[], T]) -> T:
+        try:
+            return patiently(call, patience_s=self._patience_s)
+        except TransientError as error:
+            raise StoreAwayError(error.message) from None
+
+    def _resuming(self, chunks: Iterator[bytes], key: str, *, start: int, end: int | None) -> Iterator[bytes]:
+        position = start
+        while True:
+            try:
+                for chunk in chunks:
+                    position += len(chunk)
+                    yield chunk
+            except TransientError:
+                chunks = self._briefly(partial(self._store.stream, key, start=position, end=end))
+            else:
+                return

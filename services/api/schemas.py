@@ -1,0 +1,169 @@
+"""What the API answers, as pydantic models: the public shape of runs, averages, checkpoints and pages.
+
+These are the API's own; the records in the bucket may change behind them. They are built in
+`services.api.resources` and know no store.
+"""
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+
+from wa_core.records import (
+    AverageRequest,
+    AveragingState,
+    BatchNormSummary,
+    CheckpointPolicy,
+    RunState,
+    Scaling,
+    SetAside,
+)
+
+T = TypeVar("T")
+
+
+class Resource(BaseModel):
+    """Base of all answers: immutable."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Reason(Resource):
+    """Why a run failed, or is recovering."""
+
+    code: str
+    message: str
+
+
+class RunResource(Resource):
+    """A run. `metrics` are those of the newest step that reported any."""
+
+    run_id: str
+    state: RunState
+    desired_state: str = Field(description="what its owner last asked for: succeeded, paused or cancelled")
+    averaging_state: AveragingState
+    reason: Reason | None
+    recipe: str
+    config: dict[str, JsonValue]
+    scaling: Scaling
+    checkpoint: CheckpointPolicy
+    averages: list[AverageRequest]
+    labels: dict[str, str]
+    priority: int
+    max_failures: int
+    seed: int
+    step: int
+    total_steps: int | None
+    attempt: int
+    metrics: dict[str, float]
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+
+
+class CheckpointResource(Resource):
+    """A committed checkpoint. Abandoned ones were left behind by a restart and are in no average."""
+
+    seq: int
+    step: int
+    epoch: int
+    attempt: int
+    lr: float | None
+    metrics: dict[str, float]
+    size_bytes: int
+    sha256: str | None = Field(description="of the raw weights")
+    is_abandoned: bool
+    created_at: AwareDatetime | None
+
+
+class Weights(Resource):
+    """A published weights file; `url` is this very content, whatever is published later."""
+
+    sha256: str
+    size_bytes: int
+    url: str
+
+
+class EvaluationSet(Resource):
+    """Held-out metrics: the newest raw checkpoint, the average, and the average with averaged statistics.
+
+    Each has ``step`` and the recipe's metrics, such as ``loss`` and ``accuracy``.
+    """
+
+    raw: dict[str, float] | None = None
+    averaged: dict[str, float] | None = None
+    before_recalibration: dict[str, float] | None = None
+
+
+class AverageResource(Resource):
+    """An average. `coefficients` maps each step in it to its weight; they sum to 1."""
+
+    name: str
+    rule: str
+    generation: int | None
+    n_averaged: int
+    first_step: int | None
+    last_step: int | None
+    behind: int = Field(description="surviving checkpoints that have not been looked at yet")
+    coefficients: dict[int, float]
+    evaluation: EvaluationSet
+    batchnorm: BatchNormSummary | None
+    rejected: list[SetAside]
+    skipped: list[SetAside]
+    weights: Weights | None
+    published_generation: int | None
+
+
+class LogLine(Resource):
+    """One line that a rank wrote."""
+
+    attempt: int
+    rank: str
+    text: str
+
+
+class Page(Resource, Generic[T]):
+    """Part of a list. `next` is the `after` of the page that follows; null when there is none."""
+
+    data: list[T]
+    has_more: bool
+    next: str | None
+
+
+class Feed(Resource, Generic[T]):
+    """Part of something that grows. `next` is where to go on, also when nothing more is there yet."""
+
+    data: list[T]
+    has_more: bool
+    next: str | None
+
+
+class EventFeed(Resource):
+    """Part of a run's log, as recorded; `next` is the seq to go on after."""
+
+    data: list[dict[str, Any]]
+    has_more: bool
+    next: int
+
+
+class Listing(Resource, Generic[T]):
+    """A whole list."""
+
+    data: list[T]
+
+
+class Fault(Resource):
+    """One thing wrong with a request: where, and what."""
+
+    pointer: str
+    message: str
+
+
+class Problem(Resource):
+    """A refusal or failure (RFC 9457); `code` is stable, the texts are not."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: Annotated[str | None, Field(description="what to do about it")] = None
+    errors: list[Fault] = Field(default_factory=list)
