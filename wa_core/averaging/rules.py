@@ -297,7 +297,8 @@ def _check_progress(start_step: int, *, n_averaged: int, step: int, prev_step: i
     if not is_first and not is_next:
         raise InvalidInputError(
             f"step {step} does not go forward: {n_averaged} checkpoints are folded, the last at step {prev_step}, "
-            f"and the rule starts at {start_step}; fold each checkpoint once, in the order of their steps"
+            f"and the rule starts at {start_step}; fold each checkpoint once, in the order of their steps",
+            code="step_backwards",
         )
 
 

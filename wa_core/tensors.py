@@ -1,0 +1,399 @@
+"""State dicts and safetensors files: canonical names, specs, ties, deterministic bytes, streaming reads.
+
+It knows torch and one file format; it does not know where bytes come from or what tensors are for. Reading keeps
+one invariant: a `Checkpoint` is returned only when the header was sound, every byte arrived exactly once and the
+recorded size and digest, when given, hold. Otherwise there is a `CorruptError` with a stable code.
+
+Tied tensors (same memory, shape and strides under several names) are written once; the metadata entry ``tied``
+maps every other name to the one written, and reading restores them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError
+from wa_core.header import LENGTH_BYTES, METADATA_KEY, check_name, parse_header, parse_length
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from wa_core.header import Header, Region
+
+TIED_KEY = "tied"
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
+_SHOWN = 5  # of a list in a message
+_FIRST_BUFFER_BYTES = 16 * 1024 * 1024
+
+_TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+_FORMAT_DTYPES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TensorSpec:
+    """What a tensor must be to take part in an average. `dtype` is torch's name, such as ``float32``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, not copied, under names without the parts that DDP, `torch.compile` and FSDP insert.
+
+    Raises:
+        IncompatibleError: two names become one (code `name_collision`).
+        InvalidInputError: a value is not a tensor.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise InvalidInputError(
+                f"{name!r} is of type {type(tensor).__name__}, not a tensor; leave extra state out of the weights"
+            )
+        canonical = _canonical_name(name)
+        if canonical in found:
+            raise IncompatibleError(
+                f"{name!r} and another tensor are both {canonical!r} without their wrappers' prefixes "
+                f"({', '.join(sorted(_WRAPPERS))}); rename one of the modules",
+                code="name_collision",
+            )
+        found[canonical] = tensor
+    return found
+
+
+def _canonical_name(name: str) -> str:
+    *path, last = name.split(".")
+    return ".".join([part for part in path if part not in _WRAPPERS] + [last])
+
+
+def spec_of(state: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
+    """The specs of all tensors, sorted by name."""
+    return tuple(
+        sorted(
+            TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+            for name, value in state.items()
+        )
+    )
+
+
+def spec_digest(specs: Iterable[TensorSpec]) -> str:
+    """SHA-256, in hex, over names, dtypes and shapes in the order of the names."""
+    rows = [[spec.name, spec.dtype, list(spec.shape)] for spec in sorted(specs)]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def describe_difference(expected: Iterable[TensorSpec], found: Iterable[TensorSpec]) -> str:
+    """One line for people: what is missing, extra and changed, a few of each; empty when nothing differs."""
+    wanted, got = ({spec.name: spec for spec in specs} for specs in (expected, found))
+    changed = [
+        f"tensor {name!r} is {got[name]} but the average holds {spec}"
+        for name, spec in wanted.items()
+        if name in got and got[name] != spec
+    ]
+    parts = {
+        "missing: ": [f"{name!r} {spec}" for name, spec in wanted.items() if name not in got],
+        "extra: ": [f"{name!r} {spec}" for name, spec in got.items() if name not in wanted],
+        "": changed,
+    }
+    return "; ".join(f"{label}{_shorten(items)}" for label, items in parts.items() if items)
+
+
+def check_spec(expected: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
+    """Refuse a checkpoint that is not of the architecture being averaged.
+
+    Raises:
+        IncompatibleError: `tensors_differ` (names), `shape_changed` or `dtype_changed`.
+    """
+    if difference := describe_difference(expected, found):
+        wanted, got = ({spec.name: spec.shape for spec in specs} for specs in (expected, found))
+        code = (
+            "tensors_differ"
+            if wanted.keys() != got.keys()
+            else "dtype_changed"
+            if wanted == got
+            else "shape_changed"
+        )
+        raise IncompatibleError(
+            f"{difference}; checkpoints of one run must keep their architecture. Start a new average", code=code
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        CorruptError: `not_finite`; the message names the tensors and how many values are bad.
+    """
+    bad = [
+        f"{name!r} has {count} of {tensors[name].numel()}"
+        for name in tensors
+        if (count := _num_bad(tensors[name]))
+    ]
+    if bad:
+        raise CorruptError(
+            f"values that are NaN or infinite: {_shorten(bad)}; the training has diverged here; lower the "
+            f"learning rate or resume from an earlier step",
+            code="not_finite",
+        )
+
+
+def _num_bad(tensor: Tensor) -> int:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    values = tensor.detach()
+    finite = torch.isfinite(values.float() if values.element_size() == 1 else values)
+    return 0 if bool(finite.all()) else int((~finite).sum())
+
+
+def find_ties(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Alias -> name, for names sharing memory, dtype, shape and strides; the first in sort order is the name."""
+    first: dict[tuple[object, ...], str] = {}
+    ties: dict[str, str] = {}
+    for name in sorted(state):
+        tensor = state[name]
+        if tensor.numel() == 0:
+            continue
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if (original := first.setdefault(place, name)) != name:
+            ties[name] = original
+    return ties
+
+
+def _shorten(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+def serialize(
+    state: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None, restore_ties: bool = False
+) -> bytes:
+    """A safetensors file. The same tensors and metadata give the same bytes, in whatever order they come.
+
+    Args:
+        state: dense tensors by name, on any device.
+        metadata: texts for the header; ``format`` is ``pt`` unless given.
+        restore_ties: write every alias as a full copy, for readers that do not know the ``tied`` entry.
+
+    Raises:
+        InvalidInputError: there are no tensors, one is sparse, quantised or of a dtype without a place in the
+            format, or `metadata` uses the reserved key ``tied``.
+    """
+    texts = {"format": "pt", **(metadata or {})}
+    if TIED_KEY in texts or not state:
+        raise InvalidInputError("a checkpoint needs tensors, and its metadata must leave the key 'tied' free")
+    ties = {} if restore_ties else find_ties(state)
+    if ties:
+        texts[TIED_KEY] = json.dumps(ties, sort_keys=True)
+    # Widest elements first, so that every tensor is aligned to its own element size.
+    names = sorted(
+        (name for name in state if name not in ties), key=lambda name: (-state[name].element_size(), name)
+    )
+    bodies = [_bytes_of(name, state[name]) for name in names]
+    header: dict[str, object] = {METADATA_KEY: dict(sorted(texts.items()))}
+    end = 0
+    for name, body in zip(names, bodies, strict=True):
+        begin, end = end, end + len(body)
+        dtype = _FORMAT_DTYPES[state[name].dtype]
+        header[name] = {"dtype": dtype, "shape": list(state[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(LENGTH_BYTES, "little"), text, *bodies])
+
+
+def _bytes_of(name: str, tensor: Tensor) -> memoryview:
+    try:
+        check_name(name)
+    except CorruptError as error:
+        raise InvalidInputError(error.message, code=error.code) from None
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _FORMAT_DTYPES:
+        raise InvalidInputError(
+            f"tensor {name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; only dense "
+            f"tensors of ordinary dtypes can be written, convert it first"
+        )
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A file that was read whole and found sound. Tied tensors are the same object under all their names."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    specs: tuple[TensorSpec, ...]
+    size_bytes: int
+    sha256: str
+
+
+def read_checkpoint(
+    chunks: Iterable[bytes], *, size_bytes: int | None = None, sha256: str | None = None
+) -> Checkpoint:
+    """Read a safetensors file in one pass, straight into its tensors.
+
+    The header is checked completely before any data is accepted. Memory follows the bytes that arrive, never what
+    a header claims, unless the header agrees with `size_bytes`.
+
+    Args:
+        chunks: the file's bytes in order, cut anywhere.
+        size_bytes: what the record says the file's size is.
+        sha256: what the record says the file's digest is, in hex.
+
+    Raises:
+        CorruptError: with the codes of `wa_core.header`, or `truncated_data`, `trailing_bytes`, `size_mismatch`,
+            `digest_mismatch`, `bad_value` or `bad_ties`.
+    """
+    source = _Source(chunks)
+    header, data_begin = _read_header(source, size_bytes)
+    end = data_begin + header.data_bytes
+    tensors: dict[str, Tensor] = {}
+    if size_bytes in (None, end):
+        for region in header.regions:
+            buffer = source.read_tensor(region.end - region.begin, is_size_known=size_bytes is not None)
+            if buffer is None:
+                break
+            tensors[region.name] = _shape(buffer, region)
+    source.drain(max(end, size_bytes or 0))
+    _check_end(source, end=end, size_bytes=size_bytes, sha256=sha256)
+    _restore_ties(tensors, header.metadata)
+    return Checkpoint(tensors, header.metadata, spec_of(tensors), source.num_bytes, source.sha256)
+
+
+def _read_header(source: _Source, size_bytes: int | None) -> tuple[Header, int]:
+    prefix = source.read(LENGTH_BYTES)
+    length = parse_length(prefix + source.peek(LENGTH_BYTES))
+    text = source.read(length) if size_bytes is None or LENGTH_BYTES + length <= size_bytes else b""
+    if len(text) < length:
+        has = source.num_bytes if size_bytes is None else size_bytes
+        raise CorruptError(
+            f"the header claims {length} bytes, but the whole file has {has}; it was cut off or is no safetensors",
+            code="header_length",
+        )
+    return parse_header(text), LENGTH_BYTES + length
+
+
+def _shape(buffer: Tensor, region: Region) -> Tensor:
+    if region.dtype == "BOOL" and bool((buffer > 1).any()):
+        raise CorruptError(
+            f"tensor {region.name!r} is bool but has bytes other than 0 and 1; the file is damaged",
+            code="bad_value",
+        )
+    return buffer.view(_TORCH_DTYPES[region.dtype]).reshape(region.shape)
+
+
+def _check_end(source: _Source, *, end: int, size_bytes: int | None, sha256: str | None) -> None:
+    found = source.num_bytes
+    if size_bytes is not None and found != size_bytes:
+        code, message = "size_mismatch", f"the record says {size_bytes} bytes, but {found} arrived"
+    elif found < end:
+        code, message = "truncated_data", f"the header describes a file of {end} bytes, but it has {found}"
+    elif found > end:
+        code, message = (
+            "trailing_bytes",
+            f"{found - end} or more bytes follow the last tensor, which ends at {end}",
+        )
+    elif sha256 is not None and source.sha256 != sha256:
+        code, message = "digest_mismatch", f"the record says sha256 {sha256}, the bytes have {source.sha256}"
+    else:
+        return
+    raise CorruptError(f"{message}; read the file again, and if that does not help, save it again", code=code)
+
+
+def _restore_ties(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    try:
+        ties = json.loads(metadata.get(TIED_KEY, "{}"))
+        pairs = list(ties.items())
+    except (ValueError, RecursionError, AttributeError):
+        raise CorruptError(
+            "the metadata entry 'tied' is not a JSON object; save it again", code="bad_ties"
+        ) from None
+    stored = dict(tensors)
+    for alias, name in pairs:
+        check_name(alias)
+        if not isinstance(name, str) or name not in stored or alias in stored:
+            raise CorruptError(
+                f"tensor {alias!r} is said to be tied to {name!a}, which does not fit the file's tensors; save it "
+                f"again",
+                code="bad_ties",
+            )
+        tensors[alias] = stored[name]
+
+
+class _Source:
+    """Chunks as one stream of bytes, counted and hashed as they arrive."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = memoryview(b"")
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """The digest of all that arrived, in hex."""
+        return self._hash.hexdigest()
+
+    def read(self, num_bytes: int) -> bytes:
+        """The next bytes; fewer at the end of the stream."""
+        found = bytearray()
+        while len(found) < num_bytes and (self._rest or self._pull()):
+            found += self._take(num_bytes - len(found))
+        return bytes(found)
+
+    def peek(self, num_bytes: int) -> bytes:
+        """What is at hand of the next bytes, without waiting for more."""
+        return bytes(self._rest[:num_bytes])
+
+    def read_tensor(self, num_bytes: int, *, is_size_known: bool) -> Tensor | None:
+        """The next bytes as a uint8 tensor, or None when the stream ends before."""
+        buffer = torch.empty(
+            num_bytes if is_size_known else min(num_bytes, _FIRST_BUFFER_BYTES), dtype=torch.uint8
+        )
+        filled = self._fill(buffer, 0)
+        while filled == buffer.numel() < num_bytes:
+            larger = torch.empty(min(num_bytes, 2 * filled), dtype=torch.uint8)
+            larger[:filled] = buffer
+            buffer, filled = larger, self._fill(larger, filled)
+        return buffer if filled == num_bytes else None
+
+    def drain(self, limit: int) -> None:
+        """Count and hash what is left, but stop once more than `limit` bytes have come in all."""
+        self._rest = memoryview(b"")
+        while self.num_bytes <= limit and self._pull():
+            pass
+
+    def _fill(self, buffer: Tensor, filled: int) -> int:
+        view = buffer.numpy().data
+        while filled < len(view) and (self._rest or self._pull()):
+            part = self._take(len(view) - filled)
+            view[filled : filled + len(part)] = part
+            filled += len(part)
+        return filled
+
+    def _take(self, limit: int) -> memoryview:
+        part, self._rest = self._rest[:limit], self._rest[limit:]
+        return part
+
+    def _pull(self) -> bool:
+        for chunk in self._chunks:
+            if chunk:
+                self._rest = memoryview(chunk)
+                self._hash.update(chunk)
+                self.num_bytes += len(chunk)
+                return True
+        return False
