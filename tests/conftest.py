@@ -1,0 +1,18 @@
+"""Fixtures that any test may ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.seaweed import Seaweed, running_seaweed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """One real SeaweedFS for the whole session; `seaweed.new_store()` gives each test a bucket of its own."""
+    with running_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
