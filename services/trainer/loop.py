@@ -1,0 +1,267 @@
+"""The training loop: DDP over any torch process group, exact in its recovery.
+
+It knows no Ray: it runs as well alone, or under plain multi-process gloo. It keeps one invariant: the weights
+after step n depend on the run's spec, the number of workers and n alone, whether or not training was interrupted
+on the way (bit-identical on CPU). Every rank calls `train`; rank 0 alone writes checkpoints and metrics.
+"""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from services.recipes.loader import load_recipe
+from services.trainer.background import Background, Job
+from services.trainer.logs import LogShipper
+from services.trainer.metrics import MetricsWriter
+from services.trainer.order import DataOrder, derived_seed, seed_step
+from services.trainer.resume import restore, trainer_state
+from services.trainer.watch import RunWatch
+from wa_core.catalog.commit import patiently
+from wa_core.catalog.runs import RunLog, fetch_spec
+from wa_core.clock import Clock, SystemClock
+from wa_core.errors import FencedError, TransientError, UserCodeError, WeightAveragingError
+from wa_core.publisher import UPLOAD_DEADLINE_S, CheckpointPublisher
+from wa_core.records import AttemptStarted, CheckpointCommitted, RunSpec
+
+if TYPE_CHECKING:
+    from wa_core.store.base import ObjectStore
+
+METRICS_INTERVAL_S = 2.0
+HEARTBEAT_INTERVAL_S = 1.0
+WATCH_INTERVAL_S = 1.0
+LOGS_INTERVAL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainContext:
+    """Where a worker stands: whose run, which attempt, which rank of how many.
+
+    With `world_size` above 1 the default process group must be initialised. `device` is a torch device such as
+    ``cpu`` or ``cuda:0``.
+    """
+
+    store: ObjectStore
+    run_id: str
+    attempt: int
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    clock: Clock = field(default_factory=SystemClock)
+    upload_deadline_s: float = UPLOAD_DEADLINE_S
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """How far training came; `is_stopped` when it was asked to end before its last step."""
+
+    step: int
+    total_steps: int
+    is_stopped: bool
+    metrics: dict[str, float]
+
+
+def train(context: TrainContext) -> TrainOutcome:
+    """Train one attempt of a run to its end, or until it is cancelled; every offered checkpoint is committed.
+
+    Raises:
+        FencedError: a newer attempt has taken over, or the run has ended.
+        UserCodeError: the recipe raised; its traceback is in the rank's log.
+        TransientError: another worker was lost (code ``peer_lost``), or the store stayed away.
+        WeightAveragingError: as the error says.
+    """
+    spec = fetch_spec(context.store, context.run_id)
+    logs = LogShipper(
+        context.store, context.run_id, attempt=context.attempt, rank=context.rank, clock=context.clock
+    )
+    with Background([Job(logs.flush, LOGS_INTERVAL_S)]), logs.capture():
+        try:
+            return _run(_Training(context, spec, resumed_from=_resumed_from(context)), logs=logs)
+        except WeightAveragingError as error:
+            logs.line(f"stopped: {error.message}")
+            raise
+        except Exception as error:
+            logs.write(traceback.format_exc())
+            raise _explained(error) from error
+
+
+class _Training:
+    """Model, optimizer and position of one rank."""
+
+    def __init__(self, context: TrainContext, spec: RunSpec, *, resumed_from: CheckpointCommitted | None) -> None:
+        request = spec.request
+        self.context = context
+        self.every_steps = request.checkpoint.every_steps
+        self.seed = request.seed
+        self.recipe = load_recipe(request.recipe, request.config, seed=request.seed)
+        self.order = DataOrder(self.seed, self.recipe.num_train_samples, self.recipe.batch_size)
+        self.total_steps = self.recipe.epochs * self.order.steps_per_epoch
+        if context.device == "cpu":
+            torch.set_num_threads(1)  # the sums of a step must not depend on how many cores a machine has
+        torch.manual_seed(derived_seed(self.seed, "init"))
+        self.model = self.recipe.build_model().to(context.device)
+        self.optimizer = self.recipe.build_optimizer(self.model)
+        self.scheduler = self.recipe.build_scheduler(self.optimizer, total_steps=self.total_steps)
+        self.step = 0
+        if resumed_from is not None:
+            self.step = restore(
+                context.store,
+                resumed_from,
+                model=self.model,
+                optimizer=self.optimizer,
+                scheduler=self.scheduler,
+            )
+        self.replica: nn.Module = self.model
+        if context.world_size > 1:
+            self.replica = nn.parallel.DistributedDataParallel(self.model)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch (from 0) that the last step done belongs to."""
+        return max(0, self.step - 1) // self.order.steps_per_epoch
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether the step just done is one whose weights are kept."""
+        return self.step % self.every_steps == 0 or self.step == self.total_steps
+
+    def advance(self) -> dict[str, float]:
+        """Do one step, and return this rank's part of the mean loss, with the learning rate used."""
+        context = self.context
+        indices, weight = self.order.share(self.step, rank=context.rank, world_size=context.world_size)
+        generator = seed_step(self.seed, step=self.step, rank=context.rank)
+        batch = _to_device(self.recipe.train_batch(indices, generator=generator), context.device)
+        self.replica.train()
+        loss = self.recipe.loss(self.replica, batch) * weight
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.optimizer.step()
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.step += 1
+        return {"loss": loss.item() / context.world_size, "lr": lr}
+
+    def agree(self, loss: float, *, is_stop_wanted: bool) -> tuple[float, bool]:
+        """The mean loss of the global batch, and whether any rank wants to stop: the same on all ranks."""
+        if self.context.world_size == 1:
+            return loss, is_stop_wanted
+        shared = torch.tensor([loss, float(is_stop_wanted)], device=self.context.device)
+        distributed.all_reduce(shared)
+        return float(shared[0]), bool(shared[1] > 0)
+
+
+def _run(training: _Training, *, logs: LogShipper) -> TrainOutcome:
+    context = training.context
+    logs.line(
+        f"attempt {context.attempt}, rank {context.rank} of {context.world_size}: starting at step "
+        f"{training.step} of {training.total_steps} on {context.device}"
+    )
+    if context.rank != 0:
+        return _steps(training, lead=None, logs=logs)
+    with ExitStack() as stack:
+        return _steps(training, lead=_Lead(training, stack), logs=logs)
+
+
+class _Lead:
+    """What rank 0 does besides training: checkpoints, metrics, heartbeat, watching for a cancel."""
+
+    def __init__(self, training: _Training, stack: ExitStack) -> None:
+        context = training.context
+        self._training = training
+        self.watch = RunWatch(context.store, context.run_id, attempt=context.attempt, clock=context.clock)
+        self.metrics = MetricsWriter(
+            context.store,
+            context.run_id,
+            attempt=context.attempt,
+            total_steps=training.total_steps,
+            clock=context.clock,
+        )
+        self.metrics.at(training.step, epoch=training.epoch)
+        jobs = [
+            Job(self.watch.look, WATCH_INTERVAL_S, is_last_wanted=False),
+            Job(self.metrics.beat, HEARTBEAT_INTERVAL_S),
+            Job(self.metrics.flush, METRICS_INTERVAL_S),
+        ]
+        stack.enter_context(Background(jobs))
+        self._publisher = stack.enter_context(
+            CheckpointPublisher(
+                context.store,
+                context.run_id,
+                attempt=context.attempt,
+                clock=context.clock,
+                upload_deadline_s=context.upload_deadline_s,
+            )
+        )
+
+    def checkpoint(self, metrics: dict[str, float]) -> None:
+        """Offer the weights as they are now."""
+        training = self._training
+        self._publisher.offer(
+            training.step,
+            training.model,
+            epoch=training.epoch,
+            lr=metrics.get("lr"),
+            metrics={"loss": metrics["loss"]} if "loss" in metrics else {},
+            trainer_state=trainer_state(training.optimizer, training.scheduler, step=training.step),
+        )
+
+
+def _steps(training: _Training, *, lead: _Lead | None, logs: LogShipper) -> TrainOutcome:
+    """Step until the end, or until all ranks agree to stop; then the last weights are kept as well."""
+    metrics: dict[str, float] = {}
+    is_stopped = False
+    while training.step < training.total_steps and not is_stopped:
+        metrics = training.advance()
+        is_stop_wanted = lead is not None and lead.watch.is_stop_wanted
+        metrics["loss"], is_stopped = training.agree(metrics["loss"], is_stop_wanted=is_stop_wanted)
+        if lead is None:
+            continue
+        lead.metrics.add(training.step, epoch=training.epoch, metrics=metrics)
+        if is_stopped:
+            lead.watch.check_fence()
+        if training.is_checkpoint_due or is_stopped:
+            logs.line(f"step {training.step} of {training.total_steps}: checkpoint, loss {metrics['loss']:.4f}")
+            lead.checkpoint(metrics)
+    logs.line(f"{'stopped' if is_stopped else 'done'} at step {training.step} of {training.total_steps}")
+    is_stopped = training.step < training.total_steps
+    return TrainOutcome(training.step, training.total_steps, is_stopped, metrics)
+
+
+def _resumed_from(context: TrainContext) -> CheckpointCommitted | None:
+    """The checkpoint that the log says this attempt grows from."""
+    log = RunLog(context.store, context.run_id, clock=context.clock)
+    patiently(log.refresh)
+    if log.attempt != context.attempt:
+        raise FencedError(
+            f"run {context.run_id}: attempt {context.attempt} is over, attempt {log.attempt} has taken over"
+        )
+    seqs = [entry.resumed_from for entry in log.entries if isinstance(entry, AttemptStarted)]
+    found = [entry for entry in log.entries if isinstance(entry, CheckpointCommitted) and entry.seq == seqs[-1]]
+    return found[0] if found else None
+
+
+def _explained(error: Exception) -> WeightAveragingError:
+    """The error for people: was it a lost peer, or the recipe?"""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    is_peer_lost = isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl", "peer"))
+    )
+    if is_peer_lost:
+        return TransientError(f"another worker was lost: {text}", code="peer_lost")
+    return UserCodeError(f"the recipe raised {text}")
+
+
+def _to_device(batch: Any, device: str) -> Any:  # noqa: ANN401  a batch is whatever the recipe made it
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: _to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)([_to_device(value, device) for value in batch])
+    return batch
