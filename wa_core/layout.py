@@ -92,9 +92,9 @@ def blob(run_id: str, name: str, *, nonce: str, file: str) -> str:
     return f"{generations_prefix(run_id, name)}blobs/{nonce}/{file}"
 
 
-def metrics_prefix(run_id: str) -> str:
-    """All metric parts of a run, by attempt and part."""
-    return f"{run_prefix(run_id)}metrics/"
+def metrics_prefix(run_id: str, *, attempt: int | None = None) -> str:
+    """All metric parts of a run, by attempt and part, or those of one attempt."""
+    return f"{run_prefix(run_id)}metrics/" + (f"{attempt:04d}/" if attempt is not None else "")
 
 
 def metrics_part(run_id: str, *, attempt: int, part: int) -> str:
