@@ -1,0 +1,178 @@
+"""The training loop: exact recovery, checkpoints, cancel, logs and metrics."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.trainer.loop import TrainContext, train
+from support.training import (
+    differing_tensors,
+    digits_request,
+    log_of,
+    start_attempt,
+    submit_run,
+    train_with_gloo,
+    weights_of,
+)
+from wa_core import layout
+from wa_core.errors import CorruptError, FencedError
+from wa_core.records import CancelRequested, Heartbeat
+from wa_core.store.local import LocalStore
+from wa_core.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_checkpoints_are_committed_every_n_steps_and_at_the_end() -> None:
+    """Each `every_steps`-th step and the last one is in the run log, with its files in the bucket."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request(every_steps=4))
+
+    outcome = train(TrainContext(store, run_id, start_attempt(store, run_id)))
+
+    checkpoints = log_of(store, run_id).lineage
+    assert [entry.step for entry in checkpoints] == [4, 8, 11]
+    assert (outcome.step, outcome.total_steps, outcome.is_stopped) == (11, 11, False)
+    for entry in checkpoints:
+        assert set(entry.files) == {"model.safetensors", "trainer.pt"}
+        assert all(store.head(ref.key).size_bytes == ref.size_bytes for ref in entry.files.values())
+        assert entry.lr is not None
+        assert entry.metrics["loss"] > 0
+
+
+def test_a_resumed_run_ends_bit_identical() -> None:
+    """F15: resuming at any checkpoint gives the very weights that an undisturbed run has."""
+    store = MemoryStore()
+    undisturbed = submit_run(store, digits_request())
+    train(TrainContext(store, undisturbed, start_attempt(store, undisturbed)))
+    expected = weights_of(store, log_of(store, undisturbed).lineage[-1])
+
+    run_id = submit_run(store, digits_request())
+    train(TrainContext(store, run_id, start_attempt(store, run_id)))
+    middle = log_of(store, run_id).lineage[1]
+    train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=middle.seq)))
+
+    resumed = log_of(store, run_id).lineage
+    assert [entry.step for entry in resumed] == [4, 8, 11]
+    assert resumed[-1].attempt == 2
+    assert differing_tensors(weights_of(store, resumed[-1]), expected) == []
+
+
+def test_two_gloo_workers_resume_bit_identical(tmp_path: Path) -> None:
+    """F15 under DDP: two workers that resume at a checkpoint end where two undisturbed ones end."""
+    store = LocalStore(tmp_path)
+    run_id = submit_run(store, digits_request(num_workers=2))
+    train_with_gloo(tmp_path, run_id, attempt=start_attempt(store, run_id), world_size=2)
+    first = log_of(store, run_id).lineage
+
+    attempt = start_attempt(store, run_id, resumed_from=first[0].seq)
+    train_with_gloo(tmp_path, run_id, attempt=attempt, world_size=2)
+
+    second = log_of(store, run_id).lineage
+    assert [entry.step for entry in second] == [entry.step for entry in first] == [4, 8, 11]
+    assert differing_tensors(weights_of(store, second[-1]), weights_of(store, first[-1])) == []
+    assert list(store.list(layout.logs_prefix(run_id, attempt=1, rank=1)))
+
+
+def test_a_resumed_run_at_its_last_step_does_nothing_more() -> None:
+    """An attempt that failed after its last checkpoint is finished by one that trains no step."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request())
+    train(TrainContext(store, run_id, start_attempt(store, run_id)))
+    last = log_of(store, run_id).lineage[-1]
+
+    outcome = train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=last.seq)))
+
+    assert (outcome.step, outcome.is_stopped) == (11, False)
+    assert log_of(store, run_id).lineage[-1].seq == last.seq
+
+
+def test_a_cancelled_run_stops_at_a_step_after_a_last_checkpoint() -> None:
+    """Cancel ends training within seconds, and the weights of the step where it stopped are committed."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
+    attempt = start_attempt(store, run_id)
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(train(TrainContext(store, run_id, attempt))))
+    thread.start()
+    _wait_for_step(store, run_id)
+
+    log_of(store, run_id).append(CancelRequested())
+    thread.join(30)
+
+    assert outcomes
+    assert outcomes[0].is_stopped
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [outcomes[0].step]
+
+
+def test_a_newer_attempt_ends_the_older_one() -> None:
+    """F18: an attempt that has been taken over stops with `FencedError` and commits nothing more."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
+    attempt = start_attempt(store, run_id)
+    errors: list[BaseException] = []
+
+    def zombie() -> None:
+        try:
+            train(TrainContext(store, run_id, attempt))
+        except FencedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=zombie)
+    thread.start()
+    _wait_for_step(store, run_id)
+    start_attempt(store, run_id)
+    thread.join(30)
+
+    assert len(errors) == 1
+    assert log_of(store, run_id).lineage == []
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from() -> None:
+    """A checkpoint whose bytes are not what was recorded is refused, naming the object."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request())
+    train(TrainContext(store, run_id, start_attempt(store, run_id)))
+    first = log_of(store, run_id).lineage[0]
+    key = first.files["trainer.pt"].key
+    store.put(key, b"x" + store.get(key)[1:])
+
+    with pytest.raises(CorruptError, match=r"trainer\.pt"):
+        train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=first.seq)))
+
+
+def test_metrics_heartbeat_and_logs_reach_the_bucket() -> None:
+    """Every step has a metric line, the heartbeat ends at the last step, and the log says what happened."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request())
+
+    train(TrainContext(store, run_id, start_attempt(store, run_id)))
+
+    parts = [store.get(info.key).decode() for info in store.list(layout.metrics_prefix(run_id))]
+    lines = [json.loads(line) for part in parts for line in part.splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 12))
+    assert set(lines[0]) == {"step", "epoch", "loss", "lr", "at"}
+    heartbeat = Heartbeat.model_validate_json(store.get(layout.heartbeat(run_id, "trainer")))
+    assert (heartbeat.step, heartbeat.total_steps, heartbeat.attempt) == (11, 11, 1)
+    text = "".join(
+        store.get(info.key).decode() for info in store.list(layout.logs_prefix(run_id, attempt=1, rank=0))
+    )
+    assert "starting at step 0 of 11" in text
+    assert "done at step 11 of 11" in text
+
+
+def _wait_for_step(store: MemoryStore, run_id: str) -> None:
+    deadline = time.monotonic() + 30
+    key = layout.heartbeat(run_id, "trainer")
+    while time.monotonic() < deadline:
+        found = list(store.list(key))
+        if found and (Heartbeat.model_validate_json(store.get(key)).step or 0) > 0:
+            return
+        time.sleep(0.05)
+    pytest.fail("training did not begin within 30 s")
