@@ -1,0 +1,122 @@
+"""Turns what users type after `-c`, `--average`, `--label` and RECIPE into the submission's fields. Pure.
+
+Every refusal is a usage error that names the option and the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import typer
+
+from services.recipes.registry import recipe_names
+from wa_core.averaging.rules import parse_rule
+from wa_core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import JsonValue
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def parse_recipe(text: str) -> str:
+    """The path of a recipe from its path or its short name, such as ``digits``."""
+    if ":" in text:
+        return text
+    known = {path.partition(":")[0].rpartition(".")[2]: path for path in recipe_names()}
+    if text in known:
+        return known[text]
+    nearest = get_close_matches(text, known, n=1)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    raise _refusal(
+        f"there is no recipe '{text}'.{hint} Write one of: {', '.join(sorted(known))}; or package.module:Class.",
+        place="RECIPE",
+    )
+
+
+def parse_config(items: Sequence[str]) -> dict[str, JsonValue]:
+    """``key=value`` settings of the recipe; a value that is JSON is taken as such, any other as text."""
+    config: dict[str, JsonValue] = {}
+    for item in items:
+        key, value = _pair(item, place="-c")
+        config[key] = _value(value)
+    return config
+
+
+def parse_labels(items: Sequence[str]) -> dict[str, str]:
+    """``key=value`` labels."""
+    labels = dict(_pair(item, place="--label") for item in items)
+    for key in labels:
+        _check_name(key, place="--label")
+    return labels
+
+
+def parse_averages(items: Sequence[str]) -> list[dict[str, str]]:
+    """``NAME=RULE`` or ``RULE`` averages; one without a name is called after its rule's kind.
+
+    The part before an equals sign is a name unless it holds a colon: ``mine=ema:half_life=60`` is named,
+    ``ema:half_life=60`` is not.
+    """
+    split = [_split_average(item) for item in items]
+    names = [name for name, _ in split if name is not None]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise _refusal(f"two averages are named '{twice[0]}'. Give each its own name.", place="--average")
+    averages = []
+    for name, rule in split:
+        chosen = name or _free_name(rule.partition(":")[0], taken=names)
+        names += [] if name else [chosen]
+        averages.append({"name": chosen, "rule": rule})
+    return averages
+
+
+def _split_average(item: str) -> tuple[str | None, str]:
+    before, equals, after = item.partition("=")
+    name, rule = (before, after) if equals and ":" not in before else (None, item)
+    if name is not None:
+        _check_name(name, place="--average")
+    try:
+        parse_rule(rule)
+    except InvalidInputError as error:
+        raise _refusal(error.message, place="--average") from None
+    return name, rule
+
+
+def _free_name(kind: str, *, taken: list[str]) -> str:
+    base = kind.replace("_", "-")
+    candidates = [base, *(f"{base}-{number}" for number in range(2, len(taken) + 3))]
+    return next(name for name in candidates if name not in taken)
+
+
+def _check_name(name: str, *, place: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise _refusal(
+            f"{name!r} is not a name. Names are lower-case letters, digits and hyphens, 63 at most.", place=place
+        )
+
+
+def _pair(item: str, *, place: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise _refusal(f"{item!r} has no key or no value. Write key=value.", place=place)
+    return key, value
+
+
+def _value(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        return text
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)  # NaN and Infinity are not JSON
+
+
+def _refusal(message: str, *, place: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=f"'{place}'")

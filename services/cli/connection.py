@@ -1,0 +1,54 @@
+"""Where the service is: options, then the environment, then the embedded stack of `./.wa`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.client import Client
+from services.stack.state import DataFolder
+from wa_core.errors import ConfigurationError
+
+DEFAULT_DATA = Path(".wa")
+
+ApiUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--api-url",
+        envvar="WA_API_URL",
+        help="Address of the service. Without it: the stack that `wa up` started in this folder.",
+        metavar="URL",
+        show_default=False,
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token", envvar="WA_TOKEN", help="Bearer token of the service.", metavar="TOKEN", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, on stdout.")]
+RunId = Annotated[str, typer.Argument(help="The run's id, as `wa submit` and `wa runs` print it.", metavar="RUN")]
+
+
+def connect(api_url: str | None, token: str | None, *, patience_s: float = 0.0) -> Client:
+    """A client for the service that is meant.
+
+    Args:
+        api_url: its address if the user gave one.
+        token: its token if the user gave one.
+        patience_s: for how long reading is tried again while the service is away.
+    """
+    if api_url is None and (found := _embedded()) is not None:
+        api_url, token = found[0], token or found[1]
+    return Client(api_url, token=token or None, patience_s=patience_s)
+
+
+def _embedded() -> tuple[str, str] | None:
+    try:
+        stack = DataFolder(DEFAULT_DATA.resolve()).connection()
+    except ConfigurationError:
+        return None  # an unreadable folder here says nothing about the service
+    return (stack.api_url, stack.token) if stack else None

@@ -1,0 +1,82 @@
+"""What the commands print with: answers on stdout, everything else on stderr. Plain when piped.
+
+No colour, no bar and no box unless a terminal is there; messages are never read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PIPED_WIDTH = 240  # so that a piped table is never cut to the width of a terminal that is not there
+_SIMPLE_VALUES = (str, int, float, bool)
+
+
+def answers() -> Console:
+    """The console on stdout."""
+    return _console(is_stderr=False)
+
+
+def notices() -> Console:
+    """The console on stderr."""
+    return _console(is_stderr=True)
+
+
+def say(message: str) -> None:
+    """One notice for a person, on stderr."""
+    notices().print(Text(message), soft_wrap=True)
+
+
+def answer(text: str) -> None:
+    """Plain text on stdout."""
+    answers().print(Text(text), soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on one line of stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: list[str], rows: list[list[object]], *, title: str | None = None) -> None:
+    """A table on stdout; columns whose values are all numbers are aligned to the right."""
+    console = answers()
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    if not console.is_terminal:
+        table.box, table.header_style = None, ""
+    for index, column in enumerate(columns):
+        is_number = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
+        table.add_column(column, justify="right" if rows and is_number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(shown(value)) for value in row))
+    with console.capture() as drawn:
+        console.print(table)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+
+
+def shown(value: object) -> str:
+    """A value as a person reads it: four significant digits, a dash for nothing."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, _SIMPLE_VALUES):
+        return str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={shown(inner)}" for key, inner in value.items()) or "-"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _console(*, is_stderr: bool) -> Console:
+    stream = sys.stderr if is_stderr else sys.stdout
+    is_terminal = stream.isatty()
+    return Console(
+        file=stream,
+        highlight=False,
+        force_terminal=is_terminal,  # FORCE_COLOR must not colour a pipe
+        width=None if is_terminal else _PIPED_WIDTH,
+    )

@@ -1,0 +1,105 @@
+"""The commands about this machine: the embedded stack up and down, the doctor, the version."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.connection import DEFAULT_DATA, AsJson
+from services.cli.console import answer, print_json, say
+from services.runtime.telemetry import configure_logging
+from services.stack.detached import start_detached, stop_stack
+from services.stack.embedded import StackOptions, StoppedEarlyError, StopSignals, run_stack
+
+if TYPE_CHECKING:
+    from services.stack.state import Connection
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Data folder; state in it survives.")]
+
+
+def up(
+    *,
+    data: Data = DEFAULT_DATA,
+    is_detached: Annotated[
+        bool, typer.Option("--detach", "-d", help="Go to the background once everything is ready.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the API.", show_default="a free one")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start the stack on this machine: S3 store, Ray, runner, averager, API.
+
+    Without --detach it stays in the foreground until Ctrl-C. State in the data folder survives.
+
+    Example: wa up --detach
+    """
+    options = StackOptions(data=data, api_port=port)
+    if is_detached:
+        say("starting (about 10 s) …")
+        _announce(start_detached(options), as_json=as_json, data=data, is_detached=True)
+        return
+    configure_logging("stack", log_format=os.environ.get("WA_LOG_FORMAT", "console"))
+    say("starting (about 10 s); Ctrl-C stops everything …")
+    stop = StopSignals().install()
+    try:
+        run_stack(
+            options,
+            stop=stop,
+            environment=os.environ,
+            on_ready=lambda found: _announce(found, as_json=as_json, data=data, is_detached=False),
+        )
+    except StoppedEarlyError as stopped:
+        say(stopped.message)
+    else:
+        say(f"stopped; state is kept in {data}")
+
+
+def down(*, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
+    """Stop the stack that runs on a data folder, or clean up after one that was killed.
+
+    Example: wa down
+    """
+    report = stop_stack(data)
+    if as_json:
+        print_json({"stopped": report.stopped, "leftovers": list(report.leftovers)})
+    elif report.stopped is not None:
+        names = ", ".join(name for name in report.stopped if name != "supervisor")
+        answer(f"stopped {names} (supervisor {report.supervisor_pid}); state is kept in {data}")
+    elif report.leftovers:
+        answer(f"the supervisor had been killed; ended {len(report.leftovers)} processes that it left behind")
+    else:
+        answer(f"nothing runs on {data}")
+
+
+def show_version() -> None:
+    """Print the version of this installation."""
+    answer(installed("weight-averaging") or "unknown")
+
+
+def installed(distribution: str) -> str | None:
+    """The version of an installed package, without importing it."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _announce(found: Connection, *, as_json: bool, data: Path, is_detached: bool) -> None:
+    if as_json:
+        print_json(asdict(found))
+        return
+    answer(f"API    {found.api_url}")
+    answer(f"S3     {found.s3_endpoint}, bucket {found.bucket}")
+    answer(f"logs   {data / 'logs'}")
+    if data == DEFAULT_DATA:
+        say("Commands in this folder find it by themselves. Next: wa submit digits --average swa --follow")
+    else:
+        say(f"For other commands: export WA_API_URL={found.api_url} and WA_TOKEN (wa up --json prints it)")
+    if is_detached:
+        say(f"Stop it with: wa down{'' if data == DEFAULT_DATA else f' --data {data}'}")

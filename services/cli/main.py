@@ -1,0 +1,134 @@
+"""The `wa` command: one app, one outermost handler.
+
+Exit codes: 0 done, 1 the run or check failed, 2 wrong usage, 3 service unreachable, 130 interrupted. No
+traceback reaches a person, unless WA_DEBUG=1 asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from services.cli import demo, doctor, local, results, runs
+from services.cli.console import say
+from services.client import ApiError, ServiceUnreachableError
+from wa_core.errors import InvalidInputError, WeightAveragingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_HELP = """Averaged weights (SWA, EMA) for every training run.
+
+All of it at once:  wa demo
+
+Step by step:
+  wa up --detach
+  wa submit digits --average swa:start_step=100 --follow
+  wa averages RUN
+  wa download RUN --average swa -o swa.safetensors
+  wa down
+"""
+_EPILOG = """Which service: --api-url and --token, or WA_API_URL and WA_TOKEN, or the stack of ./.wa.
+
+Exit codes: 0 done, 1 the run or check failed, 2 wrong usage, 3 service unreachable."""
+
+_FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
+_UNAUTHENTICATED = 401
+_BAD_REQUEST = {400, 413, 415, 422}
+
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Runs": {
+        "submit": runs.submit,
+        "runs": runs.runs,
+        "show": runs.show,
+        "logs": runs.logs,
+        "events": runs.events,
+        "cancel": runs.cancel,
+    },
+    "Results": {
+        "checkpoints": results.checkpoints,
+        "averages": results.averages,
+        "download": results.download,
+    },
+    "This machine": {
+        "up": local.up,
+        "down": local.down,
+        "demo": demo.demo,
+        "doctor": doctor.doctor,
+        "version": local.show_version,
+    },
+}
+
+
+def build_app() -> typer.Typer:
+    """The app with all its commands, grouped as the help shows them."""
+    app = typer.Typer(
+        name="wa",
+        help=_HELP,
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for panel, commands in _PANELS.items():
+        for name, function in commands.items():
+            app.command(name, rich_help_panel=panel)(function)
+    return app
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command, and return its exit code."""
+    try:
+        build_app()(args=list(arguments), prog_name="wa")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except WeightAveragingError as error:
+        return _explain(error)
+    except Exception as error:
+        if os.environ.get("WA_DEBUG"):
+            raise
+        say(f"wa: unexpected {type(error).__name__}: {error}; WA_DEBUG=1 shows where. Please report it.")
+        return _FAILED
+    return 0
+
+
+def run() -> None:
+    """The entry point of the `wa` script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def _root() -> None:
+    pass  # makes the help above the app's own; without it a single command would be the app
+
+
+def _explain(error: WeightAveragingError) -> int:
+    """Say what went wrong, in as few lines as it takes, and return the exit code."""
+    if os.environ.get("WA_DEBUG"):
+        raise error
+    say(f"wa: {error.message}")
+    if isinstance(error, ServiceUnreachableError):
+        return _UNREACHABLE
+    if isinstance(error, ApiError):
+        return _explain_refusal(error)
+    is_usage = isinstance(error, InvalidInputError) and error.code != "output_not_writable"
+    return _USAGE if is_usage else _FAILED
+
+
+def _explain_refusal(error: ApiError) -> int:
+    for fault in error.errors:
+        say(f"  {fault.get('pointer', '')}: {fault.get('message', '')}")
+    if error.status == _UNAUTHENTICATED:
+        say(
+            "Give the token with --token or WA_TOKEN. `wa up --json` prints that of an embedded stack, which "
+            "keeps it in DATA/credentials.json; for any other service, ask who runs it."
+        )
+    elif error.hint:
+        say(f"  {error.hint}")
+    return _USAGE if error.status in _BAD_REQUEST else _FAILED

@@ -1,0 +1,139 @@
+"""The commands about what a run made: checkpoints, averages, downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  Typer reads the annotations at run time
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.console import answer, notices, print_json, print_table
+from services.cli.runs import FOLLOW_PATIENCE_S
+from wa_core.errors import AverageNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from services.client import Client
+    from services.client.service import Json
+
+
+def checkpoints(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
+    """List the run's checkpoints. Abandoned ones were left behind by a restart and are in no average.
+
+    Example: wa checkpoints RUN
+    """
+    with connect(api_url, token) as client:
+        found = client.checkpoints(run_id)
+    if as_json:
+        print_json({"data": found})
+        return
+    print_table(
+        ["SEQ", "STEP", "EPOCH", "ATTEMPT", "LR", "BYTES", "ABANDONED", "METRICS"],
+        [
+            [*(one[key] for key in ("seq", "step", "epoch", "attempt", "lr", "size_bytes")), *_rest(one)]
+            for one in found
+        ],
+    )
+
+
+def averages(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
+    """List the run's averages beside the raw weights, measured on the same held-out data.
+
+    Example: wa averages RUN
+    """
+    with connect(api_url, token) as client:
+        found = client.averages(run_id)
+    if as_json:
+        print_json({"data": found})
+        return
+    print_table(
+        ["NAME", "RULE", "N_AVERAGED", "STEPS", "BEHIND", "AVERAGED", "RAW"],
+        [
+            [
+                *(one["name"], one["rule"], one["n_averaged"], _steps(one), one["behind"]),
+                *(_metrics(one, "averaged"), _metrics(one, "raw")),
+            ]
+            for one in found
+        ],
+    )
+
+
+def download(
+    run_id: RunId,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
+    average: Annotated[
+        str | None, typer.Option(help="Which average. Not needed when the run has one.", show_default=False)
+    ] = None,
+    at: Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which of its published states.")] = "latest",
+    file_format: Annotated[Literal["safetensors", "pt"], typer.Option("--format", help="File format.")] = (
+        "safetensors"
+    ),
+    api_url: ApiUrl = None,
+    token: Token = None,
+) -> None:
+    """Download averaged weights: goes on where it was cut, and checks the digest.
+
+    Example: wa download RUN --average swa -o swa.safetensors
+    """
+    with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S) as client:
+        name = average or _only_average(client, run_id)
+        download_weights(client, run_id, name, output, file=f"weights.{file_format}", at=_at(at))
+    answer(str(output))
+
+
+def download_weights(
+    client: Client,
+    run_id: str,
+    name: str,
+    output: Path,
+    *,
+    file: str = "weights.safetensors",
+    at: str | int = "latest",
+) -> None:
+    """Download with a bar, if a terminal is there."""
+    console = notices()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(output.name, total=None)
+        on_progress: Callable[[int, int], None] = lambda done, total: progress.update(  # noqa: E731
+            task, completed=done, total=total
+        )
+        client.download(run_id, name, output, file=file, at=at, on_progress=on_progress)
+
+
+def _at(text: str) -> str | int:
+    if text in {"best", "latest"}:
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise typer.BadParameter(f"{text!r} is none of: best, latest, the number of a step.", param_hint="'--at'")
+
+
+def _only_average(client: Client, run_id: str) -> str:
+    names = [str(one["name"]) for one in client.averages(run_id)]
+    if not names:
+        raise AverageNotFoundError(f"run {run_id} has no averages; submit with --average to get some")
+    if len(names) > 1:
+        raise typer.BadParameter(
+            f"run {run_id} has {len(names)} averages; choose one of: {', '.join(names)}.", param_hint="'--average'"
+        )
+    return names[0]
+
+
+def _rest(checkpoint: Json) -> tuple[str, Json]:
+    return "yes" if checkpoint["is_abandoned"] else "no", checkpoint["metrics"]
+
+
+def _steps(average: Json) -> str | None:
+    if average["first_step"] is None:
+        return None
+    return f"{average['first_step']}..{average['last_step']}"
+
+
+def _metrics(average: Json, which: str) -> Json | None:
+    measured = (average.get("evaluation") or {}).get(which)
+    return {name: value for name, value in measured.items() if name != "step"} if measured else None

@@ -1,0 +1,226 @@
+"""The commands that submit, show and end runs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.arguments import parse_averages, parse_config, parse_labels, parse_recipe
+from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.console import answer, print_json, print_table, say, shown
+from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
+
+if TYPE_CHECKING:
+    from services.client import Client
+    from services.client.service import Json
+
+FOLLOW_PATIENCE_S = 60.0
+_FEED_POLL_S = 0.5
+_INTERRUPTED = 130
+_RUN_COLUMNS = ("run_id", "state", "averaging_state", "step", "total_steps", "recipe")
+
+
+def submit(  # noqa: PLR0913  one parameter for each option of the command
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Short name (digits) or package.module:Class.")],
+    *,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("--config", "-c", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="DDP workers.")] = 2,
+    average: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]RULE", help="An average to keep, such as ema:half_life=60; may be repeated."),
+    ] = None,
+    every_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label to find the run by; may be repeated.")
+    ] = None,
+    priority: Annotated[int, typer.Option(min=0, max=99, help="Lower numbers run first.")] = 50,
+    is_followed: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show progress until the run has ended.")
+    ] = False,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+    token: Token = None,
+) -> None:
+    """Submit a training run and print its id.
+
+    Example: wa submit digits -c epochs=12 --average swa:start_step=100 --average mine=ema:half_life=60 --follow
+    """
+    request = {
+        "recipe": parse_recipe(recipe),
+        "config": parse_config(config or []),
+        "scaling": {"num_workers": workers},
+        "checkpoint": {"every_steps": every_steps},
+        "averages": parse_averages(average or []),
+        "labels": parse_labels(label or []),
+        "priority": priority,
+        "seed": seed,
+    }
+    with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
+        run = client.submit(request)
+        if not is_followed:
+            print_json(run) if as_json else answer(run["run_id"])
+            return
+        say(f"run {run['run_id']} submitted")
+        run = follow_to_end(client, run["run_id"])
+        print_json(run) if as_json else answer(run["run_id"])
+    raise typer.Exit(0 if run["state"] == "succeeded" else 1)
+
+
+def runs(
+    *,
+    state: Annotated[str | None, typer.Option(help="Only runs in this state.", show_default=False)] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="KEY=VALUE", help="Only runs with this label.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most, newest first.")] = 20,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+    token: Token = None,
+) -> None:
+    """List runs, newest first.
+
+    Example: wa runs --state running
+    """
+    wanted = next((f"{key}:{value}" for key, value in parse_labels([label] if label else []).items()), None)
+    with connect(api_url, token) as client:
+        page = client.runs(state=state, label=wanted, limit=limit)
+    if as_json:
+        print_json(page)
+        return
+    columns = ["RUN", "STATE", "AVERAGING", "STEP", "OF", "RECIPE", "CREATED"]
+    print_table(
+        columns,
+        [[*(run[key] for key in _RUN_COLUMNS), _short_time(run["created_at"])] for run in page["data"]],
+    )
+
+
+def show(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
+    """Show one run and its averages.
+
+    Example: wa show 01JZ8W6J5N1V3C9T7Q2R4S6X8Y
+    """
+    with connect(api_url, token) as client:
+        run = client.run(run_id)
+        averages = client.averages(run_id)
+    if as_json:
+        print_json(run)
+        return
+    answer(f"{run['run_id']}  {summary(run)}")
+    if run.get("reason"):
+        answer(f"reason      {reason_of(run)}")
+    for name in ("recipe", "config", "labels", "attempt", "averaging_state", "created_at", "updated_at"):
+        answer(f"{name.removesuffix('_state'):<10}  {shown(run[name])}")
+    for average in averages:
+        answer(f"average     {average_line(average)}")
+
+
+def logs(
+    run_id: RunId,
+    *,
+    rank: Annotated[str, typer.Option(help="A worker's rank, or driver.")] = "0",
+    is_followed: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
+    ] = False,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+    token: Token = None,
+) -> None:
+    """Print what a worker of the run wrote.
+
+    Example: wa logs RUN -f
+    """
+    with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
+        after: str | None = None
+        is_over = not is_followed
+        while True:
+            page = client.logs(run_id, rank=rank, after=after)
+            after = page["next"]
+            for line in page["data"]:
+                print_json(line) if as_json else answer(line["text"])
+            if page["has_more"]:
+                continue
+            if is_over:
+                return
+            is_over = _has_ended(client, run_id)  # and read once more after that
+            time.sleep(_FEED_POLL_S)
+
+
+def events(
+    run_id: RunId,
+    *,
+    is_followed: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
+    ] = False,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+    token: Token = None,
+) -> None:
+    """Print the run's log: submitted, attempts, checkpoints, the end.
+
+    Example: wa events RUN --json
+    """
+    with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
+        after = 0
+        is_over = not is_followed
+        while True:
+            page = client.events(run_id, after=after)
+            after = page["next"]
+            for event in page["data"]:
+                print_json(event) if as_json else answer(_event_line(event))
+            if page["has_more"]:
+                continue
+            if is_over:
+                return
+            is_over = _has_ended(client, run_id)
+            time.sleep(_FEED_POLL_S)
+
+
+def cancel(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
+    """Ask a run to end; it takes a last checkpoint first.
+
+    Example: wa cancel RUN
+    """
+    with connect(api_url, token) as client:
+        run = client.cancel(run_id)
+    print_json(run) if as_json else answer(f"{run_id} will be cancelled (now {run['state']})")
+
+
+def follow_to_end(client: Client, run_id: str) -> Json:
+    """Follow a run; explain a failure with its last log lines.
+
+    Raises:
+        typer.Exit: 130, when the user stops following; the run goes on.
+    """
+    try:
+        run = follow(client, run_id)
+    except KeyboardInterrupt:
+        say(f"stopped following; run {run_id} goes on. Look: wa show {run_id}. End it: wa cancel {run_id}.")
+        raise typer.Exit(_INTERRUPTED) from None
+    if run["state"] == "failed":
+        for line in last_log_lines(client, run_id):
+            say(f"  {line}")
+        say(f"run {run_id} failed: {reason_of(run)}")
+    elif run["state"] != "succeeded":
+        say(f"run {run_id} was {run['state']}")
+    return run
+
+
+def _has_ended(client: Client, run_id: str) -> bool:
+    return client.run(run_id)["state"] in {"succeeded", "failed", "cancelled"}
+
+
+def _event_line(event: Json) -> str:
+    known = {"seq", "at", "kind", "state", "attempt", "format", "write_id", "files", "spec_digest"}
+    rest = "  ".join(f"{name} {shown(value)}" for name, value in event.items() if name not in known and value)
+    return f"{event['seq']:>5}  {_short_time(event['at'])}  {event['kind']:<17}  {rest}".rstrip()
+
+
+def _short_time(text: str) -> str:
+    """An ISO time to the second."""
+    return text[:19].replace("T", " ")

@@ -1,0 +1,89 @@
+"""The five children of the embedded stack, as plain data: command line, environment, log name. Pure.
+
+Knows no process that runs. The order of `STOP_ORDER` is what a clean shutdown follows: who writes first, what
+they write to last.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from services.stack import ray_head, seaweedfs
+from services.stack.leftovers import MARKER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from services.stack.ray_head import RayHeadConfig
+    from services.stack.seaweedfs import SeaweedConfig
+    from services.stack.state import Credentials
+
+STOP_ORDER: tuple[tuple[str, ...], ...] = (("runner", "averager"), ("api",), ("ray",), ("store",))
+_OURS = ("WA_STORE_URL", "WA_S3_", "WA_API_", "WA_TOKEN", "WA_RAY_", "AWS_", "RAY_")
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """One process to keep running. `environment` is complete; `grace_s` is what it gets after SIGTERM."""
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    grace_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackPlan:
+    """Everything that the children's command lines and environments follow from."""
+
+    stack_id: str
+    credentials: Credentials
+    store: SeaweedConfig
+    ray: RayHeadConfig
+    api_port: int
+
+    @property
+    def api_url(self) -> str:
+        """Where the API listens."""
+        return f"http://127.0.0.1:{self.api_port}"
+
+
+def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str, ChildSpec]:
+    """The children by name, the store first.
+
+    Args:
+        plan: ports, credentials and folders.
+        inherited: the supervisor's environment. Settings of another installation (store, API, Ray, AWS) are
+            taken out of it, so that they cannot leak into this one.
+    """
+    base = {name: value for name, value in inherited.items() if not name.startswith(_OURS)}
+    base |= {MARKER: plan.stack_id, "PYTHONUNBUFFERED": "1"}
+    service = base | settings_of(plan)
+    specs = [
+        ChildSpec("store", tuple(seaweedfs.argv(plan.store)), base | seaweedfs.environment(plan.store)),
+        ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray_head.environment(plan.ray)),
+        ChildSpec("runner", _module("services.trainer"), service | ray_head.environment(plan.ray)),
+        ChildSpec("averager", _module("services.averager"), service),
+        ChildSpec("api", _module("services.api"), service),
+    ]
+    return {spec.name: spec for spec in specs}
+
+
+def settings_of(plan: StackPlan) -> dict[str, str]:
+    """The WA_* variables by which our own processes find the bucket and each other."""
+    return {
+        "WA_STORE_URL": f"s3://{plan.store.bucket}",
+        "WA_S3_ENDPOINT": plan.store.endpoint_url,
+        "WA_S3_ACCESS_KEY": plan.credentials.access_key,
+        "WA_S3_SECRET_KEY": plan.credentials.secret_key,
+        "WA_TOKEN": plan.credentials.token,
+        "WA_API_HOST": "127.0.0.1",
+        "WA_API_PORT": str(plan.api_port),
+        "WA_RAY_ADDRESS": plan.ray.address,
+    }
+
+
+def _module(name: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name)
