@@ -47,6 +47,8 @@ class RunningAverage:
         self._run_id = run_id
         self._generations = Generations(store, run_id, request.name)
         self._newest_number = 0
+        self._manifest: AverageManifest
+        self._shadow: ShadowWeights
         self._start_from(None)
 
     @property

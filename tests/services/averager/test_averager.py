@@ -1,0 +1,282 @@
+"""The averaging worker against a bucket, with crashes, rivals, rewinds and bad checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from services.averager.assessor import Outcome
+from support.averaging import (
+    Crash,
+    ScriptedAssessor,
+    WatchedStore,
+    averager,
+    exact_mean,
+    run_until_idle,
+    same_bits,
+    served_weights,
+)
+from support.runs import HandmadeRun, random_weights
+from wa_core import layout
+from wa_core.averaging.rules import parse_rule
+from wa_core.averaging.shadow import ShadowWeights
+from wa_core.catalog.averages import Generations
+from wa_core.catalog.runs import list_active
+from wa_core.records import AttemptFailed, AverageManifest, BatchNormSummary, RunState
+from wa_core.store.memory import MemoryStore
+from wa_core.tensors import serialize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AVERAGES = {"swa": "swa:start_step=20", "ema": "ema:half_life=30"}
+STEPS = (10, 20, 30, 40, 50)
+
+
+def finished_run(store: MemoryStore, steps: tuple[int, ...] = STEPS) -> HandmadeRun:
+    """A run whose training is over, with one sound checkpoint per step."""
+    run = HandmadeRun(store, averages=AVERAGES)
+    for step in steps:
+        run.checkpoint(step, random_weights(step))
+    run.finish()
+    return run
+
+
+def newest(run: HandmadeRun, name: str) -> AverageManifest:
+    """The newest generation of an average."""
+    manifest = Generations(run.store, run.run_id, name).newest()
+    assert manifest is not None
+    return manifest
+
+
+def test_the_served_average_is_the_exact_mean() -> None:
+    """The SWA equals a float64 brute-force mean within one float32 ulp of the largest magnitude."""
+    store = MemoryStore()
+    run = finished_run(store)
+    run_until_idle(averager(store))
+    served = served_weights(store, run.run_id, "swa")
+    for name, mean in exact_mean([random_weights(step) for step in STEPS if step >= 20]).items():
+        ulp = np.spacing(np.float32(mean.abs().max()))
+        assert (served[name].double() - mean).abs().max() <= ulp
+
+
+def test_a_run_ends_when_its_averages_are_published() -> None:
+    """`succeeded` comes after the last generation, which names cursor, coefficients and every served file."""
+    store = MemoryStore()
+    run = finished_run(store)
+    run_until_idle(averager(store))
+    run.log.refresh()
+    assert run.log.state is RunState.SUCCEEDED
+    assert list(list_active(store)) == []
+    manifest = newest(run, "swa")
+    assert manifest.cursor == run.log.lineage[-1].seq
+    assert manifest.coefficients.keys() == {20, 30, 40, 50}
+    assert sum(manifest.coefficients.values()) == pytest.approx(1, abs=1e-12)
+    assert [aside.step for aside in manifest.skipped] == [10]
+    assert manifest.files.keys() == {layout.MODEL_FILE, layout.PICKLE_FILE}
+
+
+def test_integers_take_the_latest_value() -> None:
+    """A counter is the newest checkpoint's, never a mean."""
+    store = MemoryStore()
+    run = finished_run(store)
+    run_until_idle(averager(store))
+    assert served_weights(store, run.run_id, "ema")["bn.num_batches_tracked"] == 50
+
+
+def test_each_checkpoint_is_read_once_for_all_averages() -> None:
+    """Two averages cost one read of each checkpoint, byte for byte."""
+    store = MemoryStore()
+    run = finished_run(store)
+    watched = WatchedStore(store)
+    run_until_idle(averager(watched))
+    sizes = {
+        entry.files[layout.MODEL_FILE].key: entry.files[layout.MODEL_FILE].size_bytes for entry in run.log.lineage
+    }
+    assert {key: watched.bytes_read.get(key) for key in sizes} == sizes
+
+
+def test_f1_a_crash_after_any_store_operation_changes_nothing() -> None:
+    """F1: killed after every single store operation and restarted, the result is bit-identical, counted once."""
+    undisturbed = MemoryStore()
+    reference = finished_run(undisturbed)
+    watched = WatchedStore(undisturbed)
+    run_until_idle(averager(watched))
+    expected = {name: served_weights(undisturbed, reference.run_id, name) for name in AVERAGES}
+    for crash_after in range(watched.num_operations):
+        store = MemoryStore()
+        run = finished_run(store)
+        try:
+            run_until_idle(averager(WatchedStore(store, crash_after=crash_after)))
+        except Crash:
+            run_until_idle(averager(store))
+        for name, weights in expected.items():
+            assert same_bits(served_weights(store, run.run_id, name), weights), crash_after
+            assert newest(run, name).coefficients == newest(reference, name).coefficients
+
+
+def test_two_averagers_at_once_fold_nothing_twice() -> None:
+    """Of two averagers in lock-step one is fenced each time; the result is as if there had been one."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    rivals = [averager(store), averager(store)]
+    with capture_logs() as logs:
+        for step in STEPS:
+            run.checkpoint(step, random_weights(step))
+            for _ in range(4):
+                # Both read the log and fold before either publishes.
+                for rival in rivals:
+                    rival.tick()
+        run.finish()
+        for rival in rivals:
+            run_until_idle(rival)
+    assert any(line["event"] == "fenced" for line in logs)
+    shadow = ShadowWeights(parse_rule(AVERAGES["swa"]), dtype=torch.float64)
+    for step in STEPS:
+        shadow.fold(random_weights(step), step=step)
+    assert same_bits(served_weights(store, run.run_id, "swa"), shadow.value())
+    folded = newest(run, "swa").folded
+    assert len(folded) == len(set(folded)) == 4
+
+
+def test_an_abandoned_branch_leaves_the_average() -> None:
+    """After a resume from an older checkpoint the average holds the surviving path alone, bit for bit."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    worker = averager(store)
+    entries = {step: run.checkpoint(step, random_weights(step)) for step in (20, 30, 40)}
+    run_until_idle(worker)
+    run.log.append(AttemptFailed(reason="worker_died"))
+    run.start_attempt(resumed_from=entries[20].seq)
+    run.checkpoint(30, random_weights(130))
+    run.checkpoint(40, random_weights(140))
+    run.finish()
+    run_until_idle(worker)
+    shadow = ShadowWeights(parse_rule(AVERAGES["swa"]), dtype=torch.float64)
+    for step, seed in ((20, 20), (30, 130), (40, 140)):
+        shadow.fold(random_weights(seed), step=step)
+    assert same_bits(served_weights(store, run.run_id, "swa"), shadow.value())
+
+
+def test_a_rewind_with_nothing_new_is_published() -> None:
+    """Even before the new branch has a checkpoint, the newest generation stops naming the old one."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    worker = averager(store)
+    first = run.checkpoint(20, random_weights(20))
+    run.checkpoint(30, random_weights(30))
+    run_until_idle(worker)
+    run.log.append(AttemptFailed(reason="worker_died"))
+    run.start_attempt(resumed_from=first.seq)
+    run_until_idle(worker)
+    assert newest(run, "swa").folded == [first.seq]
+
+
+def changed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A sound state dict but for one tensor."""
+    return random_weights(30) | {name: tensor}
+
+
+BAD: dict[str, tuple[Callable[[], bytes], dict[str, object]]] = {
+    "40 empty file": (lambda: b"", {}),
+    "41 seven bytes": (lambda: b"\x01" * 7, {}),
+    "46 truncated": (lambda: serialize(random_weights(30))[:-4], {}),
+    "47 trailing": (lambda: serialize(random_weights(30)) + b"xx", {}),
+    "59 NaN": (lambda: serialize(changed("scale", torch.tensor(float("nan")))), {}),
+    "60 extra": (lambda: serialize(changed("new", torch.ones(1))), {}),
+    "61 shape": (lambda: serialize(changed("scale", torch.ones(1))), {}),
+    "62 int": (lambda: serialize(changed("scale", torch.tensor(1))), {}),
+    "63 size": (lambda: serialize(random_weights(30)), {"size_bytes": 5}),
+    "64 sha256": (lambda: serialize(random_weights(30)), {"sha256": "0" * 64}),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_checkpoint_is_rejected_and_the_others_folded(case: str) -> None:
+    """40-64: recorded as rejected with a code, in every average; the rest is folded as if it had not been."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    make_body, claims = BAD[case]
+    run.checkpoint(20, random_weights(20))
+    run.checkpoint_bytes(30, make_body(), **claims)  # type: ignore[arg-type]
+    run.checkpoint(40, random_weights(40))
+    run.finish()
+    run_until_idle(averager(store))
+    for name in AVERAGES:
+        manifest = newest(run, name)
+        assert [aside.step for aside in manifest.rejected] == [30]
+        assert manifest.rejected[0].code
+        assert manifest.coefficients.keys() == {20, 40}
+    run.log.refresh()
+    assert run.log.state is RunState.SUCCEEDED
+
+
+def test_a_missing_object_is_rejected() -> None:
+    """67: a committed checkpoint whose object is gone is rejected as `object_missing`; folding goes on."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    gone = run.checkpoint(20, random_weights(20))
+    store.delete(gone.files[layout.MODEL_FILE].key)
+    run.checkpoint(30, random_weights(30))
+    run.finish()
+    run_until_idle(averager(store))
+    assert [aside.code for aside in newest(run, "swa").rejected] == ["object_missing"]
+
+
+def test_a_damaged_shadow_is_rebuilt_from_older_generations() -> None:
+    """A shadow blob that rots is noticed by its digest; the folds since are replayed from the checkpoints."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    for step in (20, 30):
+        run.checkpoint(step, random_weights(step))
+        run_until_idle(averager(store))
+    shadow = newest(run, "swa").shadow
+    assert shadow is not None
+    store.put(shadow.key, b"rotten")
+    run.checkpoint(40, random_weights(40))
+    run.finish()
+    run_until_idle(averager(store))
+    assert newest(run, "swa").coefficients.keys() == {20, 30, 40}
+
+
+def test_72_failed_calibration_is_recorded_and_the_weights_are_served() -> None:
+    """72: the manifest says `calibration_failed`; the average is published with averaged statistics."""
+    store = MemoryStore()
+    run = finished_run(store)
+    failed = Outcome(BatchNormSummary(status="failed", code="calibration_failed", message="no data"))
+    run_until_idle(averager(store, assessor=ScriptedAssessor(failed)))
+    assessment = newest(run, "swa").assessment
+    assert assessment is not None
+    assert assessment.batchnorm.code == "calibration_failed"
+    assert served_weights(store, run.run_id, "swa").keys() == random_weights(0).keys()
+
+
+def test_user_code_cannot_change_served_weights() -> None:
+    """Buffers that are not the average's own are refused, and the refusal is recorded."""
+    store = MemoryStore()
+    run = finished_run(store)
+    forged = Outcome(BatchNormSummary(status="recalibrated"), buffers={"conv.weight": torch.zeros(9)})
+    run_until_idle(averager(store, assessor=ScriptedAssessor(forged)))
+    assessment = newest(run, "swa").assessment
+    assert assessment is not None
+    assert assessment.batchnorm.status == "failed"
+    assert served_weights(store, run.run_id, "swa")["conv.weight"].shape == (4, 3, 3, 3)
+
+
+def test_assessing_is_rationed_while_training() -> None:
+    """While checkpoints keep coming within the interval, one assessment serves; the end has its own."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    assessor = ScriptedAssessor()
+    worker = averager(store, assessor=assessor)
+    for step in STEPS:
+        run.checkpoint(step, random_weights(step))
+        run_until_idle(worker)
+    assert assessor.num_jobs == 1
+    run.finish()
+    run_until_idle(worker)
+    assert assessor.num_jobs == 2
