@@ -6,6 +6,7 @@ bytes must never see two different runs. Every refusal says where and what.
 
 import asyncio
 import json
+import math
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
 from services.api.problems import HttpProblem
+from services.recipes.registry import recipe_names
 from wa_core.records import AverageRequest, CheckpointPolicy, RunRequest, Scaling
 
 MAX_BODY_BYTES = 1 << 20
@@ -55,6 +57,8 @@ def parse_run_request(body: bytes) -> RunRequest:
     try:
         return RunRequest.model_validate_json(body)
     except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise _not_json(error.errors()[0]["msg"].removeprefix("Invalid JSON: ")) from None
         faults = [_fault(details) for details in error.errors(include_url=False, include_context=False)]
     detail = "; ".join(f"{pointer}: {message}" if pointer else message for pointer, message in faults[:5])
     raise HttpProblem(detail, status=422, code="invalid_request", faults=faults)
@@ -96,14 +100,21 @@ def _check_json(body: bytes) -> None:
         raise HttpProblem(detail, status=400, code="body_not_utf8") from None
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_bounded_integer
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_number,
+            parse_int=_bounded_integer,
+            parse_float=_finite_float,
         )
     except json.JSONDecodeError as error:
-        detail = f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        raise HttpProblem(detail, status=400, code="body_not_json") from None
+        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         _refuse_depth()
     _check_depth(value)
+
+
+def _not_json(reason: str) -> HttpProblem:
+    return HttpProblem(f"the body is not JSON: {reason}", status=400, code="body_not_json")
 
 
 def _check_depth(value: object) -> None:
@@ -155,7 +166,17 @@ def _fault(details: ErrorDetails) -> tuple[str, str]:
     pointer = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if details["type"] == "extra_forbidden":
         return pointer, _nearest(str(location[-1]), model=_PARTS.get(str(location[0]), RunRequest))
+    if details["type"] == "string_pattern_mismatch":
+        return pointer, f"{str(details['input'])[:100]!r} is not allowed; {_form_of(pointer)}"
     return pointer, details["msg"].removeprefix("Value error, ")
+
+
+def _form_of(pointer: str) -> str:
+    if pointer == "recipe":
+        return f"write package.module:ClassName, such as {recipe_names()[0]}"
+    if pointer == "package":
+        return "write sha256: and 64 hexadecimal digits"
+    return "write at most 63 lower-case letters, digits and hyphens, the first no hyphen"
 
 
 def _nearest(name: str, *, model: type[BaseModel]) -> str:

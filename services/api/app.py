@@ -1,0 +1,107 @@
+"""Puts the API together: routes, the token, problems, metrics and the store. Loads neither torch nor ray."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+
+from services.api import problems
+from services.api.auth import require_token
+from services.api.catalog import Catalog
+from services.api.observation import ObservationMiddleware, RequestMetrics
+from services.api.patience import BriefStore
+from services.api.readiness import Readiness
+from services.api.routes import averages, feeds, runs, service
+from services.api.schemas import Problem
+from services.runtime.lifecycle import Stop
+from wa_core.clock import SystemClock
+from wa_core.records import RunRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from wa_core.clock import Clock
+    from wa_core.store.base import ObjectStore
+
+log = structlog.get_logger(__name__)
+
+_ROUTERS = (service.router, runs.router, feeds.router, averages.router)
+_DESCRIPTION = (
+    "Submit training runs, watch them, and download weights that were averaged outside the training job. "
+    "Errors are problem documents (RFC 9457) with a stable `code`."
+)
+
+
+class Api(FastAPI):
+    """The application, whose description also holds the models that routes name without using them."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description."""
+        schema = super().openapi()
+        known = schema["components"]["schemas"]
+        for model in (Problem, RunRequest):
+            definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            known.update(definition.pop("$defs", {}))
+            known.setdefault(model.__name__, definition)
+        return schema
+
+
+def create_app(
+    *,
+    store: ObjectStore,
+    token: str | None = None,
+    clock: Clock | None = None,
+    on_unsafe: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
+) -> FastAPI:
+    """The API over one bucket.
+
+    Args:
+        store: the bucket.
+        token: what callers must send; None lets everybody in.
+        clock: the time; the machine's by default.
+        on_unsafe: told when the store turns out not to honour create-once; it should end the process.
+        stop: once set, waiting requests are answered, so that the process can end.
+    """
+    app = Api(
+        title="weight-averaging",
+        version=service.VERSION,
+        description=_DESCRIPTION,
+        dependencies=[Depends(require_token)],
+        lifespan=_lifespan,
+    )
+    brief = BriefStore(store)
+    app.state.token = token
+    app.state.clock = clock or SystemClock()
+    app.state.stop = stop or Stop()
+    app.state.catalog = Catalog(brief, clock=app.state.clock)
+    app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
+    app.state.metrics = RequestMetrics()
+    app.state.methods_at = methods_at
+    for router in _ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
+    return app
+
+
+def methods_at(path: str) -> list[str]:
+    """The methods that any route takes at `path`, for `Allow`."""
+    routes = (route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute))
+    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.readiness.start()
+    yield
+    app.state.readiness.stop()
+    app.state.catalog.close()
+
+
+def _log_unsafe(message: str) -> None:
+    log.error("unsafe_store", error=message)

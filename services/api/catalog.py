@@ -1,0 +1,289 @@
+"""What the API knows of runs, read from the bucket and kept only to read less of it again.
+
+Everything here can be thrown away at any moment: logs grow by appending, specs and generations never change, so
+a cache only ever lags, and every look at a run asks the bucket what is new. An API replica holds no state.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from wa_core import layout
+from wa_core.catalog.averages import Generations
+from wa_core.catalog.runs import RunLog, fetch_spec, lineage, list_run_ids
+from wa_core.errors import (
+    AlreadyFinishedError,
+    AverageNotFoundError,
+    ConflictError,
+    ObjectNotFoundError,
+    RunNotFoundError,
+)
+from wa_core.records import (
+    Cancelled,
+    CancelRequested,
+    CheckpointCommitted,
+    Entry,
+    Heartbeat,
+    RunSpec,
+    RunState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from wa_core.clock import Clock
+    from wa_core.records import AverageManifest, AverageRequest
+    from wa_core.store.base import ObjectStore
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_RUNS_KEPT = 1024
+MAX_MANIFESTS_KEPT = 4096
+NUM_READERS = 8
+
+_WITHOUT_RUNNER = frozenset({RunState.QUEUED, RunState.PAUSED})
+_CANCELLABLE = frozenset(state for state in RunState if not state.is_terminal and state is not RunState.FINALIZING)
+
+
+@dataclass(frozen=True, slots=True)
+class AverageSnapshot:
+    """One average: its newest generation, and the newest whose weights can be downloaded."""
+
+    name: str
+    newest: AverageManifest | None
+    served: AverageManifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSnapshot:
+    """A run at one moment."""
+
+    spec: RunSpec
+    entries: tuple[Entry, ...]
+    desired_state: str
+    heartbeat: Heartbeat | None
+    averages: tuple[AverageSnapshot, ...]
+
+    @property
+    def state(self) -> RunState:
+        """The state that the log's last entry gives."""
+        return self.entries[-1].state if self.entries else RunState.QUEUED
+
+    @property
+    def attempt(self) -> int:
+        """The newest attempt, 0 before the first."""
+        return self.entries[-1].attempt if self.entries else 0
+
+    @property
+    def lineage(self) -> list[CheckpointCommitted]:
+        """The surviving checkpoints."""
+        return lineage(self.entries)
+
+
+class _Kept(Generic[K, V]):
+    """The most recently used values of a function, safe for threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The value kept for `key`, or a new one. Two threads may make it; the first one stays."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        made = make()
+        with self._lock:
+            kept = self._values.setdefault(key, made)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+        return kept
+
+
+class _KnownRun:
+    """A run's spec and log; the lock is held while the log is used, since `RunLog` is for one thread."""
+
+    def __init__(self, spec: RunSpec, log: RunLog) -> None:
+        self.spec = spec
+        self.log = log
+        self.lock = threading.Lock()
+
+
+class Catalog:
+    """Reads runs and averages from `store`. Methods may be called from several threads."""
+
+    def __init__(self, store: ObjectStore, *, clock: Clock) -> None:
+        self.store = store
+        self._clock = clock
+        self._runs: _Kept[str, _KnownRun] = _Kept(MAX_RUNS_KEPT)
+        self._manifests: _Kept[tuple[str, str, int], AverageManifest] = _Kept(MAX_MANIFESTS_KEPT)
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="catalog")
+
+    def close(self) -> None:
+        """Let the reading threads end."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def spec(self, run_id: str) -> RunSpec:
+        """A run's spec.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        return self._known(run_id).spec
+
+    def entries(self, run_id: str) -> tuple[Entry, ...]:
+        """A run's whole log as of now."""
+        with self._fresh(run_id) as run:
+            return tuple(run.log.entries)
+
+    def snapshot(self, run_id: str) -> RunSnapshot:
+        """All that a run resource is made of.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        with self._fresh(run_id) as run:
+            entries, desired = tuple(run.log.entries), run.log.desired_state
+        is_over = bool(entries) and entries[-1].state.is_terminal
+        return RunSnapshot(
+            spec=run.spec,
+            entries=entries,
+            desired_state=desired,
+            heartbeat=None if is_over else self._heartbeat(run_id, "trainer"),
+            averages=tuple(self.average(run_id, wanted.name) for wanted in run.spec.request.averages),
+        )
+
+    def snapshots(self, run_ids: Iterable[str]) -> list[RunSnapshot]:
+        """Several runs, read side by side; a run that was never wholly created is left out."""
+
+        def read(run_id: str) -> RunSnapshot | None:
+            try:
+                return self.snapshot(run_id)
+            except RunNotFoundError:
+                return None
+
+        return [found for found in self._readers.map(read, run_ids) if found is not None]
+
+    def run_ids(self, *, before: str | None) -> list[str]:
+        """Ids of runs older than `before` (None: of all), newest first."""
+        return [run_id for run_id in list_run_ids(self.store) if before is None or run_id < before]
+
+    def generation(self, run_id: str, name: str, number: int) -> AverageManifest:
+        """One generation of an average.
+
+        Raises:
+            AverageNotFoundError: the run has no such average, or it no such generation.
+        """
+        self.wanted(run_id, name)
+        return self._manifest(Generations(self.store, run_id, name), number)
+
+    def wanted(self, run_id: str, name: str) -> AverageRequest:
+        """What was asked for under `name`.
+
+        Raises:
+            AverageNotFoundError: the run has no average of this name.
+        """
+        averages = {average.name: average for average in self.spec(run_id).request.averages}
+        if name not in averages:
+            raise AverageNotFoundError(
+                f"run {run_id} has no average {name[:100]!r}; it has {', '.join(averages) or 'none'}"
+            )
+        return averages[name]
+
+    def average(self, run_id: str, name: str) -> AverageSnapshot:
+        """Where an average stands.
+
+        Raises:
+            AverageNotFoundError: the run has no average of this name.
+        """
+        generations = self.generations(run_id, name)
+        newest = next(generations, None)
+        if newest is None or newest.files:
+            return AverageSnapshot(name, newest, newest)
+        return AverageSnapshot(name, newest, next((found for found in generations if found.files), None))
+
+    def generations(self, run_id: str, name: str) -> Iterator[AverageManifest]:
+        """An average's generations, newest first.
+
+        Raises:
+            AverageNotFoundError: the run has no average of this name.
+        """
+        self.wanted(run_id, name)
+        known = Generations(self.store, run_id, name)
+        return (self._manifest(known, number) for number in reversed(known.numbers()))
+
+    def cancel(self, run_id: str) -> None:
+        """Ask for a run's end; one that no runner holds ends here and now.
+
+        Raises:
+            AlreadyFinishedError: the run has ended.
+            ConflictError: its training is done; only its averages are being finished.
+        """
+        with self._fresh(run_id) as run:
+            _check_cancellable(run.log)
+            if run.log.desired_state != "cancelled":
+                run.log.append(CancelRequested(), expect=_CANCELLABLE)
+            try:
+                run.log.append(Cancelled(), expect=_WITHOUT_RUNNER)
+            except AlreadyFinishedError:
+                return  # another cancel, or the runner, was quicker
+            except ConflictError:
+                return  # a runner holds it, and will end it at a step boundary
+        self.store.delete(layout.queue_marker(run_id, priority=run.spec.request.priority))
+
+    @contextmanager
+    def _fresh(self, run_id: str) -> Iterator[_KnownRun]:
+        run = self._known(run_id)
+        with run.lock:
+            if not run.log.state.is_terminal:
+                run.log.refresh()
+            yield run
+
+    def _known(self, run_id: str) -> _KnownRun:
+        if not layout.is_run_id(run_id):
+            raise RunNotFoundError(f"there is no run {run_id[:100]!r}")
+        return self._runs.get(
+            run_id,
+            lambda: _KnownRun(fetch_spec(self.store, run_id), RunLog(self.store, run_id, clock=self._clock)),
+        )
+
+    def _manifest(self, generations: Generations, number: int) -> AverageManifest:
+        key = (generations.run_id, generations.name, number)
+        return self._manifests.get(key, lambda: generations.fetch(number))
+
+    def _heartbeat(self, run_id: str, who: str) -> Heartbeat | None:
+        try:
+            return Heartbeat.model_validate_json(self.store.get(layout.heartbeat(run_id, who)))
+        except (ObjectNotFoundError, ValidationError):
+            return None  # advisory: a heartbeat that cannot be read is none
+
+
+def best_of(generations: Iterable[AverageManifest]) -> AverageManifest | None:
+    """The generation with the lowest held-out loss among those that can be downloaded; the newest of equals."""
+    rated = [(loss, found) for found in generations if found.files and (loss := _loss(found)) is not None]
+    return min(rated, key=lambda pair: (pair[0], -pair[1].generation))[1] if rated else None
+
+
+def _loss(manifest: AverageManifest) -> float | None:
+    assessment = manifest.assessment
+    return assessment.averaged.metrics.get("loss") if assessment and assessment.averaged else None
+
+
+def _check_cancellable(log: RunLog) -> None:
+    if log.state.is_terminal:
+        raise AlreadyFinishedError(f"run {log.run_id} is {log.state} already; there is nothing to cancel")
+    if log.state is RunState.FINALIZING:
+        raise ConflictError(
+            f"run {log.run_id} has finished training and is publishing its averages; there is nothing to cancel",
+            code="already_finalizing",
+        )

@@ -1,0 +1,210 @@
+"""Turns snapshots of the bucket into the API's resources. Pure: no store, no clock, no HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from services.api.schemas import (
+    AverageResource,
+    CheckpointResource,
+    EvaluationSet,
+    Reason,
+    RunResource,
+    Weights,
+)
+from services.recipes import registry
+from wa_core import layout
+from wa_core.catalog.runs import lineage
+from wa_core.errors import InvalidInputError
+from wa_core.records import (
+    AttemptFailed,
+    AveragingState,
+    CheckpointCommitted,
+    Failed,
+    RunState,
+    TrainingFinished,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from services.api.catalog import AverageSnapshot, RunSnapshot
+    from wa_core.records import AverageManifest, AverageRequest, Entry, Evaluation, FileRef, Heartbeat, RunRequest
+
+WEIGHTS_FILES = {"weights.safetensors": layout.MODEL_FILE, "weights.pt": layout.PICKLE_FILE}
+
+
+def run_resource(run: RunSnapshot) -> RunResource:
+    """A run as the API shows it."""
+    request = run.spec.request
+    beat = _current_beat(run)
+    step, metrics = _newest_step(run, beat)
+    return RunResource(
+        run_id=run.spec.run_id,
+        state=_shown_state(run, beat),
+        desired_state=run.desired_state,
+        averaging_state=averaging_state(run),
+        reason=_reason(run),
+        recipe=request.recipe,
+        config=request.config,
+        scaling=request.scaling,
+        checkpoint=request.checkpoint,
+        averages=request.averages,
+        labels=request.labels,
+        priority=request.priority,
+        max_failures=request.max_failures,
+        seed=request.seed,
+        step=step,
+        total_steps=beat.total_steps if beat and beat.total_steps else _planned_steps(request),
+        attempt=run.attempt,
+        metrics=metrics,
+        created_at=run.spec.created_at,
+        updated_at=_updated_at(run, beat),
+    )
+
+
+def averaging_state(run: RunSnapshot) -> AveragingState:
+    """What the averaging of a run is doing: the least finished of its averages at work decides."""
+    if run.state is RunState.SUCCEEDED or not run.averages:
+        return AveragingState.PUBLISHED
+    states = {_average_state(average, run.lineage) for average in run.averages}
+    order = (AveragingState.FOLDING, AveragingState.ASSESSING, AveragingState.WAITING, AveragingState.PUBLISHED)
+    return next(state for state in order if state in states)
+
+
+def _average_state(average: AverageSnapshot, checkpoints: Sequence[CheckpointCommitted]) -> AveragingState:
+    newest = average.newest
+    if newest is None or not newest.folded:
+        return AveragingState.WAITING
+    surviving = {checkpoint.seq for checkpoint in checkpoints}
+    if behind(newest, checkpoints) or not surviving.issuperset(newest.folded):
+        return AveragingState.FOLDING
+    return AveragingState.PUBLISHED if newest.assessment else AveragingState.ASSESSING
+
+
+def behind(manifest: AverageManifest | None, checkpoints: Sequence[CheckpointCommitted]) -> int:
+    """How many surviving checkpoints an average has not looked at yet."""
+    cursor = manifest.cursor if manifest else 0
+    return sum(checkpoint.seq > cursor for checkpoint in checkpoints)
+
+
+def average_resource(
+    run_id: str,
+    wanted: AverageRequest,
+    *,
+    shown: AverageManifest | None,
+    served: AverageManifest | None,
+    checkpoints: Sequence[CheckpointCommitted],
+) -> AverageResource:
+    """An average as the API shows it.
+
+    Args:
+        run_id: its run.
+        wanted: what was asked for.
+        shown: the generation to describe, None before the first.
+        served: the generation whose weights and evaluation are out, None before the first.
+        checkpoints: the run's surviving checkpoints.
+    """
+    assessed = shown if shown and shown.assessment else served
+    assessment = assessed.assessment if assessed else None
+    return AverageResource(
+        name=wanted.name,
+        rule=wanted.rule,
+        generation=shown.generation if shown else None,
+        n_averaged=shown.n_averaged if shown else 0,
+        first_step=shown.first_step if shown else None,
+        last_step=shown.last_step if shown else None,
+        behind=behind(shown, checkpoints),
+        coefficients=shown.coefficients if shown else {},
+        evaluation=EvaluationSet(
+            raw=_flat(assessment.raw if assessment else None),
+            averaged=_flat(assessment.averaged if assessment else None),
+            before_recalibration=_flat(assessment.before_recalibration if assessment else None),
+        ),
+        batchnorm=assessment.batchnorm if assessment else None,
+        rejected=shown.rejected if shown else [],
+        skipped=shown.skipped if shown else [],
+        weights=_weights(run_id, served),
+        published_generation=served.generation if served else None,
+    )
+
+
+def checkpoint_resources(entries: Sequence[Entry]) -> list[CheckpointResource]:
+    """Every checkpoint in a run's log, in order, those of abandoned branches included."""
+    surviving = {checkpoint.seq for checkpoint in lineage(entries)}
+    return [
+        _checkpoint(entry, is_abandoned=entry.seq not in surviving)
+        for entry in entries
+        if isinstance(entry, CheckpointCommitted)
+    ]
+
+
+def _checkpoint(entry: CheckpointCommitted, *, is_abandoned: bool) -> CheckpointResource:
+    weights = entry.files.get(layout.MODEL_FILE)
+    return CheckpointResource(
+        seq=entry.seq,
+        step=entry.step,
+        epoch=entry.epoch,
+        attempt=entry.attempt,
+        lr=entry.lr,
+        metrics=entry.metrics,
+        size_bytes=sum(file.size_bytes for file in entry.files.values()),
+        sha256=weights.sha256 if weights else None,
+        is_abandoned=is_abandoned,
+        created_at=entry.at,
+    )
+
+
+def _weights(run_id: str, served: AverageManifest | None) -> Weights | None:
+    if served is None or layout.MODEL_FILE not in served.files:
+        return None
+    file: FileRef = served.files[layout.MODEL_FILE]
+    path = f"/v1/runs/{run_id}/averages/{served.name}/weights.safetensors?generation={served.generation}"
+    return Weights(sha256=file.sha256, size_bytes=file.size_bytes, url=path)
+
+
+def _flat(evaluation: Evaluation | None) -> dict[str, float] | None:
+    return None if evaluation is None else evaluation.metrics | {"step": evaluation.step}
+
+
+def _current_beat(run: RunSnapshot) -> Heartbeat | None:
+    """The trainer's heartbeat, unless it is an older attempt's."""
+    return run.heartbeat if run.heartbeat and run.heartbeat.attempt == run.attempt else None
+
+
+def _shown_state(run: RunSnapshot, beat: Heartbeat | None) -> RunState:
+    """A run that steps is running, even before its first checkpoint says so in the log."""
+    is_stepping = beat is not None and (beat.step or 0) >= 1
+    return RunState.RUNNING if run.state is RunState.STARTING and is_stepping else run.state
+
+
+def _newest_step(run: RunSnapshot, beat: Heartbeat | None) -> tuple[int, dict[str, float]]:
+    told: list[tuple[int, dict[str, float]]] = [(0, {})]
+    if run.lineage:
+        told.append((run.lineage[-1].step, run.lineage[-1].metrics))
+    told += [(entry.step, entry.metrics) for entry in run.entries[-3:] if isinstance(entry, TrainingFinished)]
+    if beat is not None:
+        told.append((beat.step or 0, beat.metrics))
+    step = max(at for at, _ in told)
+    return step, next((metrics for _, metrics in sorted(told, key=lambda pair: -pair[0]) if metrics), {})
+
+
+def _reason(run: RunSnapshot) -> Reason | None:
+    if run.state not in {RunState.FAILED, RunState.RECOVERING}:
+        return None
+    failures = (entry for entry in reversed(run.entries) if isinstance(entry, AttemptFailed | Failed))
+    failure = next(failures, None)
+    return Reason(code=failure.reason, message=failure.message) if failure else None
+
+
+def _planned_steps(request: RunRequest) -> int | None:
+    try:
+        return registry.total_steps(request.recipe, request.config)
+    except InvalidInputError:
+        return None  # submitted to a version that knew this recipe
+
+
+def _updated_at(run: RunSnapshot, beat: Heartbeat | None) -> datetime:
+    times = [run.spec.created_at, *(entry.at for entry in run.entries[-1:] if entry.at)]
+    return max([*times, beat.at] if beat else times)

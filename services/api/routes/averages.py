@@ -1,0 +1,102 @@
+"""A run's averages, and their weights to download."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from services.api.resources import average_resource
+from services.api.routes.dependencies import CatalogDep, problems
+from services.api.schemas import AverageResource, Listing
+from services.api.selection import Selection, select, select_file
+from services.api.weights import redirect_response, weights_response
+from wa_core.catalog.runs import lineage
+
+router = APIRouter(prefix="/v1/runs/{run_id}/averages", tags=["averages"])
+
+_MAX_GENERATION = 99_999_999
+_FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the file", "content": {"application/octet-stream": {}}},
+    206: {"description": "the range asked for", "content": {"application/octet-stream": {}}},
+    304: {"description": "the caller has it already"},
+    307: {"description": "the store's own address, when asked for with redirect"},
+    **problems(404, 409, 412, 416, 422),
+}
+
+
+def selection(
+    generation: Annotated[int | None, Query(ge=1, le=_MAX_GENERATION)] = None,
+    step: Annotated[int | None, Query(ge=0, lt=10**12, description="step of the last checkpoint in it")] = None,
+    at: Annotated[Literal["latest", "best"] | None, Query(description="best: lowest held-out loss")] = None,
+) -> Selection:
+    """Which generation is wanted."""
+    return Selection(generation=generation, step=step, at=at)
+
+
+SelectionDep = Annotated[Selection, Depends(selection)]
+
+
+@router.get("", responses=problems(404))
+def list_averages(run_id: str, catalog: CatalogDep) -> Listing[AverageResource]:
+    """List a run's averages, in the order in which they were asked for."""
+    run = catalog.snapshot(run_id)
+    return Listing(
+        data=[
+            average_resource(run_id, wanted, shown=average.newest, served=average.served, checkpoints=run.lineage)
+            for wanted, average in zip(run.spec.request.averages, run.averages, strict=True)
+        ]
+    )
+
+
+@router.get("/{name}", responses=problems(404, 409, 422))
+def show_average(run_id: str, name: str, catalog: CatalogDep, chosen: SelectionDep) -> AverageResource:
+    """Show an average: its newest generation, or the one asked for."""
+    wanted = catalog.wanted(run_id, name)
+    shown, served = select(catalog, run_id, name, chosen)
+    checkpoints = lineage(catalog.entries(run_id))
+    return average_resource(run_id, wanted, shown=shown, served=served, checkpoints=checkpoints)
+
+
+# One route for each file and not a pattern: what can be downloaded is a short list, and it is in the description.
+@router.head("/{name}/weights.safetensors", include_in_schema=False)
+@router.get("/{name}/weights.safetensors", response_class=Response, responses=_FILE_ANSWERS)
+def download_safetensors(
+    run_id: str,
+    name: str,
+    request: Request,
+    catalog: CatalogDep,
+    chosen: SelectionDep,
+    redirect: Annotated[bool, Query(description="go to the store itself, where it can be reached")] = False,  # noqa: FBT002
+) -> Response:
+    """Download averaged weights as safetensors. Ranges, If-Range and digests work."""
+    return _download(run_id, name, request, catalog, chosen, file="weights.safetensors", redirect=redirect)
+
+
+@router.head("/{name}/weights.pt", include_in_schema=False)
+@router.get("/{name}/weights.pt", response_class=Response, responses=_FILE_ANSWERS)
+def download_pickle(
+    run_id: str,
+    name: str,
+    request: Request,
+    catalog: CatalogDep,
+    chosen: SelectionDep,
+    redirect: Annotated[bool, Query(description="go to the store itself, where it can be reached")] = False,  # noqa: FBT002
+) -> Response:
+    """Download averaged weights as a state dict for `torch.load(..., weights_only=True)`."""
+    return _download(run_id, name, request, catalog, chosen, file="weights.pt", redirect=redirect)
+
+
+def _download(
+    run_id: str,
+    name: str,
+    request: Request,
+    catalog: CatalogDep,
+    chosen: Selection,
+    *,
+    file: str,
+    redirect: bool,
+) -> Response:
+    manifest, ref = select_file(catalog, run_id, name, chosen, file=file)
+    if redirect and (elsewhere := redirect_response(catalog.store, ref)):
+        return elsewhere
+    filename = f"{name}-{run_id}-{manifest.generation}.{file.rpartition('.')[2]}"
+    return weights_response(request, catalog.store, ref, filename=filename)

@@ -1,0 +1,51 @@
+"""The service itself: whether it lives, is ready, its version and its metrics. No token is needed."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from services.api.auth import public
+from services.api.page import index_page
+from wa_core.records import FORMAT
+
+router = APIRouter(tags=["service"])
+
+VERSION = version("weight-averaging")
+
+
+@router.get("/livez")
+@public
+async def livez() -> dict[str, str]:
+    """Say that the process lives, whatever the store does."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"description": "not ready; `checks` says why"}})
+@public
+def readyz(request: Request) -> dict[str, Any]:
+    """Say whether the store keeps its promises and answers now."""
+    return {"status": "ok", "checks": request.app.state.readiness.check()}
+
+
+@router.get("/version")
+@public
+async def show_version() -> dict[str, Any]:
+    """The service's version, and that of the bucket's format."""
+    return {"version": VERSION, "format": FORMAT}
+
+
+@router.get("/metrics", response_class=Response)
+@public
+def metrics(request: Request) -> Response:
+    """Prometheus metrics of this replica."""
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", response_class=Response, include_in_schema=False)
+@public
+async def index() -> Response:
+    """A page for people who open the service in a browser."""
+    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return Response(index_page(VERSION), media_type="text/html; charset=utf-8", headers=headers)

@@ -1,0 +1,114 @@
+"""Picks a generation of an average: the newest, a numbered one, that of a step, or the best measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from services.api.catalog import best_of
+from services.api.problems import HttpProblem
+from services.api.resources import WEIGHTS_FILES, run_resource
+from wa_core.averaging.rules import parse_rule
+from wa_core.errors import AverageNotFoundError, ConflictError, NoAverageYetError, NotFoundError
+
+if TYPE_CHECKING:
+    from services.api.catalog import Catalog
+    from wa_core.records import AverageManifest, FileRef
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which generation a caller wants; all None is the newest."""
+
+    generation: int | None = None
+    step: int | None = None
+    at: Literal["latest", "best"] | None = None
+
+    def __post_init__(self) -> None:
+        if sum(choice is not None for choice in (self.generation, self.step, self.at)) > 1:
+            message = "generation, step and at each pick a generation; give one of them"
+            raise HttpProblem(message, status=422, code="invalid_request", faults=[("query", message)])
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether the newest generation is wanted."""
+        return self.generation is None and self.step is None and self.at != "best"
+
+
+def select(
+    catalog: Catalog, run_id: str, name: str, selection: Selection
+) -> tuple[AverageManifest | None, AverageManifest | None]:
+    """The generation to show, and the one whose weights are served with it; either may be None.
+
+    Raises:
+        NotFoundError: no such run, average or generation.
+        ConflictError: the best is wanted, and none has been measured.
+    """
+    if selection.is_newest:
+        average = catalog.average(run_id, name)
+        return average.newest, average.served
+    if selection.generation is not None:
+        found = catalog.generation(run_id, name, selection.generation)
+    elif selection.step is not None:
+        found = _ending_at(catalog, run_id, name, step=selection.step)
+    else:
+        found = _best(catalog, run_id, name)
+    return found, found if found.files else None
+
+
+def select_file(
+    catalog: Catalog, run_id: str, name: str, selection: Selection, *, file: str
+) -> tuple[AverageManifest, FileRef]:
+    """The file (a key of `WEIGHTS_FILES`) of the generation wanted.
+
+    Raises:
+        NoAverageYetError: nothing has been published; the message says how far the run is.
+        NotFoundError: no such run, average, generation, or kind of file.
+    """
+    _, served = select(catalog, run_id, name, selection)
+    if served is None:
+        raise NoAverageYetError(_progress(catalog, run_id, name))
+    ref = served.files.get(WEIGHTS_FILES[file])
+    if ref is None:
+        there = ", ".join(given for given, stored in WEIGHTS_FILES.items() if stored in served.files)
+        raise NotFoundError(
+            f"generation {served.generation} of average {name!r} has no {file}; it has {there}",
+            code="file_not_found",
+        )
+    return served, ref
+
+
+def _ending_at(catalog: Catalog, run_id: str, name: str, *, step: int) -> AverageManifest:
+    """The newest generation whose last checkpoint is of `step`, one with weights before one without."""
+    ending = [found for found in catalog.generations(run_id, name) if found.last_step == step]
+    if not ending:
+        raise AverageNotFoundError(
+            f"average {name!r} of run {run_id} has no generation that ends at step {step}",
+            code="generation_not_found",
+        )
+    return next((found for found in ending if found.files), ending[0])
+
+
+def _best(catalog: Catalog, run_id: str, name: str) -> AverageManifest:
+    best = best_of(catalog.generations(run_id, name))
+    if best is not None:
+        return best
+    if catalog.average(run_id, name).served is None:
+        raise NoAverageYetError(_progress(catalog, run_id, name))
+    raise ConflictError(
+        f"no generation of average {name!r} has a held-out loss, so none is the best; ask for at=latest",
+        code="no_evaluation",
+    )
+
+
+def _progress(catalog: Catalog, run_id: str, name: str) -> str:
+    """Why there are no weights yet, with the numbers that let a caller guess when there will be."""
+    run = run_resource(snapshot := catalog.snapshot(run_id))
+    wanted = catalog.wanted(run_id, name)
+    newest = next(average.newest for average in snapshot.averages if average.name == name)
+    num_folded = newest.n_averaged if newest else 0
+    return (
+        f"average {name!r} ({wanted.rule}) has no published weights yet: {len(snapshot.lineage)} checkpoints so "
+        f"far, {num_folded} folded; it counts checkpoints from step {parse_rule(wanted.rule).start_step}, and the "
+        f"run ({run.state}) is at step {run.step} of {run.total_steps or 'an unknown number'}"
+    )

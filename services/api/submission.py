@@ -1,0 +1,48 @@
+"""Checks a submission as a whole before a run exists, so that what is queued can start.
+
+The form of the body has been checked already (`services.api.body`); here it is held against what this service
+can do: its recipes and its rules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from services.api.problems import HttpProblem
+from services.recipes.registry import check_recipe
+from wa_core.averaging.rules import parse_rule
+from wa_core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from wa_core.records import AverageRequest, RunRequest
+
+
+def check_submission(request: RunRequest) -> None:
+    """Refuse a submission that no trainer or averager here could carry out.
+
+    Raises:
+        HttpProblem: 422 ``package_not_found``, ``recipe_not_allowed``, ``unknown_recipe``, ``invalid_config`` or
+            ``invalid_rule``.
+    """
+    if request.package is not None:
+        detail = f"there is no package {request.package}; leave `package` out to use a built-in recipe"
+        raise HttpProblem(detail, status=422, code="package_not_found", faults=[("package", detail)])
+    try:
+        check_recipe(request.recipe, request.config)
+    except InvalidInputError as error:
+        pointer = "config" if error.code == "invalid_config" else "recipe"
+        faults = [(pointer, error.message)]
+        raise HttpProblem(error.message, status=422, code=error.code, faults=faults) from None
+    if faults := _rule_faults(request.averages):
+        detail = "; ".join(f"{pointer}: {message}" for pointer, message in faults[:5])
+        raise HttpProblem(detail, status=422, code="invalid_rule", faults=faults)
+
+
+def _rule_faults(averages: list[AverageRequest]) -> list[tuple[str, str]]:
+    faults = []
+    for number, average in enumerate(averages):
+        try:
+            parse_rule(average.rule)
+        except InvalidInputError as error:
+            faults.append((f"averages[{number}].rule", error.message))
+    return faults
