@@ -148,10 +148,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    raise HttpProblem(
-        f"{text} is not a JSON number; leave it out or write null", status=422, code="invalid_number"
-    )
+def _refuse_number(text: str) -> NoReturn:
+    detail = f"{text[:40]} is not a finite JSON number; leave it out or write null"
+    raise HttpProblem(detail, status=422, code="invalid_number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_number(text)
 
 
 def _bounded_integer(digits: str) -> int:
