@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from support.seaweed import Seaweed, running_seaweed
 
 if TYPE_CHECKING:

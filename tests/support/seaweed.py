@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wa_core.store.s3 import S3Store
 
 ACCESS_KEY = "test-access-key"
-SECRET_KEY = "test-secret-key"  # noqa: S105  of a throw-away server
+SECRET_KEY = "test-secret-key"
 
 
 @dataclass

@@ -21,16 +21,17 @@ def check_key(key: str) -> str:
     """Return `key` if every adapter can hold it.
 
     Raises:
-        InvalidInputError: an empty, ``.`` or ``..`` part (so no leading, trailing or double slash), a NUL, a part
-            over 255 bytes, or a key over 1024 bytes; file systems and S3 servers each bend some of these.
+        InvalidInputError: an empty, ``.`` or ``..`` part (so no leading, trailing or double slash), a NUL, a
+            backslash, a part over 255 bytes, or a key over 1024 bytes; file systems and S3 servers each bend some
+            of these into another key.
     """
     parts = key.split("/")
     try:
         sizes = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
         raise InvalidInputError(f"{key!r} cannot be a key: it is not valid Unicode") from None
-    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in key:
-        raise InvalidInputError(f"{key!r} cannot be a key: parts must not be empty, '.', '..' or hold a NUL")
+    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in key or "\\" in key:
+        raise InvalidInputError(f"{key!r} cannot be a key: no empty, '.' or '..' parts, no NUL, no backslash")
     if max(sizes) > MAX_PART_BYTES or sum(sizes) + len(parts) - 1 > MAX_KEY_BYTES:
         raise InvalidInputError(
             f"{key[:60]!r}… cannot be a key: it holds over {MAX_KEY_BYTES} bytes, or a part over {MAX_PART_BYTES}"

@@ -146,6 +146,8 @@ def _translated_write(key: str) -> Iterator[None]:
             raise InvalidInputError(
                 f"{key} cannot be written: another key is in the way; no key may be another's folder"
             ) from None
+        except FileNotFoundError as error:
+            raise StoreUnavailableError(f"{key}: {error.filename} is gone; check the disk") from error
 
 
 def _chunks(file: BinaryIO, wanted: ByteRange) -> Iterator[bytes]:

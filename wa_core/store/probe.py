@@ -13,7 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wa_core.errors import AlreadyExistsError, TransientError, UnsafeStoreError
+from wa_core.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    TransientError,
+    UnsafeStoreError,
+)
 from wa_core.store.base import ByteRange
 
 if TYPE_CHECKING:
@@ -75,8 +81,8 @@ def probe_store(store: ObjectStore, *, prefix: str = "probe/") -> ProbeReport:
         _clean_up(store, folder)
     if failed := [f"{check.name} ({check.detail})" for check in report.checks if not check.is_ok]:
         raise UnsafeStoreError(
-            f"the object store cannot be trusted with commits: {'; '.join(failed)}. Use SeaweedFS 4.18 or newer, AWS "
-            "S3, or another store with atomic conditional writes"
+            f"the object store cannot be trusted with commits: {'; '.join(failed)}. Use SeaweedFS 4.18 or newer, "
+            "AWS S3, or another store with atomic conditional writes"
         )
     return report
 
@@ -89,7 +95,7 @@ def _run(name: str, check: Callable[[ObjectStore, str], str], store: ObjectStore
     started = time.monotonic()
     try:
         detail, is_ok = check(store, f"{folder}{name}/"), True
-    except _BrokenPromiseError as broken:
+    except (_BrokenPromiseError, NotFoundError, InvalidInputError) as broken:
         detail, is_ok = str(broken), False
     return Check(name, is_ok, detail, time.monotonic() - started)
 
