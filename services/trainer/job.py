@@ -1,0 +1,200 @@
+"""One attempt as a Ray Train job: the only file that imports ray.
+
+Ray starts the workers and their process group, and says when one has died. It gets no weights, no retries and no
+storage of ours: checkpoints and recovery belong to `wa_core.publisher` and `services.trainer.runner`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from services.trainer.failure import INSUFFICIENT_RESOURCES, RAY_UNAVAILABLE, WORKER_DIED
+from wa_core.errors import (
+    ConfigurationError,
+    TransientError,
+    UserCodeError,
+    WeightAveragingError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from services.runtime.settings import Settings
+    from wa_core.records import Scaling
+
+CONNECT_PATIENCE_S = 60.0
+PROCESS_GROUP_TIMEOUT_S = 900
+OBJECT_STORE_BYTES = 200 * 1024 * 1024
+
+# A dictionary, because type checkers see the first version of Ray's FailureConfig, which lacks the second field.
+_NO_RETRIES: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 3}
+
+# Read by Ray when it is imported, and passed on by it to its controller and workers.
+_RAY_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """Which attempt of which run to train, and with how many workers."""
+
+    run_id: str
+    attempt: int
+    scaling: Scaling
+
+
+def run_job(job: TrainingJob, settings: Settings) -> None:
+    """Train one attempt on Ray; returns when every worker has returned.
+
+    Must be called in the main thread of a process of its own: SIGINT then aborts the job in good order.
+
+    Raises:
+        ConfigurationError: with code ``insufficient_resources``, the cluster is too small.
+        TransientError: Ray cannot be reached (``ray_unavailable``) or a worker died (``worker_died``).
+        UserCodeError: the recipe raised.
+        WeightAveragingError: whatever a worker's training loop raised.
+    """
+    _prepare_environment(settings.ray_address)
+    import ray
+
+    _connect(settings.ray_address)
+    try:
+        _check_resources(job.scaling, ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
+        with tempfile.TemporaryDirectory(prefix="wa-train-") as folder:
+            _fit(job, settings, folder=folder)
+    finally:
+        ray.shutdown()
+
+
+def _prepare_environment(address: str | None) -> None:
+    """Set what Ray reads when it is imported; a cluster of our own gets a token that only its processes know."""
+    os.environ.update(_RAY_ENVIRONMENT)
+    if address is None:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def _connect(address: str | None) -> None:
+    """Join the cluster at `address`, or start a small one that ends with this process."""
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
+    if address is None:
+        ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        return
+    deadline = time.monotonic() + CONNECT_PATIENCE_S
+    while True:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise TransientError(
+                    f"Ray at {address} could not be reached within {CONNECT_PATIENCE_S:.0f} s: {error}",
+                    code=RAY_UNAVAILABLE,
+                ) from error
+            ray.shutdown()
+            time.sleep(1.0)
+        else:
+            return
+
+
+def _check_resources(scaling: Scaling, cluster: Mapping[str, float]) -> None:
+    """Refuse what Ray would wait for without an end.
+
+    Raises:
+        ConfigurationError: with code ``insufficient_resources``.
+    """
+    for name, num_each in _resources_each(scaling).items():
+        wanted, there = scaling.num_workers * num_each, cluster.get(name, 0)
+        if wanted > there:
+            raise ConfigurationError(
+                f"{scaling.num_workers} workers need {wanted:g} {name}s, but the whole cluster has {there:g}; "
+                f"ask for fewer workers or add nodes",
+                code=INSUFFICIENT_RESOURCES,
+            )
+
+
+def _resources_each(scaling: Scaling) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if scaling.use_gpu else {"CPU": 1}
+
+
+def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    trainer = TorchTrainer(
+        _train_function(job, settings),
+        torch_config=TorchConfig(
+            backend="nccl" if job.scaling.use_gpu else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=job.scaling.num_workers,
+            use_gpu=job.scaling.use_gpu,
+            resources_per_worker=_resources_each(job.scaling),
+        ),
+        run_config=RunConfig(
+            name=f"{job.run_id}-{job.attempt}",
+            storage_path=folder,
+            failure_config=FailureConfig(**_NO_RETRIES),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause_of(error) from error
+
+
+def _train_function(job: TrainingJob, settings: Settings) -> Callable[[], None]:
+    """What every worker runs. The settings travel inside it, so that no log or dashboard shows them."""
+
+    def train_worker() -> None:
+        import ray.train
+
+        from services.runtime.stores import open_store
+        from services.trainer.loop import TrainContext, train
+
+        ranks = ray.train.get_context()
+        train(
+            TrainContext(
+                open_store(settings),
+                job.run_id,
+                job.attempt,
+                rank=ranks.get_world_rank(),
+                world_size=ranks.get_world_size(),
+                device="cuda" if job.scaling.use_gpu else "cpu",
+            )
+        )
+
+    return train_worker
+
+
+def _cause_of(error: Exception) -> WeightAveragingError:
+    """The one reason behind a failed job; a dead worker comes before the errors that it caused in others."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
+    for rank, cause in causes.items():
+        if not isinstance(cause, WeightAveragingError):
+            return TransientError(f"worker {rank} died: {_first_line(cause)}", code=WORKER_DIED)
+    known = [cause for cause in causes.values() if isinstance(cause, WeightAveragingError)]
+    for kind in (UserCodeError, WeightAveragingError):
+        for cause in known:
+            if isinstance(cause, kind) and cause.code != "peer_lost":
+                return cause
+    return known[0] if known else TransientError(f"Ray Train failed: {_first_line(error)}", code="ray_failed")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
