@@ -1,0 +1,168 @@
+"""The compose file and its images, read as text: what must hold before any engine starts them."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "deploy" / "images"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(:-)?")
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+each_dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+
+
+def test_every_process_of_the_stack_is_a_service() -> None:
+    """The containers are the processes of the embedded stack, with one more Ray node."""
+    assert set(SERVICES) == {"store", "ray-head", "ray-worker", "averager", "api"}
+
+
+def test_only_the_api_and_s3_are_published_and_only_on_loopback() -> None:
+    """Two ports are published, both on 127.0.0.1 alone, and where they land can be chosen."""
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {
+        "store": ["127.0.0.1:${WA_S3_PORT:-8333}:8333"],
+        "api": ["127.0.0.1:${WA_API_PORT:-8000}:8000"],
+    }
+    assert not any("network_mode" in service for service in SERVICES.values())
+
+
+@each_service
+def test_no_service_has_rights_it_does_not_need(name: str) -> None:
+    """Every service runs as one fixed user without capabilities, and cannot gain any."""
+    service = SERVICES[name]
+    assert service["user"] == "10001:10001"
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & set(service)
+
+
+@pytest.mark.parametrize("name", ["store", "averager", "api"])
+def test_services_that_run_no_training_code_cannot_write_to_their_image(name: str) -> None:
+    """Their root file system is read-only; what they write goes to a volume or to memory."""
+    assert SERVICES[name]["read_only"] is True
+    assert SERVICES[name]["tmpfs"] == ["/tmp"]  # noqa: S108  inside the container
+
+
+@each_service
+def test_every_service_is_watched_and_restarted(name: str) -> None:
+    """A healthcheck says when a service is ready, and a dead one comes back; the image needs no curl for it."""
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"]["test"][:2] == ["CMD", "healthcheck"]
+    assert "start_period" in service["healthcheck"]
+    assert "container_name" not in service
+
+
+@each_service
+def test_services_wait_for_what_they_need(name: str) -> None:
+    """Nothing but the store starts before the service that it needs is healthy."""
+    needs = SERVICES[name].get("depends_on", {})
+    assert {condition["condition"] for condition in needs.values()} == (
+        set() if name == "store" else {"service_healthy"}
+    )
+
+
+@each_service
+def test_every_service_can_be_built_from_the_tree(name: str) -> None:
+    """No image must be pulled but the base: each service names a Dockerfile that is there."""
+    build = SERVICES[name]["build"]
+    assert (ROOT / build["dockerfile"]) in DOCKERFILES
+    assert "pull_policy" not in SERVICES[name]
+
+
+def test_a_bare_start_needs_no_settings() -> None:
+    """Every variable of the compose file has a default, and .env.example explains each of them."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    example = (ROOT / ".env.example").read_text()
+    variables = {match[1]: bool(match[2]) for match in VARIABLE.finditer(text)}
+    assert all(variables.values()), variables
+    assert {name for name in variables if not re.search(rf"^#?{name}=", example, re.MULTILINE)} == set()
+
+
+def test_the_store_keeps_its_objects_and_gets_time_to_stop() -> None:
+    """Objects live in a named volume, which `docker compose down` keeps; stopping may take half a minute."""
+    assert SERVICES["store"]["volumes"] == ["objects:/data"]
+    assert set(COMPOSE["volumes"]) == {"objects"}
+    assert SERVICES["store"]["stop_grace_period"] == "30s"
+
+
+@pytest.mark.parametrize("name", ["ray-head", "ray-worker"])
+def test_ray_asks_for_a_token(name: str) -> None:
+    """A Ray cluster without a token runs anybody's code."""
+    environment = SERVICES[name]["environment"]
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN"]
+    assert environment["RAY_ADDRESS"] == "ray-head:6379"
+
+
+@each_dockerfile
+def test_images_build_without_a_registry_of_frontends(dockerfile: Path) -> None:
+    """No `# syntax=` line and no digest: any engine that has the base image can build them."""
+    text = dockerfile.read_text()
+    assert "syntax=" not in text
+    assert "@sha256" not in text + (ROOT / "docker-compose.yml").read_text()
+    assert re.findall(r"^FROM (.*)", text, re.MULTILINE) == ["${PYTHON_IMAGE}"]
+
+
+@each_dockerfile
+def test_images_end_as_the_fixed_user_and_keep_bytecode(dockerfile: Path) -> None:
+    """The last user is not root, and nothing stops Python from shipping compiled modules."""
+    text = dockerfile.read_text()
+    assert re.findall(r"^USER (.*)", text, re.MULTILINE) == ["10001:10001"]
+    assert "PYTHONDONTWRITEBYTECODE" not in text
+    assert "--no-compile" not in text
+
+
+@each_dockerfile
+def test_what_an_image_copies_is_there(dockerfile: Path) -> None:
+    """Every COPY names files of the tree that .dockerignore lets through."""
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for line in re.findall(r"^COPY (.*)", dockerfile.read_text(), re.MULTILINE):
+        sources = [word for word in line.split()[:-1] if not word.startswith("--")]
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
+
+
+def test_the_images_install_what_pyproject_says() -> None:
+    """The requirements printed for an image are the project's own, with the extras that were asked for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    printed = _run("requirements.py", "torch").stdout.splitlines()
+    assert printed == project["dependencies"] + project["optional-dependencies"]["torch"]
+    assert "no extra 'nonsense'" in _run("requirements.py", "nonsense").stderr
+
+
+def test_the_healthcheck_tells_life_from_death() -> None:
+    """It passes for a port that accepts and a process that runs, and names the target that does not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        alive = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        assert _run("healthcheck.py", alive, "process:pytest").returncode == 0
+    dead = _run("healthcheck.py", "process:pytest", alive)
+    assert dead.returncode == 1
+    assert alive in dead.stderr
+
+
+@pytest.mark.parametrize("target", ["process:no-such-process-here", "ftp://127.0.0.1:1", "tcp://nowhere"])
+def test_the_healthcheck_fails_on_what_it_cannot_find_or_understand(target: str) -> None:
+    """A missing process and a misspelt target are failures in one line, not a pass and not a traceback."""
+    ended = _run("healthcheck.py", target)
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(IMAGES / script), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
