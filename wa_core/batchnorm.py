@@ -236,8 +236,8 @@ class _UpdateBn(_Tracker):
         if inputs.numel() <= inputs.shape[1]:
             n = inputs.numel() // max(inputs.shape[1], 1)
             raise InvalidInputError(
-                f"BatchNorm layer {self.name!r} got a batch of {n} value(s) per channel, and update_bn needs at least "
-                f"2 in each; the model is unchanged. Drop the short last batch or use method='exact'",
+                f"BatchNorm layer {self.name!r} got a batch of {n} value(s) per channel, and update_bn needs at "
+                f"least 2 in each; the model is unchanged. Drop the short last batch or use method='exact'",
                 code=_CODE,
             )
         self.num_calls += 1

@@ -1,0 +1,352 @@
+"""Shadow weights against brute force in float64, and against the coefficients they report."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from wa_core.averaging.rules import EmaRule, Rule, SwaRule, parse_rule
+from wa_core.averaging.shadow import ShadowWeights
+from wa_core.errors import (
+    CorruptError,
+    IncompatibleError,
+    InvalidInputError,
+    NoAverageYetError,
+    WeightAveragingError,
+)
+from wa_core.tensors import read_checkpoint, serialize
+
+RULES: list[Rule] = [
+    SwaRule(),
+    EmaRule(half_life_steps=60),
+    EmaRule(decay=0.9),
+    EmaRule(decay=0.9, init="first"),
+    SwaRule(start_step=40),
+]
+STEPS = [3, 20, 40, 41, 100, 137, 500]
+DTYPES = [torch.float32, torch.float64]
+
+
+def state_at(step: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A checkpoint of a small network, drawn for its step."""
+    draw = torch.Generator().manual_seed(step)
+    return {
+        "conv.weight": torch.randn(8, 3, 3, 3, generator=draw).to(dtype),
+        "bn.running_mean": torch.randn(8, generator=draw).to(dtype),
+        "bn.num_batches_tracked": torch.tensor(step),
+        "mask": torch.rand(5, generator=draw) > 0.5,
+        "big": torch.randn(3, 100_001, generator=draw).to(dtype),
+        "scalar": torch.randn((), generator=draw).to(dtype),
+        "nothing": torch.empty(0, 4, dtype=dtype),
+    }
+
+
+def folded(rule: Rule, steps: list[int], *, dtype: torch.dtype) -> ShadowWeights:
+    """A shadow after the checkpoints of `steps`."""
+    shadow = ShadowWeights(rule, dtype=dtype)
+    for step in steps:
+        shadow.fold(state_at(step), step=step)
+    return shadow
+
+
+def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Equal names, dtypes, shapes and bits."""
+    assert serialize(found) == serialize(expected)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.spelling)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 6e-8)])
+def test_the_value_is_the_weighted_sum_that_the_coefficients_say(
+    rule: Rule, dtype: torch.dtype, tolerance: float
+) -> None:
+    """The average equals the float64 sum of coefficient times checkpoint, brute force."""
+    shadow = folded(rule, STEPS, dtype=dtype)
+    coefficients = shadow.coefficients()
+
+    for name, found in shadow.value().items():
+        if found.is_floating_point():
+            expected = sum(value * state_at(step)[name].double() for step, value in coefficients.items())
+            assert torch.allclose(found.double(), torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_float64_accumulators_round_once() -> None:
+    """SWA in float64 differs from the float64 mean by at most half a unit in the last place of float32."""
+    found = folded(SwaRule(), STEPS, dtype=torch.float64).value()["big"]
+    mean = torch.stack([state_at(step)["big"] for step in STEPS]).double().mean(0)
+    ulp = torch.nextafter(mean.float().abs(), torch.tensor(math.inf)) - mean.float().abs()
+    assert ((found.double() - mean).abs() <= 0.5001 * ulp.double()).all()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.spelling)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("steps", [STEPS, list(range(20, 820, 20))], ids=["irregular", "regular"])
+def test_one_hot_checkpoints_average_to_their_coefficients(
+    rule: Rule, dtype: torch.dtype, steps: list[int]
+) -> None:
+    """When the parameter at step t is the unit vector e_t, the average is its coefficient vector."""
+    counted = [step for step in steps if rule.counts(step)]
+    shadow = ShadowWeights(rule, dtype=dtype)
+    for step in steps:
+        one_hot = torch.tensor([float(step == other) for other in counted], dtype=dtype)
+        shadow.fold({"w": one_hot}, step=step)
+
+    found = shadow.value()["w"].tolist()
+
+    assert found == pytest.approx(list(shadow.coefficients().values()), rel=1e-5, abs=1e-7)
+    assert math.fsum(found) == pytest.approx(1.0, abs=1e-6)
+    if isinstance(rule, SwaRule):
+        assert found == pytest.approx([1 / len(counted)] * len(counted), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ema_matches_torch_averaged_model(dtype: torch.dtype) -> None:
+    """With init=first and a decay per fold the average is that of torch.optim.swa_utils."""
+    model = nn.Linear(7, 5)
+    reference = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    )
+    shadow = ShadowWeights(EmaRule(decay=0.9, init="first"), dtype=dtype)
+    for step in range(1, 30):
+        nn.init.normal_(model.weight)
+        reference.update_parameters(model)
+        shadow.fold(model.state_dict(), step=step)
+    assert torch.allclose(shadow.value()["weight"], reference.module.weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.spelling)
+@pytest.mark.parametrize("checkpoint_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_constants_stay_exactly_constant(rule: Rule, checkpoint_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    """A value that never changes comes out bit for bit the same after every fold."""
+    state = state_at(1, dtype=checkpoint_dtype)
+    del state["big"]
+    shadow = ShadowWeights(rule, dtype=dtype)
+    for step in range(40, 90):
+        shadow.fold(state, step=step)
+        assert_same_bits(shadow.value(), state)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_low_precision_checkpoints_are_averaged_in_high_precision(dtype: torch.dtype) -> None:
+    """bfloat16 checkpoints give the bfloat16 rounding of their exact mean; a bfloat16 shadow would be stuck."""
+    shadow = ShadowWeights(EmaRule(decay=0.999, init="first"), dtype=dtype)
+    shadow.fold({"w": torch.zeros(3, dtype=torch.bfloat16)}, step=0)
+    for step in range(1, 2000):
+        shadow.fold({"w": torch.ones(3, dtype=torch.bfloat16)}, step=step)
+    found = shadow.value()["w"]
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.full((3,), 1 - 0.999**1999).bfloat16())
+
+
+def test_integers_and_bools_take_the_latest_value() -> None:
+    """Counters and masks are not averaged."""
+    value = folded(SwaRule(), STEPS, dtype=torch.float32).value()
+    assert value["bn.num_batches_tracked"].item() == STEPS[-1]
+    assert torch.equal(value["mask"], state_at(STEPS[-1])["mask"])
+
+
+def test_float64_weights_are_never_narrowed() -> None:
+    """float64 tensors keep float64 accumulators even when float32 is asked for."""
+    shadow = ShadowWeights(SwaRule())
+    for step, value in enumerate((1e300, 3e300)):
+        shadow.fold({"w": torch.tensor([value], dtype=torch.float64)}, step=step)
+    assert shadow.value()["w"].item() == 2e300
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.spelling)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_a_restored_shadow_folds_on_bit_for_bit(rule: Rule, dtype: torch.dtype, stop: int) -> None:
+    """Fold, write, read, restore and fold on gives the very bits of folding without a break."""
+    first = folded(rule, STEPS[: stop + 2], dtype=dtype)
+    tensors, metadata = first.state()
+    kept = read_checkpoint([serialize(tensors, metadata=metadata)])
+
+    again = ShadowWeights.restore(parse_rule(rule.spelling), kept.tensors, kept.metadata)
+    assert (again.n_averaged, again.last_step, again.dtype) == (first.n_averaged, first.last_step, dtype)
+    for step in STEPS[stop + 2 :]:
+        again.fold(state_at(step), step=step)
+
+    whole = folded(rule, STEPS, dtype=dtype)
+    assert_same_bits(again.value(), whole.value())
+    assert again.coefficients() == whole.coefficients()
+
+
+def test_a_restored_shadow_shares_no_memory() -> None:
+    """Folding the restored shadow leaves the tensors it was restored from alone."""
+    tensors, metadata = folded(SwaRule(), STEPS[:2], dtype=torch.float32).state()
+    before = serialize(tensors)
+    ShadowWeights.restore(SwaRule(), tensors, metadata).fold(state_at(999), step=999)
+    assert serialize(tensors) == before
+
+
+def test_a_damaged_state_is_refused() -> None:
+    """A state without its description, of another rule or with other tensors raises CorruptError bad_shadow."""
+    tensors, metadata = folded(SwaRule(), STEPS[:2], dtype=torch.float32).state()
+    fewer = {name: tensor for name, tensor in tensors.items() if name != "big"}
+    text = metadata["shadow"]
+    cases: list[tuple[Rule, dict[str, Tensor], dict[str, str]]] = [
+        (SwaRule(), tensors, {}),
+        (SwaRule(), tensors, {"shadow": "{"}),
+        (SwaRule(), tensors, {"shadow": "[]"}),
+        (SwaRule(), tensors, {"shadow": "{}"}),
+        (SwaRule(), tensors, {"shadow": text.replace('"format": 1', '"format": 2')}),
+        (SwaRule(), tensors, {"shadow": text.replace('"dtype": "float32"', '"dtype": "int8"')}),
+        (SwaRule(), tensors, {"shadow": text.replace('"float32", [8, 3', '"no_such", [8, 3')}),
+        (SwaRule(start_step=1), tensors, metadata),
+        (SwaRule(), fewer, metadata),
+        (SwaRule(), {**tensors, "big": tensors["big"].double()}, metadata),
+    ]
+    for rule, found, about in cases:
+        with pytest.raises(CorruptError) as caught:
+            ShadowWeights.restore(rule, found, about)
+        assert caught.value.code == "bad_shadow"
+
+
+def test_a_step_that_does_not_count_is_ignored() -> None:
+    """A checkpoint before start_step is not folded, and fold says so."""
+    shadow = ShadowWeights(SwaRule(start_step=100))
+    assert shadow.fold(state_at(99), step=99) is False
+    assert (shadow.n_averaged, shadow.last_step, shadow.coefficients()) == (0, None, {})
+    assert shadow.fold(state_at(100), step=100) is True
+    assert (shadow.n_averaged, shadow.last_step, shadow.coefficients()) == (1, 100, {100: 1.0})
+
+
+def test_nothing_folded_is_no_average() -> None:
+    """value() and state() of an empty shadow raise NoAverageYetError."""
+    shadow = ShadowWeights(SwaRule())
+    for ask in (shadow.value, shadow.state):
+        with pytest.raises(NoAverageYetError):
+            ask()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, None])
+def test_accumulators_of_low_precision_are_refused(dtype: torch.dtype | None) -> None:
+    """Only float32 and float64 accumulate."""
+    with pytest.raises(InvalidInputError, match=r"float32 or torch\.float64"):
+        ShadowWeights(SwaRule(), dtype=dtype)  # type: ignore[arg-type]
+
+
+def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """The checkpoint of step 50, with some tensors replaced, added (or, for None, left out)."""
+    state: dict[str, Tensor | None] = {**state_at(50), **tensors}
+    return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+
+@pytest.mark.parametrize(
+    ("state", "step", "code", "says"),
+    [
+        (changed(scalar=None), 50, "tensors_differ", "missing: 'scalar'"),
+        (changed(head=torch.ones(2)), 50, "tensors_differ", "extra: 'head'"),
+        (changed(scalar=torch.ones(1)), 50, "shape_changed", r"'scalar' is float32\[1\] but the average holds"),
+        (changed(mask=torch.ones(1, dtype=torch.bool)), 50, "shape_changed", r"bool\[1\]"),
+        (changed(scalar=torch.tensor(1)), 50, "dtype_changed", r"int64\[\] but the average holds float32\[\]"),
+        (changed(scalar=torch.tensor(math.nan)), 50, "not_finite", "'scalar' has 1 of 1"),
+        (changed(big=torch.full((3, 100_001), -math.inf)), 50, "not_finite", "'big' has 300003 of 300003"),
+        (changed(scalar=torch.tensor(1j)), 50, "unsupported_dtype", "'scalar' is torch.complex64"),
+        (changed(mask=torch.eye(5).to_sparse()), 50, "unsupported_dtype", "sparse"),
+        (changed(scalar="text"), 50, "invalid_input", "not a tensor"),  # type: ignore[arg-type]
+        (changed(**{"module.scalar": torch.ones(())}), 50, "name_collision", "both 'scalar'"),
+        ({}, 50, "invalid_input", "without tensors"),
+        (state_at(50), 20, "step_backwards", "does not go forward"),
+        (state_at(50), 19, "step_backwards", "does not go forward"),
+        (state_at(50), True, "invalid_input", "whole numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_bad_checkpoint_leaves_no_trace(state: dict[str, Tensor], step: int, code: str, says: str) -> None:
+    """59-62, 68: a checkpoint that does not fit is refused with its code, and the average stays as it was."""
+    shadow = folded(SwaRule(), STEPS[:2], dtype=torch.float32)
+    before = serialize(shadow.value())
+
+    with pytest.raises(WeightAveragingError, match=says) as caught:
+        shadow.fold(state, step=step)
+
+    assert caught.value.code == code
+    assert serialize(shadow.value()) == before
+    assert (shadow.n_averaged, shadow.last_step) == (2, 20)
+
+
+def test_a_bad_first_checkpoint_leaves_no_trace() -> None:
+    """59: after a first checkpoint with NaN the next sound one starts the average."""
+    shadow = ShadowWeights(SwaRule())
+    with pytest.raises(CorruptError):
+        shadow.fold({"w": torch.tensor([math.nan])}, step=1)
+    shadow.fold({"other": torch.ones(2)}, step=2)
+    assert shadow.coefficients() == {2: 1.0}
+
+
+class Tied(nn.Module):
+    """A language model's usual tie: the output layer is the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_tied_tensors_are_folded_once_and_stay_tied() -> None:
+    """A tied tensor counts once per checkpoint, has both names in the value, and survives a restart."""
+    shadow, seen = ShadowWeights(SwaRule(), dtype=torch.float64), []
+    for step in range(10):
+        model = Tied()
+        seen.append(model.embedding.weight.detach())
+        shadow.fold(model.state_dict(), step=step)
+        shadow = ShadowWeights.restore(SwaRule(), *shadow.state())
+
+    value = shadow.value()
+
+    assert value["head.weight"] is value["embedding.weight"]
+    assert torch.allclose(value["head.weight"], torch.stack(seen).mean(0))
+    assert list(shadow.state()[0]) == ["embedding.weight"]
+    Tied().load_state_dict(value, strict=True)
+
+
+def test_ties_that_come_apart_are_refused() -> None:
+    """Copies of a tied tensor are accepted while they agree, and refused with ties_changed when they do not."""
+    shadow = ShadowWeights(SwaRule())
+    shadow.fold(Tied().state_dict(), step=1)
+    copies = {name: tensor.clone() for name, tensor in Tied().state_dict().items()}
+    shadow.fold({**copies, "head.weight": copies["embedding.weight"].clone()}, step=2)
+
+    with pytest.raises(IncompatibleError, match="were one tensor") as caught:
+        shadow.fold({**copies, "head.weight": copies["head.weight"] + 1}, step=3)
+
+    assert caught.value.code == "ties_changed"
+    assert shadow.n_averaged == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    prefixes=st.lists(st.sampled_from(["", "module.", "_orig_mod.", "module._orig_mod."]), min_size=4, max_size=4),
+)
+def test_order_and_wrappers_do_not_matter(seed: int, prefixes: list[str]) -> None:
+    """Tensors in any order, under DDP's and compile's prefixes, noncontiguous or not, give the same bits."""
+    shuffle = random.Random(seed)
+    plain, mixed = ShadowWeights(EmaRule(half_life_steps=9)), ShadowWeights(EmaRule(half_life_steps=9))
+    for step, prefix in enumerate(prefixes):
+        state = state_at(step)
+        plain.fold(state, step=step)
+        state["big"] = state["big"].t().contiguous().t()
+        names = shuffle.sample(list(state), k=len(state))
+        mixed.fold({prefix + name: state[name] for name in names}, step=step)
+    assert_same_bits(mixed.value(), plain.value())
+
+
+def test_folding_does_not_touch_or_keep_the_checkpoint() -> None:
+    """The caller may go on training in place: parameters are read, not kept."""
+    model = nn.Linear(3, 3)
+    shadow = ShadowWeights(SwaRule())
+    shadow.fold(dict(model.named_parameters()), step=1)
+    expected = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.zero_()
+    assert torch.equal(shadow.value()["weight"], expected)
