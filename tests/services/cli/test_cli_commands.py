@@ -1,0 +1,156 @@
+"""The commands' good days: what is sent, what is printed, what programs read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.cli.demo import table_rows
+from services.cli.main import _PANELS
+from support.command import RUN_ID, average_resource, run_resource
+
+if TYPE_CHECKING:
+    from support.command import Service, Wa
+
+RUN = f"/v1/runs/{RUN_ID}"
+
+
+def test_submit_sends_what_was_asked_for_and_prints_the_id(wa: Wa, service: Service) -> None:
+    """Every option arrives in its field; stdout holds the run's id alone, for `$(wa submit …)`."""
+    service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)
+
+    done = wa(
+        *("submit", "digits", "-c", "epochs=3", "--workers", "4", "--average", "swa:start_step=100"),
+        *("--every-steps", "10", "--seed", "7", "--label", "team=vision", "--priority", "5"),
+    )
+
+    assert (done.returncode, done.stdout) == (0, f"{RUN_ID}\n")
+    assert service.requests == [
+        (
+            "POST",
+            "/v1/runs",
+            {
+                "recipe": "services.recipes.digits:Digits",
+                "config": {"epochs": 3},
+                "scaling": {"num_workers": 4},
+                "checkpoint": {"every_steps": 10},
+                "averages": [{"name": "swa", "rule": "swa:start_step=100"}],
+                "labels": {"team": "vision"},
+                "priority": 5,
+                "seed": 7,
+            },
+        )
+    ]
+
+
+def test_following_shows_progress_and_the_averages(wa: Wa, service: Service) -> None:
+    """Plain lines on stderr: state, steps, loss, what is in the average and how it does beside raw."""
+    service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)
+    service.says(RUN, run_resource(state="running", step=10), run_resource())
+    service.says(f"{RUN}/averages", {"data": [average_resource()]})
+
+    done = wa("submit", "digits", "--follow")
+
+    assert done.returncode == 0
+    assert "step 10/40  loss 0.25" in done.stderr
+    assert "swa  n_averaged 2  averaged: loss 0.25, accuracy 0.95  raw: loss 0.5, accuracy 0.9" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "path", "answer"),
+    [
+        (["runs"], "/v1/runs", {"data": [run_resource()], "has_more": False, "next": None}),
+        (["show", RUN_ID], RUN, run_resource()),
+        (["checkpoints", RUN_ID], f"{RUN}/checkpoints", {"data": []}),
+        (["averages", RUN_ID], f"{RUN}/averages", {"data": [average_resource()]}),
+    ],
+)
+def test_json_is_the_api_s_answer(wa: Wa, service: Service, command: list[str], path: str, answer: object) -> None:
+    """With --json, stdout is one JSON document: what the API said, nothing rounded or cut."""
+    service.says(f"{RUN}/averages", {"data": []})
+    service.says(path, answer)
+
+    done = wa(*command, "--json")
+
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == answer
+
+
+def test_logs_and_events_are_json_lines(wa: Wa, service: Service) -> None:
+    """Feeds print one JSON document a line, page after page."""
+    lines = [{"attempt": 1, "rank": "0", "text": text} for text in ("one", "two")]
+    service.says(
+        f"{RUN}/logs",
+        {"data": lines[:1], "has_more": True, "next": "1"},
+        {"data": lines[1:], "has_more": False, "next": "2"},
+    )
+    event = {"seq": 1, "at": "2026-11-22T08:00:00Z", "kind": "submitted", "state": "queued", "attempt": 0}
+    service.says(f"{RUN}/events", {"data": [event], "has_more": False, "next": 1})
+
+    logs, events = wa("logs", RUN_ID, "--json"), wa("events", RUN_ID, "--json")
+
+    assert [json.loads(line) for line in logs.stdout.splitlines()] == lines
+    assert [json.loads(line) for line in events.stdout.splitlines()] == [event]
+
+
+def test_logs_follow_until_the_run_has_ended(wa: Wa, service: Service) -> None:
+    """`logs -f` reads once more after the end, so the last line is never lost."""
+    page = {"data": [], "has_more": False, "next": "1"}
+    last = {"data": [{"attempt": 1, "rank": "0", "text": "the last line"}], "has_more": False, "next": "2"}
+    service.says(f"{RUN}/logs", page, page, last)
+    service.says(RUN, run_resource(state="running"), run_resource())
+
+    done = wa("logs", RUN_ID, "--follow")
+
+    assert (done.returncode, done.stdout) == (0, "the last line\n")
+
+
+def test_doctor_fails_when_something_is_wrong_and_names_it(lonely_wa: Wa) -> None:
+    """Exit 1, and the check that failed is in the table and in the JSON."""
+    done = lonely_wa("doctor", "--json")
+
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert [one["check"] for one in found["checks"] if not one["is_ok"]] == ["api"]
+
+
+def test_doctor_is_content_with_a_ready_service(wa: Wa, service: Service) -> None:
+    """All checks of the probe are listed by name, and the token is tried."""
+    checks = [{"name": "second_create_is_refused", "ok": True, "detail": ""}]
+    service.says("/readyz", {"status": "ready", "checks": checks})
+    service.says("/v1/runs", {"data": [], "has_more": False, "next": None})
+
+    done = wa("doctor")
+
+    assert done.returncode == 0
+    assert "second_create_is_refused" in done.stdout
+
+
+def test_down_with_nothing_running_says_so(lonely_wa: Wa) -> None:
+    """Stopping what does not run is no error."""
+    done = lonely_wa("down")
+
+    assert (done.returncode, done.stdout) == (0, "nothing runs on .wa\n")
+
+
+def test_the_demo_s_table_shows_raw_and_averages_before_and_after_recalibration() -> None:
+    """Raw weights need no recalibration, so both their columns agree; the average's differ."""
+    rows = table_rows(run_resource(), [average_resource()])
+
+    assert rows == [
+        ["raw, step 40", None, "0.9000", "0.9000", "0.5000", "0.5000"],
+        ["SWA  (swa)", 2, "0.8000", "0.9500", "0.7500", "0.2500"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [name for commands in _PANELS.values() for name in commands if name != "version"]
+)
+def test_every_help_has_an_example(lonely_wa: Wa, command: str) -> None:
+    """A newcomer sees how a command is typed."""
+    done = lonely_wa(command, "--help")
+
+    assert done.returncode == 0
+    assert f"Example: wa {command}" in done.stdout
