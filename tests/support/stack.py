@@ -1,0 +1,107 @@
+"""A real embedded stack for tests: `wa up --detach`, its processes by role, and `wa down` at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services.client import Client
+from wa_core.store.s3 import S3Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WA = (sys.executable, "-m", "services.cli")
+DIGITS = "services.recipes.digits:Digits"
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """What `wa up --json` said, and where its state is."""
+
+    data: Path
+    said: dict[str, Any]
+
+    def client(self) -> Client:
+        """A client that waits out an API restart."""
+        return Client(self.said["api_url"], token=self.said["token"], patience_s=60.0)
+
+    def store(self) -> S3Store:
+        """The stack's bucket."""
+        return S3Store(
+            bucket=self.said["bucket"],
+            endpoint_url=self.said["s3_endpoint"],
+            public_endpoint_url=None,
+            access_key=self.said["access_key"],
+            secret_key=self.said["secret_key"],
+            region="us-east-1",
+        )
+
+    def pids(self) -> dict[str, int]:
+        """The processes as they are now (a killed one gets a new pid)."""
+        found: dict[str, int] = json.loads((self.data / "stack.json").read_text())["pids"]
+        return found
+
+
+def up(data: Path) -> RunningStack:
+    """Start a stack in the background and wait until it is ready."""
+    done = subprocess.run(
+        [*WA, "up", "--detach", "--json", "--data", str(data)], check=True, stdout=subprocess.PIPE, timeout=180
+    )
+    return RunningStack(data, json.loads(done.stdout))
+
+
+def down(data: Path) -> None:
+    """Stop a stack and everything it started."""
+    subprocess.run([*WA, "down", "--data", str(data)], check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+
+def submission(**changes: Any) -> dict[str, Any]:
+    """The main job: digits, two workers, SWA and EMA."""
+    return {
+        "recipe": DIGITS,
+        "config": {"epochs": 12, "lr": 0.1},
+        "scaling": {"num_workers": 2, "use_gpu": False},
+        "checkpoint": {"every_steps": 20},
+        "averages": [{"name": "swa", "rule": "swa:start_step=100"}, {"name": "ema", "rule": "ema:half_life=60"}],
+        "seed": 0,
+    } | changes
+
+
+def eventually(found: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
+    """Poll until `found` returns something true."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
+
+
+def kill(pid: int) -> None:
+    """SIGKILL: no handler runs, nothing is flushed."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> Iterator[tuple[int, str]]:
+    """(pid, command line) of everything below a process, as /proc has it now."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(parent, []).append((int(folder.name), command))
+    pending = [pid]
+    while pending:
+        for child, command in children.get(pending.pop(), []):
+            yield child, command
+            pending.append(child)
