@@ -168,7 +168,7 @@ def find_ties(state: Mapping[str, Tensor]) -> dict[str, str]:
     ties: dict[str, str] = {}
     for name in sorted(state):
         tensor = state[name]
-        if tensor.numel() == 0:
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
             continue
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if (original := first.setdefault(place, name)) != name:

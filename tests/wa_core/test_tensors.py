@@ -1,0 +1,420 @@
+"""Reading and writing checkpoints: every bad file by its number, and the safetensors library as second opinion."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import random
+import tracemalloc
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError
+from wa_core.header import HEADER_LIMIT_BYTES
+from wa_core.tensors import (
+    TensorSpec,
+    canonical_state_dict,
+    check_finite,
+    check_spec,
+    describe_difference,
+    find_ties,
+    read_checkpoint,
+    serialize,
+    spec_digest,
+    spec_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+
+def sample() -> dict[str, Tensor]:
+    """One tensor of every kind that checkpoints hold."""
+    shared = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    return {
+        "head.weight": shared,
+        "embedding.weight": shared,
+        "conv.weight": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "half": torch.randn(3).half(),
+        "brain": torch.randn(3).bfloat16(),
+        "double": torch.randn(3).double(),
+        "eighth": torch.ones(3).to(torch.float8_e4m3fn),
+        "counter": torch.tensor(7),
+        "mask": torch.tensor([True, False, True]),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "empty": torch.empty(0, 3),
+    }
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    """A file with a header of our own making (an object for JSON, or bytes) and data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def f32(begin: int, end: int, shape: list[Any] | None = None) -> dict[str, Any]:
+    """A header entry of a float32 tensor."""
+    return {
+        "dtype": "F32",
+        "shape": [(end - begin) // 4] if shape is None else shape,
+        "data_offsets": [begin, end],
+    }
+
+
+def code_of(data: bytes, **record: Any) -> str:
+    """The code with which a file is refused; the message must be one readable line."""
+    with pytest.raises(CorruptError) as caught:
+        read_checkpoint([data], **record)
+    assert 20 < len(caught.value.message) < 2000
+    assert "\n" not in caught.value.message
+    return caught.value.code
+
+
+GOOD = raw({"w": f32(0, 8)}, b"\0" * 8)
+
+
+@pytest.mark.parametrize(
+    ("number", "data", "code"),
+    [
+        (40, b"", "empty_file"),
+        (41, b"1234567", "truncated_header"),
+        (42, (2**63).to_bytes(8, "little") + b"{}", "header_too_large"),
+        (43, (5000).to_bytes(8, "little") + b'{"a":', "header_length"),
+        (43, (1).to_bytes(8, "little") + b"{", "header_length"),
+        (44, raw(b"{" + b" " * HEADER_LIMIT_BYTES), "header_too_large"),
+        (45, raw(b"{nonsense}"), "header_not_json"),
+        (45, raw(b'{"a": "\xff\xfe"}'), "header_not_json"),
+        (45, raw(b"[" * 100_000), "header_not_json"),
+        (45, raw(b'{"w": NaN}'), "header_not_json"),
+        (45, raw(b'{"w": ' + b"9" * 5000 + b"}"), "header_not_json"),
+        (45, raw([1, 2]), "header_not_json"),
+        (45, raw({"w": 3}), "bad_entry"),
+        (45, raw({"w": {"dtype": "F32"}}), "bad_entry"),
+        (45, raw({"w": f32(0, 8), "__metadata__": {"a": 1}}, b"\0" * 8), "bad_entry"),
+        (46, GOOD[:-1], "truncated_data"),
+        (46, GOOD[:-8], "truncated_data"),
+        (46, raw({"w": f32(0, 4 << 40)}, b"\0" * 8), "truncated_data"),
+        (47, GOOD + b"\0", "trailing_bytes"),
+        (48, raw({"a": f32(0, 8), "b": f32(4, 12)}, b"\0" * 12), "overlap"),
+        (48, raw({"a": f32(0, 8), "b": f32(0, 8)}, b"\0" * 8), "overlap"),
+        (49, raw({"a": f32(0, 8), "b": f32(12, 20)}, b"\0" * 20), "hole"),
+        (49, raw({"a": f32(4, 8)}, b"\0" * 8), "hole"),
+        (50, raw({"w": f32(0, 8, [3])}, b"\0" * 8), "shape_mismatch"),
+        (50, raw({"w": f32(0, 8, [])}, b"\0" * 8), "shape_mismatch"),
+        (50, raw({"w": f32(8, 0, [2])}, b"\0" * 8), "bad_entry"),
+        (50, raw({"w": f32(0, 8, [-2])}, b"\0" * 8), "bad_entry"),
+        (50, raw({"w": f32(0, 8, [2.0])}, b"\0" * 8), "bad_entry"),
+        (50, raw({"w": f32(0, 4, [True])}, b"\0" * 4), "bad_entry"),
+        (50, raw({"w": f32(0, 4, [1] * 65)}, b"\0" * 4), "bad_entry"),
+        (51, raw({"w": f32(0, 8, [2**62, 2**62])}, b"\0" * 8), "shape_overflow"),
+        (51, raw({"w": f32(0, 0, [0, 2**62, 2**62])}), "shape_overflow"),
+        (51, raw({"w": f32(0, 8, [2**64])}, b"\0" * 8), "bad_entry"),
+        (52, raw({"w": {**f32(0, 8), "dtype": "F31"}}, b"\0" * 8), "unknown_dtype"),
+        (52, raw({"w": {**f32(0, 8), "dtype": ["F32"]}}, b"\0" * 8), "unknown_dtype"),
+        (53, raw(b'{"w": 1, "w": 2}'), "duplicate_name"),
+        (54, raw({"../w": f32(0, 8)}, b"\0" * 8), "bad_name"),
+        (54, raw({"w\0": f32(0, 8)}, b"\0" * 8), "bad_name"),
+        (54, raw({"w\nx": f32(0, 8)}, b"\0" * 8), "bad_name"),
+        (54, raw({"\ud800": f32(0, 8)}, b"\0" * 8), "bad_name"),
+        (54, raw({"w\u202e": f32(0, 8)}, b"\0" * 8), "bad_name"),
+        (54, raw({"": f32(0, 8)}, b"\0" * 8), "bad_name"),
+        (54, raw({"w" * 5000: f32(0, 8)}, b"\0" * 8), "bad_name"),
+        (55, raw({}), "no_tensors"),
+        (55, raw({"__metadata__": {"a": "b"}}), "no_tensors"),
+        (58, b"<!DOCTYPE html><html><body>502 Bad Gateway</body></html>", "not_safetensors"),
+        (58, b"\r\n <?xml version='1.0'?><Error/>", "not_safetensors"),
+        (58, b'{"error": "no such key"}', "not_safetensors"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_code(number: int, data: bytes, code: str) -> None:
+    """40-55, 58: each bad file is refused with a stable code, whether or not its size and digest were recorded."""
+    assert code_of(data) == code, number
+    assert code_of(data, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) == code, number
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pickle_is_no_checkpoint(*, is_zip: bool) -> None:
+    """57: what torch.save writes is refused as not_safetensors, without being unpickled."""
+    body = io.BytesIO()
+    torch.save({"w": torch.ones(9)}, body, _use_new_zipfile_serialization=is_zip)
+    assert code_of(body.getvalue()) == "not_safetensors"
+
+
+def test_many_tensors_are_read() -> None:
+    """56: 100,000 tensors are a large header, and no reason to fail."""
+    names = [f"layer.{i}.weight" for i in range(100_000)]
+    data = raw({name: f32(4 * i, 4 * i + 4) for i, name in enumerate(names)}, b"\0" * 400_000)
+    assert len(read_checkpoint([data]).tensors) == 100_000
+
+
+def test_a_record_of_another_size_is_refused() -> None:
+    """63: a sound file of another size than recorded is a size_mismatch, in either direction."""
+    assert code_of(GOOD, size_bytes=len(GOOD) + 1) == "size_mismatch"
+    assert code_of(GOOD, size_bytes=len(GOOD) - 1) == "size_mismatch"
+    assert code_of(GOOD[:-1], size_bytes=len(GOOD)) == "size_mismatch"
+    assert code_of(GOOD + b"\0", size_bytes=len(GOOD)) == "size_mismatch"
+
+
+def test_any_flipped_bit_is_noticed() -> None:
+    """64: with a recorded digest, no single flipped bit gets through."""
+    data = serialize({"w": torch.randn(5), "n": torch.tensor(3)})
+    digest = hashlib.sha256(data).hexdigest()
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        code = code_of(bytes(damaged), size_bytes=len(data), sha256=digest)
+        if position >= len(data) - 28:
+            assert code == "digest_mismatch"
+    assert read_checkpoint([data], size_bytes=len(data), sha256=digest).sha256 == digest
+
+
+def test_endless_data_is_cut_short() -> None:
+    """47: a stream that never ends is refused as soon as it is too long."""
+
+    def endless() -> Iterator[bytes]:
+        yield GOOD
+        while True:
+            yield b"\0" * 1000
+
+    with pytest.raises(CorruptError) as caught:
+        read_checkpoint(endless())
+    assert caught.value.code == "trailing_bytes"
+
+
+def test_a_claimed_terabyte_costs_no_memory() -> None:
+    """46: memory follows the bytes that arrive, not those that a header claims."""
+    huge = raw({"w": f32(0, 4 << 38)}, b"\0" * 100)
+    tracemalloc.start()
+    try:
+        assert code_of(huge) == "truncated_data"
+        assert code_of(huge, size_bytes=len(huge)) == "truncated_data"
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_bools_must_be_zero_or_one() -> None:
+    """A bool tensor with another byte has no meaning, and is refused."""
+    data = raw({"w": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\x01\x02")
+    assert code_of(data) == "bad_value"
+
+
+@pytest.mark.parametrize(
+    "tied", ["{", "[]", '{"a": "missing"}', '{"w": "w"}', '{"a": 3}', '{"a": ["w"]}', "[" * 50_000]
+)
+def test_ties_must_fit_the_file(tied: str) -> None:
+    """A `tied` entry that names tensors the file does not have is refused."""
+    assert code_of(raw({"w": f32(0, 8), "__metadata__": {"tied": tied}}, b"\0" * 8)) == "bad_ties"
+    hostile = json.dumps({"../x": "w"})
+    assert code_of(raw({"w": f32(0, 8), "__metadata__": {"tied": hostile}}, b"\0" * 8)) == "bad_name"
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_no_damage_crashes_the_reader(data: st.DataObject) -> None:
+    """Any cut, flip or splice of a good file is read or refused with a CorruptError, never anything else."""
+    good = bytearray(serialize({"w": torch.ones(3), "tied": torch.ones(2), "n": torch.tensor(1)}))
+    position = data.draw(st.integers(0, len(good)))
+    patch = data.draw(st.binary(max_size=12) | st.sampled_from([b"[" * 9, b'"w":', b"-1", b"1e999", b"null"]))
+    keep = data.draw(st.integers(0, 12))
+    damaged = bytes(good[:position] + patch + good[position + keep :])
+    with suppress(CorruptError):
+        read_checkpoint([damaged])
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_checkpoint_survives_in_any_chunks(*, is_recorded: bool, seed: int) -> None:
+    """What was written is read back bit for bit, wherever the stream was cut, with empty chunks between."""
+    state, cuts = sample(), random.Random(seed)
+    data = serialize(state, metadata={"step": "5"})
+    places = sorted(cuts.choices(range(len(data) + 1), k=[0, 3, 50, 300, 2000][seed]))
+    chunks = [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
+    record = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} if is_recorded else {}
+
+    found = read_checkpoint(chunks, **record)  # type: ignore[arg-type]
+
+    assert serialize(found.tensors, metadata={"step": "5"}) == data
+    assert found.specs == spec_of(state)
+    assert (found.size_bytes, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert found.metadata["step"] == "5"
+    for name, tensor in state.items():
+        assert found.tensors[name].shape == tensor.shape
+        assert torch.equal(found.tensors[name].to(torch.complex64), tensor.to(torch.complex64))
+
+
+def test_tensors_larger_than_the_first_buffer_are_read() -> None:
+    """A tensor of 40 MB arrives whole, whether its size is known beforehand or not."""
+    state = {"w": torch.arange(10_000_000, dtype=torch.float32)}
+    data = serialize(state)
+    chunks = [data[i : i + 1_000_003] for i in range(0, len(data), 1_000_003)]
+    for size_bytes in (None, len(data)):
+        assert torch.equal(read_checkpoint(chunks, size_bytes=size_bytes).tensors["w"], state["w"])
+
+
+def test_the_safetensors_library_reads_our_files() -> None:
+    """The library finds the same tensors in our files; with restore_ties, aliases too."""
+    state = sample()
+    plain, full = (safetensors.torch.load(serialize(state, restore_ties=flag)) for flag in (False, True))
+    assert set(state) - set(plain) == {"head.weight"}
+    assert set(full) == set(state)
+    for name, tensor in full.items():
+        assert tensor.dtype == state[name].dtype
+        assert torch.equal(tensor.to(torch.complex64), state[name].to(torch.complex64))
+
+
+def test_we_read_the_safetensors_librarys_files() -> None:
+    """A file of the library is read with the tensors it was given."""
+    state = {name: tensor.contiguous().clone() for name, tensor in sample().items()}
+    found = read_checkpoint([safetensors.torch.save(state, metadata={"a": "b"})])
+    assert found.metadata == {"a": "b"}
+    assert serialize(found.tensors) == serialize(state)
+
+
+def test_every_tensor_is_aligned() -> None:
+    """In our files each tensor begins at a multiple of its element size, for readers that map them."""
+    data = serialize(sample())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    for name, tensor in sample().items():
+        if name in header:
+            assert header[name]["data_offsets"][0] % tensor.element_size() == 0
+
+
+@given(st.permutations(list(sample())))
+def test_order_does_not_matter_to_the_bytes(names: list[str]) -> None:
+    """The same tensors in another order, tied or not, are written as the same bytes."""
+    torch.manual_seed(0)
+    state = sample()
+    metadata = {"b": "2", "a": "1"}
+    expected = serialize(state, metadata=metadata)
+    again = {name: state[name] for name in names}
+    assert serialize(again, metadata=dict(reversed(metadata.items()))) == expected
+    assert spec_digest(spec_of(again)) == spec_digest(reversed(spec_of(state)))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_what_cannot_be_written_is_refused() -> None:
+    """Nothing, sparse or meta tensors, odd dtypes, bad names and the reserved key raise InvalidInputError."""
+    cases: list[dict[str, Tensor]] = [
+        {},
+        {"w": torch.eye(3).to_sparse()},
+        {"w": torch.empty(3, device="meta")},
+        {"w": torch.ones(3, dtype=torch.complex128)},
+        {"../w": torch.ones(3)},
+    ]
+    for state in cases:
+        with pytest.raises(InvalidInputError):
+            serialize(state)
+    with pytest.raises(InvalidInputError, match="'tied' free"):
+        serialize({"w": torch.ones(1)}, metadata={"tied": "{}"})
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("conv.weight", "conv.weight"),
+        ("module.conv.weight", "conv.weight"),
+        ("_orig_mod.module.conv.weight", "conv.weight"),
+        ("layers.0._fsdp_wrapped_module.conv._orig_mod.weight", "layers.0.conv.weight"),
+        ("my_module.weight", "my_module.weight"),
+        ("module", "module"),
+    ],
+)
+def test_wrappers_leave_the_names(name: str, canonical: str) -> None:
+    """DDP's, compile's and FSDP's parts vanish wherever they are; other names stay."""
+    tensor = torch.ones(1)
+    assert canonical_state_dict({name: tensor})[canonical] is tensor
+
+
+def test_names_that_collide_are_refused() -> None:
+    """Two tensors that would get one canonical name are refused; so is what is no tensor."""
+    with pytest.raises(IncompatibleError, match=r"'module\.w'") as caught:
+        canonical_state_dict({"w": torch.ones(1), "module.w": torch.ones(1)})
+    assert caught.value.code == "name_collision"
+    with pytest.raises(InvalidInputError, match="is of type dict, not a tensor"):
+        canonical_state_dict({"w._extra_state": {}})  # type: ignore[dict-item]
+
+
+def test_ties_are_the_same_memory_seen_the_same_way() -> None:
+    """Equal memory, shape and strides tie; views of another shape, equal values and empty tensors do not."""
+    base = torch.arange(6.0)
+    state = {"b": base, "a": base, "c": base.reshape(2, 3), "d": base.clone(), "e": base[:5]}
+    assert find_ties(state) == {"b": "a"}
+    assert find_ties({"a": torch.empty(0), "b": torch.empty(0)}) == {}
+
+
+SPEC = spec_of({"fc.weight": torch.ones(10, 512), "fc.bias": torch.ones(10), "n": torch.tensor(1)})
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "says"),
+    [
+        (
+            {"fc.weight": torch.ones(10, 512), "n": torch.tensor(1)},
+            "tensors_differ",
+            r"missing: 'fc.bias' float32\[10\]",
+        ),
+        (
+            {
+                "fc.weight": torch.ones(10, 512),
+                "fc.bias": torch.ones(10),
+                "n": torch.tensor(1),
+                "x": torch.ones(1),
+            },
+            "tensors_differ",
+            r"extra: 'x' float32\[1\]",
+        ),
+        (
+            {"fc.weight": torch.ones(1, 512), "fc.bias": torch.ones(10), "n": torch.tensor(1)},
+            "shape_changed",
+            r"'fc.weight' is float32\[1,512\] but the average holds float32\[10,512\]",
+        ),
+        (
+            {"fc.weight": torch.ones(10, 512), "fc.bias": torch.ones(10).int(), "n": torch.tensor(1)},
+            "dtype_changed",
+            r"'fc.bias' is int32\[10\] but the average holds float32\[10\]",
+        ),
+    ],
+)
+def test_another_architecture_is_refused(state: dict[str, Tensor], code: str, says: str) -> None:
+    """60-62: missing, extra, reshaped (even broadcastable) and retyped tensors are refused and listed."""
+    with pytest.raises(IncompatibleError, match=says) as caught:
+        check_spec(SPEC, spec_of(state))
+    assert caught.value.code == code
+    assert spec_digest(spec_of(state)) != spec_digest(SPEC)
+
+
+def test_long_differences_are_capped() -> None:
+    """60: of 1,000 missing tensors a message names a few and counts the rest; no difference is no text."""
+    many = tuple(TensorSpec(f"t{i}", "float32", (1,)) for i in range(1000))
+    text = describe_difference(many, SPEC)
+    assert "and 995 more" in text
+    assert len(text) < 500
+    assert describe_difference(SPEC, SPEC) == ""
+    check_spec(SPEC, SPEC)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float8_e5m2, torch.complex64]
+)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_found(dtype: torch.dtype, bad: float) -> None:
+    """59: NaN and infinity are found in every floating dtype, with the tensor's name and how many there are."""
+    sound = {"a": torch.ones(3), "n": torch.tensor(1)}
+    check_finite(sound)
+    with pytest.raises(CorruptError, match="'w' has 2 of 4") as caught:
+        check_finite({**sound, "w": torch.tensor([1.0, bad, 2.0, bad]).to(dtype)})
+    assert caught.value.code == "not_finite"
