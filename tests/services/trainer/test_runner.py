@@ -1,0 +1,227 @@
+"""The runner: claims, recovery, cancel, take-over. Drivers are scripted processes; everything else is real."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.trainer.identity import is_provably_gone, new_runner_id
+from services.trainer.runner import Runner, RunnerConfig
+from support import scripted_driver
+from support.training import digits_request, log_of, start_attempt, submit_run
+from wa_core import layout
+from wa_core.clock import SystemClock
+from wa_core.records import AttemptStarted, CancelRequested, Heartbeat, RunState
+from wa_core.store.local import LocalStore
+
+MakeRunner = Callable[..., Runner]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    """A bucket in a folder, so that driver processes see it as well."""
+    return LocalStore(tmp_path / "bucket")
+
+
+@pytest.fixture
+def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
+    """Builds runners whose drivers follow a script; stops them all in the end."""
+    runners: list[Runner] = []
+
+    def make(verbs: str, **options: object) -> Runner:
+        driver = (sys.executable, str(Path(scripted_driver.__file__)), str(tmp_path / "bucket"), verbs)
+        config = RunnerConfig(f"elsewhere/{len(runners)}/1/x", driver=driver, look_for_orphans_interval_s=0.0)
+        runners.append(Runner(store, replace(config, **options), SystemClock()))
+        return runners[-1]
+
+    yield make
+    for runner in runners:
+        runner.shut_down()
+
+
+def kinds(store: LocalStore, run_id: str) -> list[str]:
+    """The kinds of the run's log entries."""
+    return [entry.kind for entry in log_of(store, run_id).entries]
+
+
+def tick_until(runner: Runner, is_done: Callable[[], bool], *, limit_s: float = 30.0) -> None:
+    """Tick until something holds."""
+    deadline = time.monotonic() + limit_s
+    while not is_done():
+        assert time.monotonic() < deadline, "the runner did not come to it in time"
+        runner.tick()
+        time.sleep(0.02)
+
+
+def test_a_queued_run_is_claimed_and_trained(store: LocalStore, make_runner: MakeRunner) -> None:
+    """A waiting run gets an attempt and a driver, and its queue marker goes."""
+    run_id = submit_run(store, digits_request())
+    runner = make_runner("finish")
+
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.FINALIZING)
+
+    assert kinds(store, run_id) == ["submitted", "attempt_started", "training_finished"]
+    assert list(store.list(layout.QUEUE)) == []
+    assert list(store.list(layout.ACTIVE)) != []
+
+
+def test_runs_wait_while_the_runner_is_full(store: LocalStore, make_runner: MakeRunner) -> None:
+    """No more than `max_concurrent_runs` are taken, the most urgent ones first."""
+    later = submit_run(store, digits_request())
+    urgent = submit_run(store, digits_request().model_copy(update={"priority": 1}))
+    runner = make_runner("hang")
+
+    runner.tick()
+    runner.tick()
+
+    assert log_of(store, urgent).state is RunState.STARTING
+    assert log_of(store, later).state is RunState.QUEUED
+
+
+def test_a_dead_driver_is_replaced_by_an_attempt_from_the_last_checkpoint(
+    store: LocalStore, make_runner: MakeRunner
+) -> None:
+    """F16: a driver that dies without a word is followed by a new attempt that resumes at the last checkpoint."""
+    run_id = submit_run(store, digits_request())
+    runner = make_runner("save-then-die,save-then-die,finish")
+
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.FINALIZING)
+
+    entries = log_of(store, run_id).entries
+    starts = [entry for entry in entries if isinstance(entry, AttemptStarted)]
+    saved = [entry.seq for entry in entries if entry.kind == "checkpoint"]
+    assert [start.resumed_from for start in starts] == [None, *saved]
+    assert [entry.reason for entry in entries if entry.kind == "attempt_failed"] == ["driver_died"] * 2
+
+
+def test_a_run_fails_after_max_failures(store: LocalStore, make_runner: MakeRunner) -> None:
+    """One failure more than `max_failures` ends the run with the reason of the last one."""
+    run_id = submit_run(store, digits_request(max_failures=1))
+    runner = make_runner("user_code")
+
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.FAILED)
+
+    last = log_of(store, run_id).entries[-1]
+    assert (last.kind, last.reason, last.message) == ("failed", "user_code", "as the test wanted")
+    assert kinds(store, run_id).count("attempt_failed") == 2
+
+
+def test_a_hopeless_failure_is_not_tried_again(store: LocalStore, make_runner: MakeRunner) -> None:
+    """F26: a run that the cluster can never hold fails at once, with that reason."""
+    run_id = submit_run(store, digits_request(max_failures=5))
+    runner = make_runner("insufficient_resources")
+
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.FAILED)
+
+    assert kinds(store, run_id).count("attempt_started") == 1
+    assert log_of(store, run_id).entries[-1].reason == "insufficient_resources"
+
+
+def test_a_queued_run_is_cancelled_at_once_even_when_the_runner_is_full(
+    store: LocalStore, make_runner: MakeRunner
+) -> None:
+    """A run that never started needs no driver to be cancelled."""
+    busy = submit_run(store, digits_request())
+    runner = make_runner("hang")
+    runner.tick()
+    run_id = submit_run(store, digits_request())
+    log_of(store, run_id).append(CancelRequested())
+
+    runner.tick()
+
+    assert log_of(store, run_id).state is RunState.CANCELLED
+    assert log_of(store, busy).state is RunState.STARTING
+    assert list(store.list(layout.QUEUE)) == []
+
+
+@pytest.mark.parametrize("verb", ["hang", "hang-deaf"])
+def test_a_driver_that_ignores_a_cancel_is_made_to_stop(
+    store: LocalStore, make_runner: MakeRunner, verb: str
+) -> None:
+    """A cancelled run ends: first the driver is left alone, then interrupted, then killed."""
+    run_id = submit_run(store, digits_request())
+    runner = make_runner(verb, cancel_grace_s=0.3, interrupt_grace_s=0.5)
+    runner.tick()
+    (held,) = runner._held.values()
+    log_of(store, run_id).append(CancelRequested())
+
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.CANCELLED)
+
+    assert not held.child.is_alive
+    assert kinds(store, run_id)[-1] == "cancelled"
+
+
+def test_a_lost_runner_costs_the_run_no_failure(store: LocalStore, make_runner: MakeRunner) -> None:
+    """F16: a run whose runner's heartbeat stands still is taken over, even with `max_failures` 0."""
+    run_id = submit_run(store, digits_request(max_failures=0))
+    start_attempt(store, run_id)
+    beat = Heartbeat(who="runner", at=SystemClock().now())
+    store.put(layout.heartbeat(run_id, "runner"), beat.model_dump_json().encode())
+    runner = make_runner("finish", lost_after_s=0.3)
+
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.FINALIZING)
+
+    failed = [entry for entry in log_of(store, run_id).entries if entry.kind == "attempt_failed"]
+    assert [entry.reason for entry in failed] == ["runner_lost"]
+
+
+def test_a_living_runner_keeps_its_run(store: LocalStore, make_runner: MakeRunner) -> None:
+    """Two runners on one bucket: the heartbeat of the first keeps the second one away."""
+    run_id = submit_run(store, digits_request())
+    first = make_runner("hang", heartbeat_interval_s=0.05)
+    second = make_runner("finish", lost_after_s=1.0)
+    first.tick()
+
+    deadline = time.monotonic() + 2.5
+    while time.monotonic() < deadline:
+        first.tick()
+        second.tick()
+
+    assert kinds(store, run_id) == ["submitted", "attempt_started"]
+
+
+def test_an_older_runner_gives_up_a_run_that_was_taken_over(store: LocalStore, make_runner: MakeRunner) -> None:
+    """F18: once a newer attempt has started, the driver of the older one is killed and nothing else is said."""
+    run_id = submit_run(store, digits_request())
+    runner = make_runner("hang")
+    runner.tick()
+    (held,) = runner._held.values()
+
+    start_attempt(store, run_id)
+    runner.tick()
+
+    assert not held.child.is_alive
+    assert runner._held == {}
+    assert kinds(store, run_id)[-1] == "attempt_started"
+
+
+def test_a_stopped_runner_leaves_its_run_to_the_next_at_once(store: LocalStore, make_runner: MakeRunner) -> None:
+    """F28: shutting down kills the drivers, says so in the log, and the next runner need not wait."""
+    run_id = submit_run(store, digits_request(max_failures=0))
+    first = make_runner("hang")
+    first.tick()
+    (held,) = first._held.values()
+
+    first.shut_down()
+
+    assert not held.child.is_alive
+    assert log_of(store, run_id).entries[-1].reason == "runner_stopped"
+    second = make_runner("finish", lost_after_s=600.0)
+    tick_until(second, lambda: log_of(store, run_id).state is RunState.FINALIZING)
+
+
+def test_a_runner_id_tells_whether_its_process_is_gone() -> None:
+    """On the same machine a dead process is known at once; of other machines nothing is concluded."""
+    mine = new_runner_id()
+    place = mine.rsplit("/", 2)[0]
+
+    assert is_provably_gone(f"{place}/{os.getpid()}/other")
+    assert not is_provably_gone(f"{place}/1/x")
+    assert is_provably_gone(f"{place}/4194305/x")  # beyond the largest process id of Linux
+    assert not is_provably_gone("elsewhere/1/4194305/x")

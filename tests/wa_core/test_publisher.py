@@ -1,0 +1,230 @@
+"""The checkpoint publisher: what is offered is committed, in order, within bounds, or an error says so."""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from support.training import digits_request, log_of, start_attempt, submit_run, weights_of
+from wa_core.errors import ConflictError, FencedError, InvalidInputError, StoreUnavailableError
+from wa_core.publisher import CheckpointPublisher
+from wa_core.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from wa_core.store.base import Body
+
+
+class GatedStore(MemoryStore):
+    """A store whose uploads wait at a gate, and fail while it is away; it counts what is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.num_failing_puts = 0
+        self.num_failing_commits = 0
+
+    def put(self, key: str, body: Body) -> None:
+        """Write, once the gate is open."""
+        if "checkpoints/" in key:
+            assert self.gate.wait(30)
+            if self.num_failing_puts:
+                self.num_failing_puts -= 1
+                raise StoreUnavailableError("the store is away")
+        super().put(key, body)
+
+    def create(self, key: str, body: bytes) -> None:
+        """Create, but lose the response of some that succeeded."""
+        super().create(key, body)
+        if self.num_failing_commits and "/log/" in key:
+            self.num_failing_commits -= 1
+            raise StoreUnavailableError("the response was lost")
+
+
+@pytest.fixture
+def store() -> GatedStore:
+    """A store with an open gate."""
+    return GatedStore()
+
+
+@pytest.fixture
+def run_id(store: GatedStore) -> str:
+    """A run in its first attempt."""
+    run_id = submit_run(store, digits_request())
+    start_attempt(store, run_id)
+    return run_id
+
+
+def model_of(value: float) -> nn.Linear:
+    """A model with one value everywhere."""
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    return model
+
+
+def test_an_offer_is_committed_with_verified_files(store: GatedStore, run_id: str) -> None:
+    """The entry has the step, epoch, rate and finite metrics, and the files hold what was offered."""
+    optimizer = torch.optim.SGD(model_of(0).parameters(), lr=0.1, momentum=0.9)
+
+    with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        publisher.offer(
+            7,
+            model_of(1.5),
+            epoch=2,
+            lr=0.05,
+            metrics={"loss": 0.25, "bad": float("nan")},
+            trainer_state={"optimizer": optimizer.state_dict()},
+        )
+
+    (entry,) = log_of(store, run_id).lineage
+    assert (entry.step, entry.epoch, entry.lr, entry.metrics) == (7, 2, 0.05, {"loss": 0.25})
+    weights = weights_of(store, entry)
+    assert set(weights) == {"weight", "bias"}
+    assert (weights["weight"] == 1.5).all()
+    state = torch.load(io.BytesIO(store.get(entry.files["trainer.pt"].key)), weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["momentum"] == 0.9
+
+
+def test_an_offer_is_a_snapshot(store: GatedStore, run_id: str) -> None:
+    """Training on after an offer does not change what is uploaded."""
+    store.gate.clear()
+    model = model_of(1.0)
+    momentum = torch.ones(3)
+    with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        publisher.offer(1, model, trainer_state={"momentum": [momentum]})
+        with torch.no_grad():
+            model.weight.fill_(2.0)
+            momentum.fill_(2.0)
+        store.gate.set()
+
+    (entry,) = log_of(store, run_id).lineage
+    state = torch.load(io.BytesIO(store.get(entry.files["trainer.pt"].key)), weights_only=True)
+    assert (weights_of(store, entry)["weight"] == 1.0).all()
+    assert (state["momentum"][0] == 1.0).all()
+
+
+def test_names_are_canonical_and_ties_are_kept(store: GatedStore, run_id: str) -> None:
+    """Prefixes of wrappers are gone, and tensors that share memory do so in the file as well."""
+    weight = torch.ones(4, 4)
+
+    with CheckpointPublisher(store, run_id) as publisher:
+        publisher.offer(1, {"module.a": weight, "module.b": weight})
+
+    (entry,) = log_of(store, run_id).lineage
+    assert set(weights_of(store, entry)) == {"a", "b"}
+    assert entry.files["model.safetensors"].size_bytes < 2 * weight.nbytes + 64
+
+
+def test_an_exception_after_an_offer_loses_nothing(store: GatedStore, run_id: str) -> None:
+    """F19: user code that raises right after an offer leaves that checkpoint committed."""
+
+    def user_code(publisher: CheckpointPublisher) -> None:
+        publisher.offer(1, model_of(1.0))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        user_code(publisher)
+
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [1]
+
+
+def test_a_slow_store_makes_offers_wait_and_meters_it(store: GatedStore, run_id: str) -> None:
+    """F20: with one snapshot in flight the next offer waits; the wait is in its entry and nothing is dropped."""
+    store.gate.clear()
+    offered: list[int] = []
+
+    def offer_three(publisher: CheckpointPublisher) -> None:
+        for step in (1, 2, 3):
+            publisher.offer(step, model_of(step))
+            offered.append(step)
+
+    with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        thread = threading.Thread(target=offer_three, args=(publisher,))
+        thread.start()
+        thread.join(0.5)
+        assert offered == [1]
+        store.gate.set()
+        thread.join(30)
+
+    entries = log_of(store, run_id).lineage
+    assert [entry.step for entry in entries] == [1, 2, 3]
+    assert entries[0].stall_s < 0.4
+    assert entries[1].stall_s > 0.4
+
+
+def test_an_outage_is_retried_through(store: GatedStore, run_id: str) -> None:
+    """A store that comes back before the deadline costs nothing but time."""
+    store.num_failing_puts = 3
+
+    with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        publisher.offer(1, model_of(1.0))
+
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [1]
+
+
+def test_a_lost_response_commits_once(store: GatedStore, run_id: str) -> None:
+    """F4: a commit whose response was lost is recognised, not repeated."""
+    store.num_failing_commits = 2
+
+    with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        publisher.offer(1, model_of(1.0))
+        publisher.offer(2, model_of(2.0))
+
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [1, 2]
+
+
+def test_an_outage_beyond_the_deadline_surfaces(store: GatedStore, run_id: str) -> None:
+    """A checkpoint that cannot be uploaded in time fails the next offer and the close, naming the step."""
+    store.num_failing_puts = 1_000_000
+    publisher = CheckpointPublisher(store, run_id, attempt=1, upload_deadline_s=0.2)
+    publisher.offer(5, model_of(1.0))
+
+    with pytest.raises(StoreUnavailableError, match="step 5"):
+        publisher.offer(6, model_of(2.0))
+    with pytest.raises(StoreUnavailableError, match="step 5"):
+        publisher.close()
+
+    assert log_of(store, run_id).lineage == []
+
+
+def test_a_zombie_is_fenced(store: GatedStore, run_id: str) -> None:
+    """F18: once a newer attempt has started, the older one's checkpoint is refused and it is told so."""
+    publisher = CheckpointPublisher(store, run_id, attempt=1)
+    start_attempt(store, run_id)
+
+    publisher.offer(1, model_of(1.0))
+
+    with pytest.raises(FencedError):
+        publisher.close()
+    assert log_of(store, run_id).lineage == []
+
+
+def test_a_failed_attempt_cannot_commit_late(store: GatedStore, run_id: str) -> None:
+    """A checkpoint that arrives after its attempt was recorded as failed does not bring the run back to life."""
+    from wa_core.records import AttemptFailed, RunState
+
+    publisher = CheckpointPublisher(store, run_id, attempt=1)
+    log_of(store, run_id).append(AttemptFailed(reason="test"))
+
+    publisher.offer(1, model_of(1.0))
+
+    with pytest.raises(ConflictError):
+        publisher.close()
+    assert log_of(store, run_id).state is RunState.RECOVERING
+
+
+def test_a_closed_publisher_refuses_offers(store: GatedStore, run_id: str) -> None:
+    """Offering after close is an error, never a silent loss; closing twice is none."""
+    publisher = CheckpointPublisher(store, run_id, attempt=1)
+    publisher.close()
+    publisher.close()
+
+    with pytest.raises(InvalidInputError, match="closed"):
+        publisher.offer(1, model_of(1.0))
