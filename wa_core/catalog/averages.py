@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wa_core import layout
-from wa_core.catalog.commit import commit
+from wa_core.catalog.commit import commit, parse
 from wa_core.errors import AverageNotFoundError, ConflictError, FencedError, ObjectNotFoundError
 from wa_core.records import AverageManifest
 
@@ -38,14 +38,16 @@ class Generations:
 
         Raises:
             AverageNotFoundError: it does not exist.
+            CorruptError: it cannot be read.
         """
+        key = layout.generation(self.run_id, self.name, number)
         try:
-            body = self._store.get(layout.generation(self.run_id, self.name, number))
+            body = self._store.get(key)
         except ObjectNotFoundError:
             raise AverageNotFoundError(
                 f"average {self.name!r} of run {self.run_id} has no generation {number}"
             ) from None
-        return AverageManifest.model_validate_json(body)
+        return parse(AverageManifest.model_validate_json, body, key=key)
 
     def newest(self) -> AverageManifest | None:
         """The newest generation, or None before the first."""

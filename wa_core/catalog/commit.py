@@ -11,8 +11,9 @@ import json
 from typing import TYPE_CHECKING, TypeVar
 
 import stamina
+from pydantic import ValidationError
 
-from wa_core.errors import AlreadyExistsError, ConflictError, TransientError
+from wa_core.errors import AlreadyExistsError, ConflictError, CorruptError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,14 +33,20 @@ def patiently(call: Callable[[], T], *, patience_s: float = COMMIT_PATIENCE_S) -
         TransientError: the reason had not passed when the patience ended.
     """
     for attempt in stamina.retry_context(
-        on=TransientError, attempts=None, timeout=patience_s, wait_initial=0.1, wait_max=3.0, wait_jitter=0.5
+        on=TransientError, attempts=None, timeout=patience_s, wait_initial=0.1, wait_max=3.0, wait_jitter=0.2
     ):
         with attempt:
             return call()
     raise AssertionError("unreachable: stamina returns or raises")
 
 
-def commit(store: ObjectStore, key: str, record: LogEntry | AverageManifest | RunSpec) -> None:
+def commit(
+    store: ObjectStore,
+    key: str,
+    record: LogEntry | AverageManifest | RunSpec,
+    *,
+    patience_s: float = COMMIT_PATIENCE_S,
+) -> None:
     """Make `record` the one and only content of `key`.
 
     Raises:
@@ -49,12 +56,33 @@ def commit(store: ObjectStore, key: str, record: LogEntry | AverageManifest | Ru
     """
     body = record.model_dump_json().encode()
     try:
-        patiently(lambda: store.create(key, body))
+        patiently(lambda: store.create(key, body), patience_s=patience_s)
     except AlreadyExistsError:
-        if _write_id_at(store, key) != record.write_id:
+        found = patiently(lambda: store.get(key), patience_s=patience_s)
+        if _write_id(found) != record.write_id:
             raise ConflictError(f"{key} was written by somebody else first") from None
 
 
-def _write_id_at(store: ObjectStore, key: str) -> str | None:
-    found = json.loads(patiently(lambda: store.get(key)))
+def parse(parser: Callable[[bytes], T], body: bytes, *, key: str) -> T:
+    """Read a committed record.
+
+    Raises:
+        CorruptError: the object is no such record, or one of a format that this version does not know.
+    """
+    try:
+        return parser(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise CorruptError(
+            f"{key} cannot be read: {where}: {first['msg']}; it was damaged, or written by another version",
+            code="record_unreadable",
+        ) from None
+
+
+def _write_id(body: bytes) -> str | None:
+    try:
+        found = json.loads(body)
+    except ValueError:  # whatever it is, it is not ours
+        return None
     return found.get("write_id") if isinstance(found, dict) else None

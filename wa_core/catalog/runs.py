@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from wa_core import layout
-from wa_core.catalog.commit import commit, patiently
+from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit, parse, patiently
 from wa_core.errors import (
     AlreadyFinishedError,
     ConflictError,
@@ -63,9 +63,13 @@ _STATE_AFTER: dict[type[LogEntry], RunState] = {
 
 
 def state_after(state: RunState, entry: LogEntry) -> RunState:
-    """The state that a run in `state` has once `entry` is in its log."""
+    """The state that a run in `state` has once `entry` is in its log.
+
+    A checkpoint proves that a starting attempt runs. It changes nothing else: the last one of an attempt may
+    land after its failure was recorded, and must not hide that the run waits for a new attempt.
+    """
     if isinstance(entry, CheckpointCommitted):
-        return RunState.PAUSING if state is RunState.PAUSING else RunState.RUNNING
+        return RunState.RUNNING if state is RunState.STARTING else state
     return _STATE_AFTER.get(type(entry), state)
 
 
@@ -105,14 +109,16 @@ def fetch_spec(store: ObjectStore, run_id: str) -> RunSpec:
 
     Raises:
         RunNotFoundError: there is no such run.
+        CorruptError: its spec cannot be read.
     """
     if not layout.is_run_id(run_id):
         raise RunNotFoundError(f"there is no run {run_id!r}")
+    key = layout.run_spec(run_id)
     try:
-        body = patiently(lambda: store.get(layout.run_spec(run_id)), patience_s=10.0)
+        body = patiently(lambda: store.get(key), patience_s=10.0)
     except ObjectNotFoundError:
         raise RunNotFoundError(f"there is no run {run_id}; list runs to see which there are") from None
-    return RunSpec.model_validate_json(body)
+    return parse(RunSpec.model_validate_json, body, key=key)
 
 
 def list_run_ids(store: ObjectStore) -> list[str]:
@@ -132,10 +138,16 @@ def list_queue(store: ObjectStore) -> Iterator[tuple[str, str]]:
 
 
 class RunLog:
-    """One run's log, read incrementally and kept in memory. Not for several threads at once."""
+    """One run's log, read incrementally and kept in memory. Not for several threads at once.
 
-    def __init__(self, store: ObjectStore, run_id: str, *, clock: Clock) -> None:
+    `patience_s` is how long `append` tries while the store is away.
+    """
+
+    def __init__(
+        self, store: ObjectStore, run_id: str, *, clock: Clock, patience_s: float = COMMIT_PATIENCE_S
+    ) -> None:
         self.run_id = run_id
+        self._patience_s = patience_s
         self._store = store
         self._clock = clock
         self._entries: list[Entry] = []
@@ -174,15 +186,26 @@ class RunLog:
         return "succeeded"
 
     def refresh(self) -> Sequence[Entry]:
-        """Read what was appended since, and return just that."""
+        """Read what was appended since, and return just that.
+
+        What was read before a failure stays in `entries`, and the next call goes on from there.
+
+        Raises:
+            CorruptError: an entry is missing or cannot be read.
+            TransientError: the store is away.
+        """
         known = len(self._entries)
         after = layout.log_entry(self.run_id, known) if known else ""
         for info in self._store.list(layout.log_prefix(self.run_id), start_after=after):
-            self._take(layout.number_of(info.key), self._store.get(info.key))
+            # A listing is no snapshot: it may show an entry and not yet the one before it.
+            while len(self._entries) < (layout.number_of(info.key) or 0):
+                self._read_next()
         return self._entries[known:]
 
     def append(self, entry: E, *, attempt: int | None = None, expect: Collection[RunState] | None = None) -> E:
         """Commit `entry` as the next one, and return it as written.
+
+        Appending the same entry again, after an answer that was lost, finds it in the log and changes nothing.
 
         Args:
             entry: what happened; its seq, time, attempt and state are filled in here.
@@ -193,20 +216,30 @@ class RunLog:
             FencedError: a newer attempt has started.
             AlreadyFinishedError: the run has ended.
             ConflictError: the run is in none of the states expected.
-            TransientError: the store is away.
+            TransientError: the store is away; the entry may or may not be in the log, and appending the same
+                entry again is safe.
         """
-        patiently(self.refresh)
+        patiently(self.refresh, patience_s=self._patience_s)
         while True:
+            if (written := self._find(entry)) is not None:
+                return written
             self._check(entry, attempt=attempt, expect=expect)
             stamped = self._stamp(entry)
+            key = layout.log_entry(self.run_id, stamped.seq)
             try:
-                commit(self._store, layout.log_entry(self.run_id, stamped.seq), stamped)
+                commit(self._store, key, stamped, patience_s=self._patience_s)
             except ConflictError:
                 # Somebody else's entry has this seq. Read it before deciding again: it may have fenced us.
-                patiently(self.refresh)
+                patiently(self._read_next, patience_s=self._patience_s)
                 continue
             self._entries.append(stamped)  # type: ignore[arg-type]  # every LogEntry with a kind is an Entry
             return stamped
+
+    def _find(self, entry: E) -> E | None:
+        for known in reversed(self._entries):
+            if known.write_id == entry.write_id and isinstance(known, type(entry)):
+                return known
+        return None
 
     def _check(self, entry: LogEntry, *, attempt: int | None, expect: Collection[RunState] | None) -> None:
         if attempt is not None and self.attempt != attempt:
@@ -230,10 +263,16 @@ class RunLog:
             }
         )
 
-    def _take(self, seq: int | None, body: bytes) -> None:
-        if seq != len(self._entries) + 1:
-            raise CorruptError(f"run {self.run_id}: log entry {len(self._entries) + 1} is missing, found {seq}")
-        self._entries.append(entry_adapter.validate_json(body))
+    def _read_next(self) -> None:
+        seq = len(self._entries) + 1
+        key = layout.log_entry(self.run_id, seq)
+        try:
+            entry = parse(entry_adapter.validate_json, self._store.get(key), key=key)
+        except ObjectNotFoundError:
+            raise CorruptError(f"{key} is missing, although later entries of the log exist") from None
+        if entry.seq != seq:
+            raise CorruptError(f"{key} says that it is entry {entry.seq}; the log is damaged")
+        self._entries.append(entry)
 
 
 _ENDED = {RunState.SUCCEEDED: "succeeded", RunState.FAILED: "failed", RunState.CANCELLED: "been cancelled"}
