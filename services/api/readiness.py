@@ -13,7 +13,7 @@ import structlog
 
 from services.api.problems import RETRY_AFTER_S, HttpProblem
 from wa_core import layout
-from wa_core.errors import ObjectNotFoundError, UnsafeStoreError, WeightAveragingError
+from wa_core.errors import ConfigurationError, ObjectNotFoundError, UnsafeStoreError, WeightAveragingError
 from wa_core.store.probe import probe_store
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class Readiness:
             self._fault = None
         except WeightAveragingError as error:
             self._fault = error
+        except Exception:  # the outermost loop of a thread: a store that fails in new ways is not ready either
+            log.exception("store_probe_failed")
+            self._fault = ConfigurationError("the probe of the store failed; the service's log says how")
 
     def _probe_until_known(self) -> None:
         while not self._stopped.is_set():

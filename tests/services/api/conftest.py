@@ -1,0 +1,27 @@
+"""An API over a store in memory, without a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from fastapi.testclient import TestClient
+
+from services.api.app import create_app
+from wa_core.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """An empty bucket."""
+    return MemoryStore()
+
+
+@pytest.fixture
+def api(store: MemoryStore) -> Iterator[TestClient]:
+    """The API over `store`, open to everybody."""
+    with TestClient(create_app(store=store)) as client:
+        yield client

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.api import DIGITS, ApiRun, submission
+
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
+
+    from wa_core.store.memory import MemoryStore
+
+JSON = {"Content-Type": "application/json"}
+UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+def post(api: TestClient, body: bytes | dict[str, object], **headers: str) -> tuple[int, dict[str, Any]]:
+    """Submit a body, and check that the service answers with a problem and lives on."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = api.post("/v1/runs", content=content, headers=JSON | headers)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem = answer.json()
+    assert {"type", "title", "status", "detail", "code"} <= set(problem)
+    assert problem["status"] == answer.status_code
+    assert "Traceback" not in answer.text
+    assert api.post("/v1/runs", json=submission()).status_code == 202
+    return answer.status_code, problem
+
+
+def averages(rule: str) -> dict[str, object]:
+    """A submission with one average of `rule`."""
+    return submission(averages=[{"name": "a", "rule": rule}])
+
+
+def test_an_unknown_run_is_not_found(api: TestClient) -> None:
+    """Bad input 4: every route of a run that does not exist answers 404 `run_not_found`."""
+    paths = ["", "/events", "/logs", "/metrics", "/checkpoints", "/averages", "/averages/swa"]
+
+    answers = [api.get(f"/v1/runs/{UNKNOWN}{path}") for path in [*paths, "/averages/swa/weights.safetensors"]]
+
+    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(404, "run_not_found")}
+    assert api.post(f"/v1/runs/{UNKNOWN}:cancel").status_code == 404
+
+
+@pytest.mark.parametrize("run_id", ["../x", "%2e%2e", "%2e%2e%2fqueue", "a%00b", "x" * 10_000, "%ff%fe", "01arz"])
+def test_an_impossible_run_id_is_not_found(api: TestClient, run_id: str) -> None:
+    """Bad input 5: an id that no run can have answers 404 or 422 and reaches no key."""
+    for path in (f"/v1/runs/{run_id}", f"/v1/runs/{run_id}/averages/swa", f"/v1/runs/{run_id}/logs"):
+        answer = api.get(path)
+
+        assert answer.status_code in {404, 422}
+        assert len(answer.content) < 1000
+
+
+def test_an_impossible_average_or_rank_is_refused(api: TestClient, store: MemoryStore) -> None:
+    """Bad input 5: names that climb out of their folder are refused too."""
+    run = ApiRun(store)
+
+    assert api.get(f"/v1/runs/{run.run_id}/averages/%2e%2e").status_code == 404
+    assert api.get(f"/v1/runs/{run.run_id}/logs?rank=../../x").status_code == 422
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"not json", b'{"a": 1,}', b'{"recipe": "\\ud800"}'])
+def test_a_body_that_is_not_json(api: TestClient, body: bytes) -> None:
+    """Bad input 6: a body that is not JSON answers 400 and says where."""
+    status, problem = post(api, body)
+
+    assert (status, problem["code"]) == (400, "body_not_json")
+
+
+def test_a_body_over_the_limit(api: TestClient) -> None:
+    """Bad input 7: a body of more than 1 MiB answers 413."""
+    status, problem = post(api, b'{"recipe": "' + b"x" * (1 << 20) + b'"}')
+
+    assert (status, problem["code"]) == (413, "body_too_large")
+
+
+def test_a_nest_of_brackets(api: TestClient) -> None:
+    """Bad input 10: 100,000 open brackets answer 400."""
+    for body in (b"[" * 100_000, b"[" * 70 + b"]" * 70, b'{"a":' * 100_000):
+        status, problem = post(api, body)
+
+        assert status == 400
+        assert problem["code"] in {"body_too_deep", "body_not_json"}
+
+
+def test_a_wrong_content_type(api: TestClient) -> None:
+    """Bad input 11: anything but JSON answers 415."""
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
+        status, problem = post(api, submission(), **{"Content-Type": content_type})
+
+        assert (status, problem["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "nearest"),
+    [
+        (submission(confg={}), "confg", "config"),
+        (submission(scaling={"num_worker": 2}), "scaling.num_worker", "num_workers"),
+        (
+            submission(averages=[{"name": "a", "rule": "swa", "acumulator_dtype": "float32"}]),
+            None,
+            "accumulator_dtype",
+        ),
+    ],
+)
+def test_an_unknown_field_names_the_nearest(
+    api: TestClient, body: dict[str, object], pointer: str | None, nearest: str
+) -> None:
+    """Bad input 12: a mistyped field answers 422 with the field that was probably meant."""
+    status, problem = post(api, body)
+
+    assert (status, problem["code"]) == (422, "invalid_request")
+    assert pointer is None or problem["errors"][0]["pointer"] == pointer
+    assert nearest in problem["errors"][0]["message"]
+
+
+def test_a_wrong_type_has_its_path(api: TestClient) -> None:
+    """Bad input 13: a value of the wrong type answers 422 and points at it."""
+    status, problem = post(api, submission(scaling={"num_workers": "2"}))
+
+    assert status == 422
+    assert problem["errors"][0]["pointer"] == "scaling.num_workers"
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 400, b"-" + b"9" * 400])
+def test_numbers_that_are_none(api: TestClient, number: bytes) -> None:
+    """Bad inputs 14 and 15: NaN, infinities and endless integers answer 422."""
+    status, problem = post(api, b'{"recipe": "' + DIGITS.encode() + b'", "config": {"lr": ' + number + b"}}")
+
+    assert (status, problem["code"]) == (422, "invalid_number")
+
+
+def test_duplicate_keys(api: TestClient) -> None:
+    """Bad input 16: a key that appears twice answers 422, at any depth."""
+    for body in (b'{"seed": 1, "seed": 2}', b'{"config": {"lr": 1, "lr": 2}}', b'{"\\ud800": 1, "\\ud800": 2}'):
+        status, problem = post(api, body)
+
+        assert (status, problem["code"]) == (422, "duplicate_key")
+
+
+def test_bad_utf8(api: TestClient) -> None:
+    """Bad input 17: bytes that are not UTF-8 answer 400."""
+    status, problem = post(api, b'{"recipe": "\xff\xfe"}')
+
+    assert (status, problem["code"]) == (400, "body_not_utf8")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\n", "\x1b[31m", "a\u202eb", "", "-a", "A", "a" * 64, "../x"])
+def test_names_with_odd_characters(api: TestClient, name: str) -> None:
+    """Bad input 18: names that could fool a terminal, a file system or a reader answer 422."""
+    for body in (submission(averages=[{"name": name, "rule": "swa"}]), submission(labels={name: "x"})):
+        status, _ = post(api, body)
+
+        assert status == 422
+
+
+def test_an_unknown_recipe_lists_the_known(api: TestClient) -> None:
+    """Bad input 19: an unknown recipe answers 422 with the recipes that there are."""
+    status, problem = post(api, submission(recipe="services.recipes.digits:Digit"))
+
+    assert (status, problem["code"]) == (422, "unknown_recipe")
+    assert DIGITS in problem["detail"]
+
+
+@pytest.mark.parametrize("recipe", ["os:system", "services.api.app:Api", "services.recipesx.digits:Digits"])
+def test_a_recipe_outside_the_allowed_packages(api: TestClient, recipe: str) -> None:
+    """Bad input 20: a path outside the allowed packages answers 422 and is never imported."""
+    status, problem = post(api, submission(recipe=recipe))
+
+    assert (status, problem["code"]) == (422, "recipe_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(submission(scaling={"num_workers": number}) for number in (0, -1, 10**6)),
+        *(submission(checkpoint={"every_steps": number}) for number in (0, -1)),
+        submission(averages=[{"name": "a", "rule": "swa"}, {"name": "a", "rule": "ema:half_life=3"}]),
+        submission(s3_endpoint="http://evil"),
+        submission(bucket="other"),
+        submission(recipe="no colon"),
+        submission(package="sha256:" + "0" * 64),
+        submission(seed=2**64),
+        submission(priority=100),
+        {},
+        b"[]",
+        b"null",
+    ],
+)
+def test_submissions_that_make_no_sense(api: TestClient, body: dict[str, object] | bytes) -> None:
+    """Bad inputs 21, 26, 27 and 28: impossible workers, intervals, names and fields answer 422."""
+    status, problem = post(api, body)
+
+    assert status == 422
+    assert problem["errors"]
+
+
+@pytest.mark.parametrize("config", [{"epochs": 0}, {"epochs": -1}, {"epochs": "3"}, {"epoch": 3}])
+def test_a_config_that_the_recipe_refuses(api: TestClient, config: dict[str, object]) -> None:
+    """Bad input 22: a config that the recipe does not take answers 422 before anything is queued."""
+    status, problem = post(api, submission(config=config))
+
+    assert (status, problem["code"]) == (422, "invalid_config")
+    assert "config.epoch" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "ema:decay=-0.1",
+        "ema:decay=1.0",
+        "ema:decay=1.5",
+        'ema:decay="0.9"',
+        "ema:half_life=0",
+        "ema:half_life=nan",
+        "window:last=0",
+        "swa:start_step=-1",
+        "nonsense",
+        "ema",
+        "ema:decay=0.9,half_life=3",
+    ],
+)
+def test_rules_that_make_no_sense(api: TestClient, rule: str) -> None:
+    """Bad inputs 23, 24 and 25: an impossible rule answers 422 and points at it."""
+    status, problem = post(api, averages(rule))
+
+    assert (status, problem["code"]) == (422, "invalid_rule")
+    assert problem["errors"][0]["pointer"] == "averages[0].rule"
+
+
+def test_a_refused_submission_leaves_nothing(api: TestClient, store: MemoryStore) -> None:
+    """A submission that is refused writes nothing into the bucket."""
+    before = [info.key for info in store.list("")]
+
+    api.post("/v1/runs", json=averages("nonsense"))
+
+    assert [info.key for info in store.list("") if not info.key.startswith("probe/")] == [
+        key for key in before if not key.startswith("probe/")
+    ]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=1000000000", "limit=0", "limit=x", "after=nonsense", "after=", "state=nonsense", "label=nocolon"],
+)
+def test_bad_pages_of_runs(api: TestClient, query: str) -> None:
+    """Bad input 34: an impossible page size, cursor or filter answers 422."""
+    answer = api.get(f"/v1/runs?{query}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "events?after=-1",
+        "events?after=99999999999999999999",
+        "events?limit=1000000000",
+        "logs?after=1-2",
+        "logs?after=../../x",
+        "logs?attempt=0",
+        "metrics?after=a-b-c",
+        "averages/swa?generation=0",
+        "averages/swa?step=-1",
+        "averages/swa?at=worst",
+        "averages/swa?at=best&step=3",
+    ],
+)
+def test_bad_pages_of_a_run(api: TestClient, store: MemoryStore, path: str) -> None:
+    """Bad input 34: impossible cursors and choices below a run answer 422."""
+    answer = api.get(f"/v1/runs/{ApiRun(store).run_id}/{path}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_a_wrong_method_names_the_right_ones(api: TestClient) -> None:
+    """Bad input 35: a method that a path does not take answers 405 with all that it does take."""
+    runs = api.put("/v1/runs")
+    weights = api.delete(f"/v1/runs/{UNKNOWN}/averages/swa/weights.safetensors")
+
+    assert (runs.status_code, runs.json()["code"], runs.headers["Allow"]) == (
+        405,
+        "method_not_allowed",
+        "GET, POST",
+    )
+    assert (weights.status_code, weights.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_an_unknown_path_is_a_problem_too(api: TestClient) -> None:
+    """A path that does not exist answers 404 in the same form as every other refusal."""
+    answer = api.get("/v1/nothing")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "route_not_found")
+    assert answer.headers["Content-Type"] == "application/problem+json"

@@ -1,0 +1,145 @@
+"""Runs as the API sees them, written straight into the bucket without torch, and the API on a real socket."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from services.api.app import create_app
+from services.runtime.lifecycle import Stop
+from wa_core import layout
+from wa_core.catalog.averages import Generations
+from wa_core.catalog.runs import RunLog, submit
+from wa_core.clock import SystemClock
+from wa_core.records import (
+    Assessment,
+    AttemptStarted,
+    AverageManifest,
+    AverageRequest,
+    BatchNormSummary,
+    CheckpointCommitted,
+    Evaluation,
+    FileRef,
+    Heartbeat,
+    RunRequest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from wa_core.store.base import ObjectStore
+
+DIGITS = "services.recipes.digits:Digits"
+TOKEN = "correct-horse"
+
+
+def submission(**fields: object) -> dict[str, object]:
+    """A good submission, with `fields` put over it."""
+    return {"recipe": DIGITS, "averages": [{"name": "swa", "rule": "swa:start_step=20"}]} | fields
+
+
+class ApiRun:
+    """A run whose trainer and averager are played by the test."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        averages: Mapping[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> None:
+        self.store = store
+        self.clock = SystemClock()
+        wanted = {"swa": "swa:start_step=20"} if averages is None else averages
+        requested = [AverageRequest(name=name, rule=rule) for name, rule in wanted.items()]
+        request = RunRequest(recipe=DIGITS, averages=requested, labels=labels or {})
+        self.run_id = submit(store, request, clock=self.clock).run_id
+        self.log = RunLog(store, self.run_id, clock=self.clock)
+
+    def start(self, *, resumed_from: int | None = None) -> ApiRun:
+        """Let a runner take it."""
+        self.log.append(AttemptStarted(runner_id="test", resumed_from=resumed_from))
+        return self
+
+    def beat(self, *, step: int, attempt: int = 1, total_steps: int = 264, **metrics: float) -> None:
+        """Write the trainer's heartbeat."""
+        beat = Heartbeat(
+            who="trainer",
+            at=self.clock.now(),
+            attempt=attempt,
+            step=step,
+            total_steps=total_steps,
+            metrics=metrics,
+        )
+        self.store.put(layout.heartbeat(self.run_id, "trainer"), beat.model_dump_json().encode())
+
+    def checkpoint(self, step: int, **metrics: float) -> CheckpointCommitted:
+        """Commit a checkpoint."""
+        ref = self._file(f"checkpoint {step}".encode(), key=f"{layout.run_prefix(self.run_id)}checkpoints/{step}")
+        entry = CheckpointCommitted(
+            step=step, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64, metrics=metrics
+        )
+        return self.log.append(entry)
+
+    def fold(self, name: str = "swa", *, body: bytes | None = None, loss: float | None = 0.5) -> AverageManifest:
+        """Publish the next generation over the whole lineage; with `body`, assessed and with weights."""
+        generations = Generations(self.store, self.run_id, name)
+        number = max(generations.numbers(), default=0) + 1
+        counted = self.log.lineage
+        files, assessment = {}, None
+        if body is not None:
+            key = layout.blob(self.run_id, name, nonce=layout.new_nonce(), file=layout.MODEL_FILE)
+            files = {layout.MODEL_FILE: self._file(body, key=key)}
+            assessment = _assessment(counted[-1].step, loss=loss)
+        manifest = AverageManifest(
+            run_id=self.run_id,
+            name=name,
+            generation=number,
+            at=self.clock.now(),
+            rule="swa:start_step=20",
+            accumulator_dtype="float64",
+            cursor=self.log.entries[-1].seq,
+            folded=[entry.seq for entry in counted],
+            coefficients={entry.step: 1 / len(counted) for entry in counted},
+            files=files,
+            assessment=assessment,
+        )
+        generations.commit(manifest)
+        return manifest
+
+    def _file(self, body: bytes, *, key: str) -> FileRef:
+        self.store.put(key, body)
+        return FileRef(key=key, size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
+
+
+@contextmanager
+def serving(store: ObjectStore, *, token: str | None = None) -> Iterator[str]:
+    """The API's address, while it serves on a free loopback port in a thread."""
+    stop = Stop()
+    app = create_app(store=store, token=token, stop=stop)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        stop.set()
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+def _assessment(step: int, *, loss: float | None) -> Assessment:
+    measured = None if loss is None else Evaluation(step=step, metrics={"loss": loss, "accuracy": 0.9})
+    summary = BatchNormSummary(status="recalibrated", num_layers=3, num_batches=4, num_samples=256)
+    return Assessment(raw=measured, averaged=measured, before_recalibration=measured, batchnorm=summary)
