@@ -44,6 +44,7 @@ MAX_EARLY_DEATHS = 4
 _POLL_S = 0.1
 _TAIL_LINES = 5
 _OK = 200
+_SCRATCH_PREFIX = "wa-stack-"
 
 
 class StoppedEarlyError(WeightAveragingError):
@@ -117,7 +118,7 @@ def sweep(folder: DataFolder) -> list[int]:
     if state is None:
         return []
     killed = kill_all(lambda: members(state.stack_id, state.processes.values()))
-    _remove_traces(Path(state.ray_temp_dir), _store_config(folder.store, state.store_ports, folder.credentials()))
+    _remove_traces(Path(state.scratch_dir), _store_config(folder.store, state.store_ports, folder.credentials()))
     folder.clear_state()
     if killed:
         log.info("leftovers_killed", data=str(folder.path), pids=killed)
@@ -144,7 +145,7 @@ class _Stack:
     def __exit__(self, *_: object) -> None:
         with ExitStack() as steps:  # the last pushed runs first, and each runs whatever the others do
             steps.callback(self._folder.clear_state)
-            steps.callback(_remove_traces, self._plan.ray.temp_dir, self._plan.store)
+            steps.callback(_remove_traces, self._plan.temp_dir.parent, self._plan.store)
             references = dict(self.supervisor.references)
             steps.callback(kill_all, lambda: members(self._plan.stack_id, references.values()))
             self.supervisor.stop(STOP_ORDER, is_hurried=lambda: self._stop.is_hurried)
@@ -228,7 +229,7 @@ class _Stack:
                 bucket=self._plan.store.bucket,
                 store_ports=self._plan.store.ports,
                 ray_address=self._plan.ray.address,
-                ray_temp_dir=str(self._plan.ray.temp_dir),
+                scratch_dir=str(self._plan.temp_dir.parent),
                 is_ready=self._is_ready,
                 processes=references,
             )
@@ -243,17 +244,17 @@ def _plan(folder: DataFolder, options: StackOptions) -> StackPlan:
     ports = seaweedfs.free_ports(seaweedfs.NUM_PORTS + ray_head.NUM_PORTS + 1)
     api_port, ray_ports, store_ports = ports[0], ports[1 : ray_head.NUM_PORTS + 1], ports[ray_head.NUM_PORTS + 1 :]
     store = _store_config(folder.store, store_ports, known)
+    # Always below /tmp: a unix socket's path must stay under 104 bytes, and Ray adds about 65.
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir="/tmp"))
+    temp_dir = scratch / "tmp"
+    temp_dir.mkdir()
     return StackPlan(
         stack_id=uuid.uuid4().hex,
         credentials=known,
         store=store,
-        # Always below /tmp: a unix socket's path must stay under 104 bytes, and Ray adds about 65.
-        ray=ray_head.RayHeadConfig(
-            temp_dir=Path(tempfile.mkdtemp(prefix="wa-ray-", dir="/tmp")),
-            ports=ray_ports,
-            token=known.ray_token,
-        ),
+        ray=ray_head.RayHeadConfig(temp_dir=scratch / "ray", ports=ray_ports, token=known.ray_token),
         api_port=options.api_port or api_port,
+        temp_dir=temp_dir,
     )
 
 
@@ -263,10 +264,10 @@ def _store_config(data_dir: Path, ports: tuple[int, ...], known: Credentials) ->
     )
 
 
-def _remove_traces(ray_folder: Path, store: SeaweedConfig) -> None:
+def _remove_traces(scratch: Path, store: SeaweedConfig) -> None:
     """What a stack leaves outside its data folder."""
-    if ray_folder.name.startswith("wa-ray-"):
-        shutil.rmtree(ray_folder, ignore_errors=True)
+    if scratch.name.startswith(_SCRATCH_PREFIX):
+        shutil.rmtree(scratch, ignore_errors=True)
     seaweedfs.remove_sockets(store)
 
 

@@ -15,6 +15,7 @@ from services.stack.leftovers import MARKER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from services.stack.ray_head import RayHeadConfig
     from services.stack.seaweedfs import SeaweedConfig
@@ -36,13 +37,17 @@ class ChildSpec:
 
 @dataclass(frozen=True, slots=True)
 class StackPlan:
-    """Everything that the children's command lines and environments follow from."""
+    """Everything that the children's command lines and environments follow from.
+
+    `temp_dir` is where children make temporary files, so that those of a killed one are found and removed.
+    """
 
     stack_id: str
     credentials: Credentials
     store: SeaweedConfig
     ray: RayHeadConfig
     api_port: int
+    temp_dir: Path
 
     @property
     def api_url(self) -> str:
@@ -59,7 +64,7 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
             taken out of it, so that they cannot leak into this one.
     """
     base = {name: value for name, value in inherited.items() if not name.startswith(_OURS)}
-    base |= {MARKER: plan.stack_id, "PYTHONUNBUFFERED": "1"}
+    base |= {MARKER: plan.stack_id, "TMPDIR": str(plan.temp_dir), "PYTHONUNBUFFERED": "1"}
     service = base | settings_of(plan)
     specs = [
         ChildSpec("store", tuple(seaweedfs.argv(plan.store)), base | seaweedfs.environment(plan.store)),

@@ -53,7 +53,7 @@ class StackState(BaseModel):
     bucket: str
     store_ports: tuple[int, ...]
     ray_address: str
-    ray_temp_dir: str
+    scratch_dir: str
     is_ready: bool = False
     processes: dict[str, ProcessRef] = {}
 

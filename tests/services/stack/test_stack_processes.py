@@ -23,11 +23,12 @@ PLAN = StackPlan(
         secret_key="secret",
     ),
     ray=RayHeadConfig(
-        temp_dir=Path("/tmp/wa-ray-x"),  # noqa: S108  only a name
+        temp_dir=Path("/tmp/wa-stack-x/ray"),  # noqa: S108  only a name
         ports=tuple(range(21_000, 21_000 + NUM_RAY_PORTS)),
         token="raytoken",
     ),
     api_port=22_000,
+    temp_dir=Path("/tmp/wa-stack-x/tmp"),  # noqa: S108  only a name
 )
 
 

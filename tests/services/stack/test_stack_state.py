@@ -21,7 +21,7 @@ STATE = StackState(
     bucket=BUCKET,
     store_ports=(1, 2),
     ray_address="127.0.0.1:6379",
-    ray_temp_dir="/tmp/wa-ray-x",  # noqa: S108  only a name
+    scratch_dir="/tmp/wa-stack-x",  # noqa: S108  only a name
     is_ready=True,
 )
 
