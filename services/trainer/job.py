@@ -71,7 +71,7 @@ def run_job(job: TrainingJob, settings: Settings) -> None:
 
     _connect(settings.ray_address)
     try:
-        _check_resources(job.scaling, ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
+        _await_resources(job.scaling, patience_s=settings.ray_nodes_patience_s)
         with tempfile.TemporaryDirectory(prefix="wa-train-") as folder:
             _fit(job, settings, folder=folder)
     finally:
@@ -91,7 +91,7 @@ def _connect(address: str | None) -> None:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
     if address is None:
-        ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         return
     deadline = time.monotonic() + CONNECT_PATIENCE_S
     while True:
@@ -104,6 +104,26 @@ def _connect(address: str | None) -> None:
                     code=RAY_UNAVAILABLE,
                 ) from error
             ray.shutdown()
+            time.sleep(1.0)
+        else:
+            return
+
+
+def _await_resources(scaling: Scaling, *, patience_s: float) -> None:
+    """Return once the cluster is large enough; after its head has restarted, its nodes join one by one.
+
+    Raises:
+        ConfigurationError: with code ``insufficient_resources``, if it still is too small after `patience_s`.
+    """
+    import ray
+
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            _check_resources(scaling, ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
+        except ConfigurationError:
+            if time.monotonic() >= deadline:
+                raise
             time.sleep(1.0)
         else:
             return
