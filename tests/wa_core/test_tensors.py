@@ -221,6 +221,7 @@ def test_ties_must_fit_the_file(tied: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(data=st.data())
 def test_no_damage_crashes_the_reader(data: st.DataObject) -> None:
     """Any cut, flip or splice of a good file is read or refused with a CorruptError, never anything else."""
@@ -293,6 +294,7 @@ def test_every_tensor_is_aligned() -> None:
             assert header[name]["data_offsets"][0] % tensor.element_size() == 0
 
 
+@settings(deadline=None)
 @given(st.permutations(list(sample())))
 def test_order_does_not_matter_to_the_bytes(names: list[str]) -> None:
     """The same tensors in another order, tied or not, are written as the same bytes."""
@@ -418,3 +420,21 @@ def test_values_that_are_not_finite_are_found(dtype: torch.dtype, bad: float) ->
     with pytest.raises(CorruptError, match="'w' has 2 of 4") as caught:
         check_finite({**sound, "w": torch.tensor([1.0, bad, 2.0, bad]).to(dtype)})
     assert caught.value.code == "not_finite"
+
+
+@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
+@given(
+    position=st.integers(0, 99_999),
+    bad=st.sampled_from([math.nan, math.inf, -math.inf]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    is_strided=st.booleans(),
+)
+def test_one_bad_value_anywhere_is_found(
+    *, position: int, bad: float, dtype: torch.dtype, is_strided: bool
+) -> None:
+    """59: a single NaN or infinity among 100,000 values is found wherever it stands."""
+    values = torch.zeros(100_000, dtype=dtype)
+    values[position] = bad
+    with pytest.raises(CorruptError, match="has 1 of 100000"):
+        check_finite({"w": values.reshape(400, 250).t() if is_strided else values})

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STATE_KEY = "shadow"
 _FORMAT = 1
 # Elements folded at a time: small enough that a block stays in cache while it is converted and folded.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 20
 
 
 class ShadowWeights:

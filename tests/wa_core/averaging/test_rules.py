@@ -7,7 +7,7 @@ from decimal import Decimal, localcontext
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wa_core.averaging.rules import EmaRule, Rule, SwaRule, next_coefficients, parse_rule
@@ -86,6 +86,7 @@ def test_very_long_half_lives_keep_their_accuracy(half_life: float) -> None:
     assert found == pytest.approx(float(expected), rel=1e-14)
 
 
+@settings(deadline=None)
 @given(
     rule=st.one_of(
         st.builds(SwaRule),
@@ -173,6 +174,7 @@ def test_rules_are_read_and_spelled(text: str, rule: Rule, spelling: str) -> Non
     assert rule.spelling == parse_rule(text).spelling == spelling
 
 
+@settings(deadline=None)
 @given(
     st.one_of(
         st.builds(SwaRule, start_step=st.integers(0, 2**63 - 1)),
@@ -225,6 +227,7 @@ def test_what_is_no_rule_is_refused_with_the_right_spelling(text: str, says: str
     assert "\n" not in caught.value.message
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_parser(text: str) -> None:
     """Any text is a rule or an InvalidInputError, never anything else."""

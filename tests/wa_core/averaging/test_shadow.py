@@ -33,7 +33,7 @@ STEPS = [3, 20, 40, 41, 100, 137, 500]
 DTYPES = [torch.float32, torch.float64]
 
 
-def state_at(step: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def state_at(step: int, *, dtype: torch.dtype = torch.float32, size: int = 301) -> dict[str, Tensor]:
     """A checkpoint of a small network, drawn for its step."""
     draw = torch.Generator().manual_seed(step)
     return {
@@ -41,7 +41,7 @@ def state_at(step: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tens
         "bn.running_mean": torch.randn(8, generator=draw).to(dtype),
         "bn.num_batches_tracked": torch.tensor(step),
         "mask": torch.rand(5, generator=draw) > 0.5,
-        "big": torch.randn(3, 100_001, generator=draw).to(dtype),
+        "big": torch.randn(3, size, generator=draw).to(dtype),
         "scalar": torch.randn((), generator=draw).to(dtype),
         "nothing": torch.empty(0, 4, dtype=dtype),
     }
@@ -77,8 +77,12 @@ def test_the_value_is_the_weighted_sum_that_the_coefficients_say(
 
 def test_float64_accumulators_round_once() -> None:
     """SWA in float64 differs from the float64 mean by at most half a unit in the last place of float32."""
-    found = folded(SwaRule(), STEPS, dtype=torch.float64).value()["big"]
-    mean = torch.stack([state_at(step)["big"] for step in STEPS]).double().mean(0)
+    checkpoints = [state_at(step, size=400_001)["big"] for step in STEPS]
+    shadow = ShadowWeights(SwaRule(), dtype=torch.float64)
+    for step, checkpoint in enumerate(checkpoints):
+        shadow.fold({"big": checkpoint}, step=step)
+    found = shadow.value()["big"]
+    mean = torch.stack(checkpoints).double().mean(0)
     ulp = torch.nextafter(mean.float().abs(), torch.tensor(math.inf)) - mean.float().abs()
     assert ((found.double() - mean).abs() <= 0.5001 * ulp.double()).all()
 
@@ -125,7 +129,6 @@ def test_ema_matches_torch_averaged_model(dtype: torch.dtype) -> None:
 def test_constants_stay_exactly_constant(rule: Rule, checkpoint_dtype: torch.dtype, dtype: torch.dtype) -> None:
     """A value that never changes comes out bit for bit the same after every fold."""
     state = state_at(1, dtype=checkpoint_dtype)
-    del state["big"]
     shadow = ShadowWeights(rule, dtype=dtype)
     for step in range(40, 90):
         shadow.fold(state, step=step)
@@ -248,7 +251,7 @@ def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
         (changed(mask=torch.ones(1, dtype=torch.bool)), 50, "shape_changed", r"bool\[1\]"),
         (changed(scalar=torch.tensor(1)), 50, "dtype_changed", r"int64\[\] but the average holds float32\[\]"),
         (changed(scalar=torch.tensor(math.nan)), 50, "not_finite", "'scalar' has 1 of 1"),
-        (changed(big=torch.full((3, 100_001), -math.inf)), 50, "not_finite", "'big' has 300003 of 300003"),
+        (changed(big=torch.full((3, 301), -math.inf)), 50, "not_finite", "'big' has 903 of 903"),
         (changed(scalar=torch.tensor(1j)), 50, "unsupported_dtype", "'scalar' is torch.complex64"),
         (changed(mask=torch.eye(5).to_sparse()), 50, "unsupported_dtype", "sparse"),
         (changed(scalar="text"), 50, "invalid_input", "not a tensor"),  # type: ignore[arg-type]
@@ -324,6 +327,7 @@ def test_ties_that_come_apart_are_refused() -> None:
 
 
 @settings(max_examples=30, deadline=None)
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     prefixes=st.lists(st.sampled_from(["", "module.", "_orig_mod.", "module._orig_mod."]), min_size=4, max_size=4),
