@@ -80,9 +80,9 @@ def assess_average(recipe: Recipe, model: nn.Module, weights: dict[str, Tensor])
 
 
 def _changed(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The buffers that recalibration has changed."""
+    """Copies of the buffers that recalibration has changed; the model goes on to the next average."""
     buffers = dict(model.named_buffers())
-    return {name: buffer for name, buffer in buffers.items() if not torch.equal(buffer, weights[name])}
+    return {name: buffer.clone() for name, buffer in buffers.items() if not torch.equal(buffer, weights[name])}
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:

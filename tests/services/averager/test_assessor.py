@@ -16,6 +16,7 @@ from torch import nn
 from services.averager import assess
 from services.averager.assessor import ProcessAssessor, environment_without_secrets
 from services.recipes.loader import load_recipe
+from support.averaging import same_bits
 from support.runs import DIGITS
 from wa_core.recipe import Recipe
 from wa_core.records import RunRequest
@@ -50,6 +51,17 @@ def test_measures_raw_and_averaged_and_recalibrates(assessor: ProcessAssessor) -
     assert outcome.after["loss"] != outcome.raw["loss"]
     assert outcome.buffers
     assert all("running_" in name or "num_batches_tracked" in name for name in outcome.buffers)
+
+
+def test_averages_of_one_job_get_their_own_buffers(assessor: ProcessAssessor) -> None:
+    """Measured together or alone, an average gets the same recalibrated buffers and score."""
+    weights = digits_weights()
+    other = {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    together = assessor.assess(REQUEST, raw=None, weights={"swa": weights, "ema": other})
+    alone = assessor.assess(REQUEST, raw=None, weights={"swa": weights})
+    assert same_bits(together["swa"].buffers, alone["swa"].buffers)
+    assert together["swa"].after == alone["swa"].after
+    assert not same_bits(together["swa"].buffers, together["ema"].buffers)
 
 
 def test_one_child_serves_many_jobs_and_a_dead_one_is_replaced(assessor: ProcessAssessor) -> None:
