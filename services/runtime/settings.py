@@ -13,7 +13,8 @@ class Settings(BaseSettings):
     """How a process finds its bucket and its peers.
 
     `store_url` is ``s3://bucket`` or ``file:///folder``. `s3_public_endpoint` is the address that a user's
-    machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it.
+    machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it. `ray_nodes_patience_s`
+    is how long an attempt waits for a cluster that is too small for it, since nodes may be on their way.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -30,6 +31,7 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
 
     ray_address: str | None = None
+    ray_nodes_patience_s: float = Field(default=0.0, ge=0)
     max_concurrent_runs: int = Field(default=1, ge=1)
     poll_interval_s: float = Field(default=0.5, gt=0)
     log_format: str = "console"
