@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from services.client.transport import Query, Transport
 
 _NUM_TRIES = 8
-_CHUNK_BYTES = 1 << 20
 _PARTIAL = 206
 _UNSATISFIABLE = 416
 
@@ -92,7 +91,7 @@ def _fetch_rest(
             size = 0
         total = size + int(response.headers.get("Content-Length", 0))
         with part.appending() as file:
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 size += len(chunk)
                 if on_progress is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
+_RANGE_NOT_SATISFIABLE = 416
 _UNAVAILABLE = 503
 _THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 _CONNECT_TIMEOUT_S = 5.0
@@ -85,7 +86,7 @@ class Transport:
         with self._unreachable_named():
             response = self._http.send(request, stream=True)
             try:
-                if response.is_error and response.status_code != httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                if response.is_error and response.status_code != _RANGE_NOT_SATISFIABLE:
                     response.read()
                     raise problem(response)
                 yield response

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx2
+import pytest
+
+from support.api import DIGITS, TOKEN
+from wa_core.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def api_process(data: Path, log: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`python -m services.api` on a local store, and its address once it answers."""
+    port = free_port()
+    variables = {"WA_STORE_URL": f"file://{data}", "WA_API_PORT": str(port), "WA_TOKEN": TOKEN, **environment}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.api"], env=os.environ | variables, stdout=output, stderr=output
+        )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def answer_within(url: str, seconds: float = 60.0) -> httpx2.Response:
+    """What `url` answers once something listens there and is ready."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            answer = httpx2.get(url, timeout=5)
+            if answer.status_code == 200 or time.monotonic() > deadline:
+                return answer
+        except httpx2.TransportError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The folder of a local store."""
+    LocalStore(tmp_path / "bucket")
+    return tmp_path / "bucket"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_told_to_stop(data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Fault F28: it ends with status 0 within 10 s; a stream in flight ends whole; no secret is logged."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Accept": "text/event-stream"}
+    with api_process(data, tmp_path / "log") as (process, url):
+        ready = answer_within(f"{url}/readyz")
+        submitted = httpx2.post(f"{url}/v1/runs", json={"recipe": DIGITS}, headers=headers)
+        with httpx2.stream("GET", f"{url}{submitted.headers['Location']}/events", headers=headers) as stream:
+            lines = stream.iter_lines()
+            first = next(lines)
+            stopped_at = time.monotonic()
+            process.send_signal(number)
+            rest = list(lines)
+        status = process.wait(30)
+        took_s = time.monotonic() - stopped_at
+
+    assert (ready.status_code, submitted.status_code, status) == (200, 202, 0)
+    assert (first, rest[-1]) == ("event: submitted", "")
+    assert took_s < 10
+    assert "server" not in ready.headers
+    assert TOKEN not in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_taken_port_ends_it(data: Path, tmp_path: Path) -> None:
+    """When the port is taken, the process ends with a failure and says so in one line."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with api_process(data, tmp_path / "log", WA_API_PORT=port) as (process, _):
+            status = process.wait(60)
+
+    assert status not in {0, None}
+    assert "address already in use" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("variables", [{"WA_STORE_URL": "ftp://x"}, {"WA_API_PORT": "x"}])
+def test_wrong_settings_end_it(data: Path, tmp_path: Path, variables: dict[str, str]) -> None:
+    """Settings that cannot be are named on stderr, without a traceback."""
+    with api_process(data, tmp_path / "log", **variables) as (process, _):
+        status = process.wait(60)
+
+    text = (tmp_path / "log").read_text()
+    assert status == 1
+    assert "WA_STORE_URL" in text or "api_port" in text
+    assert "Traceback" not in text
+
+
+def test_an_endless_body_is_cut_off(data: Path, tmp_path: Path) -> None:
+    """Bad input 8: a chunked body without an end answers 413 after 1 MiB, and the next request works."""
+    with api_process(data, tmp_path / "log") as (_, url):
+        answer_within(f"{url}/livez")
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            head = f"POST /v1/runs HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+            head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.sendall(head.encode())
+            chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+            answer = b""
+            for _ in range(64):
+                try:
+                    connection.sendall(chunk)
+                except OSError:
+                    break
+            while data_read := _receive(connection):
+                answer += data_read
+        after = answer_within(f"{url}/livez")
+
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert after.status_code == 200
+
+
+def _receive(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(65536)
+    except OSError:
+        return b""
