@@ -123,7 +123,6 @@ def test_synchronised_batchnorm_needs_no_gpu() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@settings(deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_batches_does_not_matter(shuffle: random.Random) -> None:
     """Shuffled batches give the same statistics, in every layer, single-sample batches included."""
@@ -324,7 +323,6 @@ def test_an_unknown_method_is_refused() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31))
 def test_moments_of_shards_merge_to_those_of_the_whole(sizes: list[int], seed: int) -> None:
     """Moments computed apart and merged in either direction equal those of all data together."""

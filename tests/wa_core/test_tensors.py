@@ -221,7 +221,6 @@ def test_ties_must_fit_the_file(tied: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@settings(deadline=None)
 @given(data=st.data())
 def test_no_damage_crashes_the_reader(data: st.DataObject) -> None:
     """Any cut, flip or splice of a good file is read or refused with a CorruptError, never anything else."""
@@ -423,7 +422,6 @@ def test_values_that_are_not_finite_are_found(dtype: torch.dtype, bad: float) ->
 
 
 @settings(max_examples=60, deadline=None)
-@settings(deadline=None)
 @given(
     position=st.integers(0, 99_999),
     bad=st.sampled_from([math.nan, math.inf, -math.inf]),

@@ -327,7 +327,6 @@ def test_ties_that_come_apart_are_refused() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     prefixes=st.lists(st.sampled_from(["", "module.", "_orig_mod.", "module._orig_mod."]), min_size=4, max_size=4),
