@@ -3,10 +3,15 @@
 The processes that hold work wait minutes for a store that is away. The API holds none: it tries briefly, says 503
 and Retry-After, and lets the caller decide. To keep `wa_core.catalog.commit.patiently` from waiting on, what is
 raised here is no `TransientError`.
+
+A store that accepts connections and never answers would hold an adapter for minutes, so every call runs in a
+daemon thread of its own, which is left behind at the deadline and cannot keep the process from ending.
 """
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S = 1.5
+DEADLINE_S = 5.0
+MAX_CALLS = 64
 
 
 class StoreAwayError(HttpProblem):
@@ -37,14 +44,19 @@ class StoreAwayError(HttpProblem):
 
 
 class BriefStore:
-    """`store`, with every call tried for `patience_s` seconds at most. See `ObjectStore` for the methods.
+    """`store`, with every call tried again for `patience_s` seconds. See `ObjectStore` for the methods.
 
-    A create is tried again like the rest: its records carry a `write_id`, so a lost response is recognised.
+    No call takes longer than `deadline_s`, and at most `MAX_CALLS` are under way at once. A create is tried again
+    like the rest: its records carry a `write_id`, so a lost response is recognised.
     """
 
-    def __init__(self, store: ObjectStore, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, store: ObjectStore, *, patience_s: float = PATIENCE_S, deadline_s: float = DEADLINE_S
+    ) -> None:
         self._store = store
         self._patience_s = patience_s
+        self._deadline_s = deadline_s
+        self._slots = threading.BoundedSemaphore(MAX_CALLS)
 
     def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
         """Read an object."""
@@ -82,10 +94,24 @@ class BriefStore:
         return self._store.presign(key, expires_s=expires_s)
 
     def _briefly(self, call: Callable[[], T]) -> T:
+        if not self._slots.acquire(timeout=self._deadline_s):
+            raise StoreAwayError(f"all {MAX_CALLS} calls to it are waiting for an answer")
+        answer: Future[T] = Future()
+        threading.Thread(target=self._call, args=(call, answer), name="store-call", daemon=True).start()
         try:
-            return patiently(call, patience_s=self._patience_s)
+            return answer.result(self._deadline_s)
         except TransientError as error:
             raise StoreAwayError(error.message) from None
+        except TimeoutError:
+            raise StoreAwayError(f"no answer within {self._deadline_s:g} s") from None
+
+    def _call(self, call: Callable[[], T], answer: Future[T]) -> None:
+        try:
+            answer.set_result(patiently(call, patience_s=self._patience_s))
+        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the caller's thread
+            answer.set_exception(error)
+        finally:
+            self._slots.release()
 
     def _resuming(self, chunks: Iterator[bytes], key: str, *, start: int, end: int | None) -> Iterator[bytes]:
         position = start

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-from typing import TYPE_CHECKING
 
 import pytest
 from fastapi.testclient import TestClient
@@ -11,9 +10,7 @@ from fastapi.testclient import TestClient
 from services.api.app import create_app
 from support.api import ApiRun
 from support.faulty import Fault, FaultyStore
-
-if TYPE_CHECKING:
-    from wa_core.store.memory import MemoryStore
+from wa_core.store.memory import MemoryStore
 
 FIELDS = {
     "name",
@@ -33,6 +30,14 @@ FIELDS = {
 }
 WEIGHTS = random.Random(0).randbytes(3_000_000)
 ETAG = f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'
+
+
+class AddressedStore(MemoryStore):
+    """A store whose objects have addresses of their own."""
+
+    def presign(self, key: str, *, expires_s: int) -> str | None:
+        """An address."""
+        return f"https://store.example/{key}?expires={expires_s}"
 
 
 @pytest.fixture
@@ -218,6 +223,20 @@ def test_if_match_guards_against_another_content(api: TestClient, url: str) -> N
 def test_a_redirect_falls_back_to_serving(api: TestClient, url: str) -> None:
     """A store without addresses of its own is read through the API all the same."""
     assert api.get(f"{url}?redirect=1").content == WEIGHTS
+
+
+def test_a_redirect_leads_to_the_store() -> None:
+    """With redirect the caller is sent to the store's own address, which nobody may cache."""
+    store = AddressedStore()
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    run.fold(body=b"weights")
+    url = f"/v1/runs/{run.run_id}/averages/swa/weights.safetensors"
+    with TestClient(create_app(store=store)) as api:
+        answer = api.get(f"{url}?redirect=1", follow_redirects=False)
+
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (307, "no-store")
+    assert answer.headers["Location"].startswith(f"https://store.example/runs/{run.run_id}/averages/swa/blobs/")
 
 
 def test_a_read_that_breaks_goes_on(store: MemoryStore, url: str) -> None:

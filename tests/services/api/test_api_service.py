@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import structlog
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
+from services.api.patience import BriefStore, StoreAwayError
 from services.api.readiness import Readiness
 from support.api import ApiRun, submission
 from support.faulty import Fault, FaultyStore
@@ -17,6 +19,8 @@ from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     import httpx2
+
+    from wa_core.store.base import ByteRange
 
 
 def ready(api: TestClient, *, status: int) -> httpx2.Response:
@@ -34,6 +38,19 @@ class LockedStore(MemoryStore):
     def list(self, *_args: object, **_kwargs: object) -> object:  # type: ignore[override]
         """Refuse."""
         raise StoreAuthError("the store refuses access key 'wa'")
+
+
+class StuckStore(MemoryStore):
+    """A store whose reads hang until it is told to answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = threading.Event()
+
+    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+        """Hang, then read."""
+        self.answers.wait(30)
+        return super().get(key, byte_range=byte_range)
 
 
 class BrokenStore(MemoryStore):
@@ -79,6 +96,22 @@ def test_a_store_that_is_away_degrades_the_service(store: MemoryStore) -> None:
     assert "store_answers" in degraded.json()["checks"]
     assert (alive.status_code, recovered.status_code) == (200, 200)
     assert took_s < 5 * 4
+
+
+def test_a_store_that_never_answers_is_given_up(store: MemoryStore) -> None:
+    """Fault F10: a call that hangs is given up at its deadline, and later calls still go through."""
+    stuck = StuckStore()
+    brief = BriefStore(stuck, deadline_s=0.3)
+    began_at = time.monotonic()
+
+    with pytest.raises(StoreAwayError, match=r"no answer within 0\.3 s"):
+        brief.get("key")
+    took_s = time.monotonic() - began_at
+    stuck.answers.set()
+    stuck.put("key", b"body")
+
+    assert took_s < 5
+    assert BriefStore(stuck).get("key") == b"body"
 
 
 def test_a_lost_response_makes_no_second_run(store: MemoryStore) -> None:
