@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,7 +46,7 @@ def print_json(value: object) -> None:
 def print_table(columns: list[str], rows: list[list[object]], *, title: str | None = None) -> None:
     """A table on stdout; columns whose values are all numbers are aligned to the right."""
     console = answers()
-    table = Table(title=title, title_justify="left", pad_edge=False)
+    table = Table(title=title, title_justify="left", pad_edge=False, box=SIMPLE_HEAD)
     if not console.is_terminal:
         table.box, table.header_style = None, ""
     for index, column in enumerate(columns):

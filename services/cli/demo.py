@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -17,8 +18,9 @@ import typer
 
 from services.cli.connection import DEFAULT_DATA
 from services.cli.console import answer, print_table, say, shown
+from services.cli.follow import follow
 from services.cli.results import download_weights
-from services.cli.runs import FOLLOW_PATIENCE_S, follow_to_end
+from services.cli.runs import FOLLOW_PATIENCE_S, explain_end
 from services.client import Client
 from services.stack.detached import start_detached, stop_stack
 from services.stack.embedded import StackOptions
@@ -26,6 +28,8 @@ from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
+    from typing import NoReturn
 
     from services.client.service import Json
     from services.stack.state import Connection
@@ -59,19 +63,21 @@ def demo(
         Client(found.api_url, token=found.token, patience_s=FOLLOW_PATIENCE_S) as client,
     ):
         say(f"ready after {time.monotonic() - began:.0f} s; training digits with 2 DDP workers")
-        run = follow_to_end(client, client.submit(REQUEST)["run_id"])
+        run = follow(client, client.submit(REQUEST)["run_id"])
+        explain_end(client, run)
         if run["state"] != "succeeded":
             raise typer.Exit(1)
         averages = client.averages(run["run_id"])
         for average in averages:
             download_weights(client, run["run_id"], average["name"], out / f"{average['name']}.safetensors")
-    print_table(["WEIGHTS", "N_AVERAGED", *_HEADINGS], table_rows(run, averages), title="Held-out data")
-    answer("BN: after recalibrating BatchNorm statistics for the averaged weights; before, they are averaged too.")
-    answer("".join(f"{out / average['name']}.safetensors  " for average in averages).rstrip())
+    print_table(["WEIGHTS", "N\naveraged", *_HEADINGS], table_rows(run, averages), title="Held-out data")
+    answer("before BN: BatchNorm statistics averaged like the weights; after BN: recomputed for them")
+    for average in averages:
+        answer(f"wrote {out / average['name']}.safetensors")
     say(f"done in {time.monotonic() - began:.0f} s; nothing is left running")
 
 
-_HEADINGS = ["ACCURACY BEFORE BN", "ACCURACY AFTER BN", "LOSS BEFORE BN", "LOSS AFTER BN"]
+_HEADINGS = ["ACCURACY\nbefore BN", "ACCURACY\nafter BN", "LOSS\nbefore BN", "LOSS\nafter BN"]
 
 
 def table_rows(run: Json, averages: list[Json]) -> list[list[object]]:
@@ -81,7 +87,7 @@ def table_rows(run: Json, averages: list[Json]) -> list[list[object]]:
     for average in averages:
         evaluation = average["evaluation"]
         numbers = _numbers(evaluation["before_recalibration"], evaluation["averaged"])
-        rows.append([f"{average['name'].upper()}  ({average['rule']})", average["n_averaged"], *numbers])
+        rows.append([f"{average['name'].upper()} {average['rule']}", average["n_averaged"], *numbers])
     return rows
 
 
@@ -107,13 +113,26 @@ def _prepare(out: Path) -> None:
         ) from None
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt  # SIGTERM ends the demo as Ctrl-C does
+
+
 @contextlib.contextmanager
 def _stack(*, is_kept: bool) -> Iterator[Connection]:
     """A stack that ends with the block, tied to this process."""
-    data = DEFAULT_DATA if is_kept else Path(tempfile.mkdtemp(prefix="wa-demo-"))
-    try:
-        yield start_detached(StackOptions(data=data), is_tied=True)
-    finally:
-        stop_stack(data)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with contextlib.ExitStack() as steps:
+        data = DEFAULT_DATA
         if not is_kept:
-            shutil.rmtree(data, ignore_errors=True)
+            data = Path(tempfile.mkdtemp(prefix="wa-demo-"))
+            steps.callback(shutil.rmtree, data, ignore_errors=True)
+        found = start_detached(StackOptions(data=data), is_tied=True)
+        # Only now: a stack that somebody else runs on the folder is not ours to stop.
+        steps.callback(_stop, data)
+        yield found
+
+
+def _stop(data: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave the rest behind
+    say("stopping everything …")
+    stop_stack(data)

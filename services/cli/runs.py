@@ -192,7 +192,7 @@ def cancel(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, to
 
 
 def follow_to_end(client: Client, run_id: str) -> Json:
-    """Follow a run; explain a failure with its last log lines.
+    """Follow a run, and explain how it ended.
 
     Raises:
         typer.Exit: 130, when the user stops following; the run goes on.
@@ -202,13 +202,18 @@ def follow_to_end(client: Client, run_id: str) -> Json:
     except KeyboardInterrupt:
         say(f"stopped following; run {run_id} goes on. Look: wa show {run_id}. End it: wa cancel {run_id}.")
         raise typer.Exit(_INTERRUPTED) from None
-    if run["state"] == "failed":
-        for line in last_log_lines(client, run_id):
-            say(f"  {line}")
-        say(f"run {run_id} failed: {reason_of(run)}")
-    elif run["state"] != "succeeded":
-        say(f"run {run_id} was {run['state']}")
+    explain_end(client, run)
     return run
+
+
+def explain_end(client: Client, run: Json) -> None:
+    """Say why a run did not succeed: the last lines that it wrote, and its reason."""
+    if run["state"] == "failed":
+        for line in last_log_lines(client, run["run_id"]):
+            say(f"  {line}")
+        say(f"run {run['run_id']} failed: {reason_of(run)}")
+    elif run["state"] != "succeeded":
+        say(f"run {run['run_id']} was {run['state']}")
 
 
 def _has_ended(client: Client, run_id: str) -> bool:

@@ -118,7 +118,9 @@ def sweep(folder: DataFolder) -> list[int]:
     if state is None:
         return []
     killed = kill_all(lambda: members(state.stack_id, state.processes.values()))
-    _remove_traces(Path(state.scratch_dir), _store_config(folder.store, state.store_ports, folder.credentials()))
+    if state.store_ports:
+        store = _store_config(folder.store, state.store_ports, folder.credentials())
+        _remove_traces(Path(state.scratch_dir), store)
     folder.clear_state()
     if killed:
         log.info("leftovers_killed", data=str(folder.path), pids=killed)

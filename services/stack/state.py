@@ -42,18 +42,21 @@ class Credentials(BaseModel):
 
 
 class StackState(BaseModel):
-    """A stack that runs, or whose supervisor was killed; holds no secret."""
+    """A stack that runs, or whose supervisor was killed; holds no secret.
+
+    Only what it takes to end a stack is required, so that one version can end what another has started.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     stack_id: str
     supervisor_pid: int
-    api_url: str
-    s3_endpoint: str
-    bucket: str
-    store_ports: tuple[int, ...]
-    ray_address: str
-    scratch_dir: str
+    api_url: str = ""
+    s3_endpoint: str = ""
+    bucket: str = ""
+    store_ports: tuple[int, ...] = ()
+    ray_address: str = ""
+    scratch_dir: str = ""
     is_ready: bool = False
     processes: dict[str, ProcessRef] = {}
 

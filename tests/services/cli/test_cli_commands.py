@@ -141,7 +141,7 @@ def test_the_demo_s_table_shows_raw_and_averages_before_and_after_recalibration(
 
     assert rows == [
         ["raw, step 40", None, "0.9000", "0.9000", "0.5000", "0.5000"],
-        ["SWA  (swa)", 2, "0.8000", "0.9500", "0.7500", "0.2500"],
+        ["SWA swa", 2, "0.8000", "0.9500", "0.7500", "0.2500"],
     ]
 
 

@@ -102,6 +102,16 @@ def test_a_running_stack_says_how_to_reach_it(folder: DataFolder) -> None:
     assert found.pids == {"supervisor": 1234}
 
 
+def test_the_state_of_another_version_is_still_read(folder: DataFolder) -> None:
+    """An upgrade between up and down must not strand a running stack: its supervisor and marker are enough."""
+    (folder.path / "stack.json").write_text('{"stack_id": "abc", "supervisor_pid": 1234, "new_field": 1}')
+
+    state = folder.read_state()
+
+    assert state is not None
+    assert (state.stack_id, state.pids) == ("abc", {"supervisor": 1234})
+
+
 def test_damaged_credentials_are_not_replaced_in_silence(folder: DataFolder) -> None:
     """New credentials would lock the user out of their own bucket, so a damaged file is an error that names it."""
     (folder.path / "credentials.json").write_text("{")
