@@ -66,6 +66,7 @@ def serve(settings: Settings) -> int:
     app = create_app(
         store=open_store(settings),
         token=settings.token.get_secret_value() if settings.token else None,
+        read_token=settings.read_token.get_secret_value() if settings.read_token else None,
         on_unsafe=on_unsafe,
         stop=stop,
     )

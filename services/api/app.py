@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from services.api import problems
-from services.api.auth import require_token
+from services.api.auth import Tokens, require_token
 from services.api.catalog import Catalog
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
@@ -54,6 +54,7 @@ def create_app(
     *,
     store: ObjectStore,
     token: str | None = None,
+    read_token: str | None = None,
     clock: Clock | None = None,
     on_unsafe: Callable[[str], None] | None = None,
     stop: Stop | None = None,
@@ -62,7 +63,8 @@ def create_app(
 
     Args:
         store: the bucket.
-        token: what callers must send; None lets everybody in.
+        token: what callers must send; None lets everybody in, unless there is a `read_token`.
+        read_token: what callers may send instead who only read.
         clock: the time; the machine's by default.
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
         stop: once set, waiting requests are answered, so that the process can end.
@@ -73,9 +75,11 @@ def create_app(
         description=_DESCRIPTION,
         dependencies=[Depends(require_token)],
         lifespan=_lifespan,
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
     )
     brief = BriefStore(store)
-    app.state.token = token
+    app.state.tokens = Tokens(full=token, read=read_token)
     app.state.clock = clock or SystemClock()
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)

@@ -6,6 +6,7 @@ looks at paths: prefix checks are how routes get forgotten.
 
 import hmac
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -16,8 +17,22 @@ from services.api.problems import HttpProblem
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PUBLIC: set[Callable[..., Any]] = set()
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _bearer = HTTPBearer(auto_error=False, description="the token that the service was started with (WA_TOKEN)")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What callers may send: `full` opens everything, `read` only looks. With neither, everybody is let in."""
+
+    full: str | None = None
+    read: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no token is wanted."""
+        return self.full is None and self.read is None
 
 
 def public(endpoint: F) -> F:
@@ -32,10 +47,10 @@ def require_token(
     """Refuse a caller without the right token, when the service has one.
 
     Raises:
-        HttpProblem: 401 ``auth_missing`` or ``auth_invalid``.
+        HttpProblem: 401 ``auth_missing`` or ``auth_invalid``; 403 ``scope_missing`` to a token that only reads.
     """
-    expected: str | None = request.app.state.token
-    if expected is None or request.scope.get("endpoint") in _PUBLIC:
+    tokens: Tokens = request.app.state.tokens
+    if tokens.is_open or request.scope.get("endpoint") in _PUBLIC:
         return
     if credentials is None:
         raise HttpProblem(
@@ -44,10 +59,23 @@ def require_token(
             code="auth_missing",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    if not hmac.compare_digest(credentials.credentials.encode(), expected.encode()):
+    if _is_same(credentials.credentials, tokens.full):
+        return
+    if not _is_same(credentials.credentials, tokens.read):
         raise HttpProblem(
             "the request's token is not this service's",
             status=401,
             code="auth_invalid",
             headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
         )
+    if request.method not in _READING:
+        raise HttpProblem(
+            f"this token may only read, and {request.method} changes something",
+            status=403,
+            code="scope_missing",
+            headers={"WWW-Authenticate": 'Bearer error="insufficient_scope", scope="runs:write"'},
+        )
+
+
+def _is_same(sent: str, expected: str | None) -> bool:
+    return expected is not None and hmac.compare_digest(sent.encode(), expected.encode())

@@ -37,8 +37,9 @@ _CODES = {"store_unavailable": "storage_unavailable", "transient": "storage_unav
 _HINTS = {
     "auth_missing": "send the header `Authorization: Bearer TOKEN`; `wa up` prints the token",
     "auth_invalid": "check WA_TOKEN; `wa up` prints the token of the service it started",
+    "scope_missing": "use the service's full token (WA_TOKEN)",
     "run_not_found": "GET /v1/runs lists the runs",
-    "route_not_found": "GET /docs describes every route",
+    "route_not_found": "GET /openapi.json describes every route",
     "storage_unavailable": "nothing is lost; try again after the seconds in Retry-After",
     "storage_auth": "an operator must correct the store's credentials (WA_S3_ACCESS_KEY, WA_S3_SECRET_KEY)",
     "no_average_yet": "try again once a checkpoint has been folded and assessed",

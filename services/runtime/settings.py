@@ -13,7 +13,8 @@ class Settings(BaseSettings):
     """How a process finds its bucket and its peers.
 
     `store_url` is ``s3://bucket`` or ``file:///folder``. `s3_public_endpoint` is the address that a user's
-    machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it. `ray_nodes_patience_s`
+    machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it. Callers of the API
+    send `token`, or `read_token` if they only read; with neither set the API is open. `ray_nodes_patience_s`
     is how long an attempt waits for a cluster that is too small for it, since nodes may be on their way.
     """
 
@@ -29,6 +30,7 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = 8000
     token: SecretStr | None = None
+    read_token: SecretStr | None = None
 
     ray_address: str | None = None
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)

@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+import stamina
 import structlog
 
 if TYPE_CHECKING:
@@ -38,3 +39,6 @@ def configure_logging(service: str, *, log_format: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+    stamina.instrumentation.set_on_retry_hooks(
+        []
+    )  # an absent store is one line where it is handled, not one a try

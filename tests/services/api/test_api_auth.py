@@ -7,11 +7,10 @@ from fastapi.testclient import TestClient
 
 from services.api.app import _ROUTERS, create_app
 from support.api import TOKEN
+from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from wa_core.store.memory import MemoryStore
 
 PUBLIC = {"/livez", "/readyz", "/version", "/metrics", "/"}
 ROUTES = [
@@ -68,3 +67,13 @@ def test_a_body_is_not_read_before_the_token_is_checked(guarded: TestClient) -> 
     answer = guarded.post("/v1/runs", content=b"{", headers={"Content-Type": "application/json"})
 
     assert answer.status_code == 401
+
+
+def test_3_a_token_that_only_reads_changes_nothing() -> None:
+    """3: with the read token looking is allowed; submitting is 403 `scope_missing` and creates no run."""
+    headers = {"Authorization": "Bearer look"}
+    with TestClient(create_app(store=MemoryStore(), token=TOKEN, read_token="look"), headers=headers) as client:
+        refused = client.post("/v1/runs", json={"recipe": "services.recipes.digits:Digits"})
+        assert (refused.status_code, refused.json()["code"]) == (403, "scope_missing")
+        listed = client.get("/v1/runs")
+    assert (listed.status_code, listed.json()["data"]) == (200, [])

@@ -173,7 +173,7 @@ def test_the_front_page_needs_nothing_from_elsewhere(api: TestClient) -> None:
     page = api.get("/")
 
     assert page.headers["Content-Type"].startswith("text/html")
-    assert 'href="/docs"' in page.text
+    assert 'href="/openapi.json"' in page.text
     assert "http://" not in page.text
     assert "https://" not in page.text
 
