@@ -63,7 +63,7 @@ def test_a_run_whose_driver_and_worker_are_killed_ends_bit_identical(
 ) -> None:
     """F15, F16: SIGKILL of the driver and of a worker cost attempts, not one bit of the weights."""
     store = LocalStore(tmp_path)
-    run_id = submit_run(store, long_request(epochs=80))
+    run_id = submit_run(store, long_request(epochs=60))
     wait_until(lambda: len(log_of(store, run_id).lineage) >= 3)
     kill_one(runner.pid, "services.trainer.driver")
     wait_until(lambda: log_of(store, run_id).attempt == 2)
@@ -105,6 +105,6 @@ def kill_one(root_pid: int, name: str) -> None:
 def reference_weights(folder: Path) -> dict[str, object]:
     """The last weights of the same run, undisturbed and without Ray."""
     store = LocalStore(folder)
-    run_id = submit_run(store, long_request(epochs=80))
+    run_id = submit_run(store, long_request(epochs=60))
     train_with_gloo(folder, run_id, attempt=start_attempt(store, run_id), world_size=2)
     return weights_of(store, log_of(store, run_id).lineage[-1])
