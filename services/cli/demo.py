@@ -71,13 +71,13 @@ def demo(
         for average in averages:
             download_weights(client, run["run_id"], average["name"], out / f"{average['name']}.safetensors")
     print_table(["WEIGHTS", "N\naveraged", *_HEADINGS], table_rows(run, averages), title="Held-out data")
-    answer("before BN: BatchNorm statistics averaged like the weights; after BN: recomputed for them")
+    answer("before: BatchNorm statistics averaged like the weights; after: recalibrated for them")
     for average in averages:
         answer(f"wrote {out / average['name']}.safetensors")
     say(f"done in {time.monotonic() - began:.0f} s; nothing is left running")
 
 
-_HEADINGS = ["ACCURACY\nbefore BN", "ACCURACY\nafter BN", "LOSS\nbefore BN", "LOSS\nafter BN"]
+_HEADINGS = ["ACCURACY\nbefore", "ACCURACY\nafter", "LOSS\nbefore", "LOSS\nafter"]
 
 
 def table_rows(run: Json, averages: list[Json]) -> list[list[object]]:

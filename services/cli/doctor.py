@@ -71,13 +71,13 @@ def check_disk(folder: Path) -> Finding:
 def check_service(client: Client) -> list[Finding]:
     """The API, what it says of its storage, and whether it accepts the token."""
     try:
-        ready, is_ready = client.ready(), True
+        checks: Json = client.ready()["checks"]
     except ServiceUnreachableError as error:
         return [Finding("api", is_ok=False, detail=error.message)]
     except ApiError as error:
         return [Finding("api", is_ok=False, detail=f"{client.base_url} is not ready: {error.detail}")]
-    findings = [Finding("api", is_ready, f"{client.base_url} is {ready.get('status', 'ready')}")]
-    findings += [_probe_finding(name, value) for name, value in _checks(ready)]
+    findings = [Finding("api", is_ok=True, detail=f"{client.base_url} is ready")]
+    findings += [Finding(name, is_ok=result == "ok", detail=str(result)) for name, result in checks.items()]
     return [*findings, _check_token(client)]
 
 
@@ -87,20 +87,3 @@ def _check_token(client: Client) -> Finding:
     except (ApiError, ServiceUnreachableError) as error:
         return Finding("token", is_ok=False, detail=error.message)
     return Finding("token", is_ok=True, detail="accepted")
-
-
-def _checks(ready: Json) -> list[tuple[str, object]]:
-    checks = ready.get("checks") or {}
-    if isinstance(checks, dict):
-        return list(checks.items())
-    return [(str(one.get("name")), one) for one in checks]
-
-
-def _probe_finding(name: str, value: object) -> Finding:
-    if isinstance(value, dict):
-        is_ok = bool(value.get("ok", value.get("is_ok", value.get("status") in {"ok", "passed"})))
-        return Finding(
-            name, is_ok, str(value.get("detail") or value.get("status") or ("ok" if is_ok else "failed"))
-        )
-    is_ok = value is True or value in {"ok", "passed"}
-    return Finding(name, is_ok, "ok" if is_ok else str(value))

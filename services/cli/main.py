@@ -123,6 +123,8 @@ def _explain(error: WeightAveragingError) -> int:
 
 def _explain_refusal(error: ApiError) -> int:
     for fault in error.errors:
+        if fault.get("message", "") in error.message:
+            continue  # said already
         say(f"  {fault.get('pointer', '')}: {fault.get('message', '')}")
     if error.status == _UNAUTHENTICATED:
         say(

@@ -118,14 +118,13 @@ def test_doctor_fails_when_something_is_wrong_and_names_it(lonely_wa: Wa) -> Non
 
 def test_doctor_is_content_with_a_ready_service(wa: Wa, service: Service) -> None:
     """All checks of the probe are listed by name, and the token is tried."""
-    checks = [{"name": "second_create_is_refused", "ok": True, "detail": ""}]
-    service.says("/readyz", {"status": "ready", "checks": checks})
+    service.says("/readyz", {"status": "ok", "checks": {"second-create-is-refused": "ok"}})
     service.says("/v1/runs", {"data": [], "has_more": False, "next": None})
 
     done = wa("doctor")
 
     assert done.returncode == 0
-    assert "second_create_is_refused" in done.stdout
+    assert "second-create-is-refused" in done.stdout
 
 
 def test_down_with_nothing_running_says_so(lonely_wa: Wa) -> None:
