@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.client import Client
+from services.stack.state import DataFolder
 from wa_core.store.s3 import S3Store
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class RunningStack:
 
     def pids(self) -> dict[str, int]:
         """The processes as they are now (a killed one gets a new pid)."""
-        found: dict[str, int] = json.loads((self.data / "stack.json").read_text())["pids"]
-        return found
+        connection = DataFolder(self.data).connection()
+        assert connection is not None, "the stack is not running"
+        return connection.pids
 
 
 def up(data: Path) -> RunningStack:
