@@ -68,7 +68,8 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
     service = base | settings_of(plan)
     specs = [
         ChildSpec("store", tuple(seaweedfs.argv(plan.store)), base | seaweedfs.environment(plan.store)),
-        ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray_head.environment(plan.ray)),
+        # Ray holds nothing worth waiting for, and outstays any grace while workers are around.
+        ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray_head.environment(plan.ray), grace_s=2.0),
         ChildSpec("runner", _module("services.trainer"), service | ray_head.environment(plan.ray)),
         ChildSpec("averager", _module("services.averager"), service),
         ChildSpec("api", _module("services.api"), service),
