@@ -8,7 +8,6 @@ keeps two invariants: what was offered is committed in order, or an error says s
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import queue
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from wa_core import layout
 from wa_core.catalog.commit import patiently
+from wa_core.catalog.files import put_file
 from wa_core.catalog.runs import RunLog
 from wa_core.clock import Clock, SystemClock
 from wa_core.errors import InvalidInputError, StoreUnavailableError, TransientError
@@ -78,7 +78,7 @@ class CheckpointPublisher:
         self._attempt = attempt
         self._clock = clock or SystemClock()
         self._deadline_s = upload_deadline_s
-        self._log = RunLog(store, run_id, clock=self._clock)
+        self._log = RunLog(store, run_id, clock=self._clock, patience_s=upload_deadline_s)
         self._slots = threading.Semaphore(max_in_flight)
         self._queue: queue.SimpleQueue[_Snapshot | None] = queue.SimpleQueue()
         self._error: Exception | None = None
@@ -171,7 +171,6 @@ class CheckpointPublisher:
                 self._slots.release()
 
     def _publish(self, snapshot: _Snapshot) -> None:
-        deadline = self._clock.monotonic() + self._deadline_s
         patiently(self._log.refresh, patience_s=self._deadline_s)
         prefix = layout.checkpoint_prefix(
             self._run_id,
@@ -182,39 +181,25 @@ class CheckpointPublisher:
         bodies = {layout.MODEL_FILE: serialize(snapshot.state)}
         if snapshot.trainer_state is not None:
             bodies[layout.TRAINER_FILE] = _pickled(snapshot.trainer_state)
-        files = {
-            name: self._upload(prefix + name, body, deadline=deadline, step=snapshot.entry.step)
-            for name, body in bodies.items()
-        }
+        files = self._upload(prefix, bodies, step=snapshot.entry.step)
         digest = spec_digest(spec_of(snapshot.state))
-        self._commit(snapshot.entry.model_copy(update={"files": files, "spec_digest": digest}), deadline=deadline)
+        entry = snapshot.entry.model_copy(update={"files": files, "spec_digest": digest})
+        self._log.append(entry, attempt=self._attempt, expect=_COMMITS_IN if self._attempt else None)
 
-    def _upload(self, key: str, body: bytes, *, deadline: float, step: int) -> FileRef:
+    def _upload(self, prefix: str, bodies: Mapping[str, bytes], *, step: int) -> dict[str, FileRef]:
+        deadline = self._clock.monotonic() + self._deadline_s
         try:
-            patiently(lambda: self._store.put(key, body), patience_s=self._left_s(deadline))
+            return {
+                name: put_file(
+                    self._store, prefix + name, body, patience_s=max(1.0, deadline - self._clock.monotonic())
+                )
+                for name, body in bodies.items()
+            }
         except TransientError as error:
             raise StoreUnavailableError(
                 f"the checkpoint of step {step} could not be uploaded within {self._deadline_s:.0f} s: "
                 f"{error.message}. Bring the store back; training resumes from the last committed checkpoint"
             ) from error
-        return FileRef(key=key, size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
-
-    def _commit(self, entry: CheckpointCommitted, *, deadline: float) -> None:
-        expect = _COMMITS_IN if self._attempt else None
-        while True:
-            try:
-                self._log.append(entry, attempt=self._attempt, expect=expect)
-            except TransientError:
-                if self._clock.monotonic() > deadline:
-                    raise
-                # The entry may be there although no answer came back: look before saying it twice.
-                patiently(self._log.refresh, patience_s=self._left_s(deadline))
-                if all(known.write_id != entry.write_id for known in self._log.entries):
-                    continue
-            return
-
-    def _left_s(self, deadline: float) -> float:
-        return max(1.0, deadline - self._clock.monotonic())
 
 
 def _snapshot(
