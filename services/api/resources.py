@@ -164,7 +164,7 @@ def _weights(run_id: str, served: AverageManifest | None) -> Weights | None:
     return Weights(sha256=file.sha256, size_bytes=file.size_bytes, url=path)
 
 
-def _flat(evaluation: Evaluation | None) -> dict[str, float] | None:
+def _flat(evaluation: Evaluation | None) -> dict[str, int | float] | None:
     return None if evaluation is None else evaluation.metrics | {"step": evaluation.step}
 
 

@@ -88,9 +88,9 @@ class EvaluationSet(Resource):
     Each has ``step`` and the recipe's metrics, such as ``loss`` and ``accuracy``.
     """
 
-    raw: dict[str, float] | None = None
-    averaged: dict[str, float] | None = None
-    before_recalibration: dict[str, float] | None = None
+    raw: dict[str, int | float] | None = None
+    averaged: dict[str, int | float] | None = None
+    before_recalibration: dict[str, int | float] | None = None
 
 
 class AverageResource(Resource):
