@@ -7,6 +7,7 @@ traceback reaches a person, unless WA_DEBUG=1 asks for it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """The entry point of the `wa` script."""
+    # Started in the background of a script, a program inherits that SIGINT is ignored; what `wa` says of Ctrl-C
+    # (the run goes on, the stack is stopped) must hold there too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
 
 
