@@ -17,7 +17,7 @@ import torch
 
 from services.recipes.loader import load_recipe
 from wa_core.batchnorm import recalibrate
-from wa_core.errors import EmptyCalibrationError
+from wa_core.errors import InvalidInputError
 from wa_core.records import BatchNormSummary
 from wa_core.tensors import read_checkpoint, serialize
 
@@ -60,12 +60,13 @@ def measure(recipe: Recipe, model: nn.Module, weights: dict[str, Tensor]) -> dic
 def assess_average(recipe: Recipe, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Any]:
     """Measure an average before and after recalibration.
 
-    Empty calibration data is an answer, not a crash: the average keeps the statistics it came with.
+    Calibration data that will not do is an answer, not a crash: this average keeps the statistics it came with,
+    and the others of the job are not held up.
     """
     before = measure(recipe, model, weights)
     try:
         report = recalibrate(model, recipe.calibration_batches(), forward=recipe.forward)
-    except EmptyCalibrationError as error:
+    except InvalidInputError as error:
         summary = BatchNormSummary(status="failed", code=error.code, message=error.message)
         return {"before": before, "after": None, "batchnorm": summary, "buffers": {}}
     summary = BatchNormSummary(

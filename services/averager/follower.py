@@ -119,19 +119,17 @@ class RunFollower:
 
     def _fold(self, entry: CheckpointCommitted, averages: list[RunningAverage]) -> None:
         """Read the checkpoint once, and only if some rule counts it, for all the averages that lack it."""
-        tensors = None
+        tensors, fault = None, None
         if any(average.rule.counts(entry.step) for average in averages):
             try:
                 tensors = self._read(entry)
             except CorruptError as error:
-                for average in averages:
-                    if average.rule.counts(entry.step):
-                        average.reject(entry, error)
-                    else:
-                        average.take(entry, None)
-                return
+                fault = error
         for average in averages:
-            average.take(entry, tensors)
+            if fault and average.rule.counts(entry.step):
+                average.reject(entry, fault)
+            else:
+                average.take(entry, tensors)
             _FOLDS.inc()
 
     def _read(self, entry: CheckpointCommitted) -> dict[str, torch.Tensor]:

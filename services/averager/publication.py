@@ -7,6 +7,7 @@ code cannot change the weights that are served.
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +70,10 @@ def pickled(state: Mapping[str, Tensor]) -> bytes:
 
 
 def _evaluation(step: int, metrics: dict[str, float] | None) -> Evaluation | None:
-    return None if metrics is None else Evaluation(step=step, metrics=metrics)
+    """What was measured, without the numbers that are not finite: weights that have diverged give such."""
+    if metrics is None:
+        return None
+    return Evaluation(step=step, metrics={name: value for name, value in metrics.items() if math.isfinite(value)})
 
 
 def _misfit(weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> str | None:

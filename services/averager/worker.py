@@ -29,6 +29,7 @@ class Averager:
         self._assessor = assessor
         self._followers: dict[str, RunFollower] = {}
         self._paused_until: dict[str, float] = {}
+        self._last_stepped = ""
 
     def tick(self) -> bool:
         """Take one step for each active run; returns whether any had something to do.
@@ -39,12 +40,15 @@ class Averager:
         active = set(list_active(self._store))
         for gone in self._followers.keys() - active:
             del self._followers[gone]
-        did = [self._step(run_id) for run_id in sorted(active)]
+        # On from the run that was last: one whose objects cannot be read, and so ends the tick, stops no other.
+        in_turn = sorted(active, key=lambda run_id: (run_id <= self._last_stepped, run_id))
+        did = [self._step(run_id) for run_id in in_turn]
         return any(did)
 
     def _step(self, run_id: str) -> bool:
         if self._clock.monotonic() < self._paused_until.get(run_id, 0.0):
             return False
+        self._last_stepped = run_id
         try:
             return self._follower(run_id).step()
         except TransientError:

@@ -164,6 +164,16 @@ def test_72_empty_calibration_data_is_an_answer() -> None:
     assert (found["before"], found["after"], found["buffers"]) == ({"loss": 1.0}, None, {})
 
 
+def test_calibration_that_fails_for_one_average_is_an_answer() -> None:
+    """Weights whose activations are NaN get `calibration_failed`; the job goes on to the next average."""
+    recipe = Plain(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), num_calibration=2)
+    weights = {name: tensor.clone() for name, tensor in recipe.build_model().state_dict().items()}
+    broken = weights | {"0.bias": torch.full((3,), float("nan"))}
+    found = assess.run_job(recipe, raw=None, averages={"broken": broken, "sound": weights})["averages"]
+    assert found["broken"]["batchnorm"].code == "calibration_failed"
+    assert found["sound"]["batchnorm"].status == "recalibrated"
+
+
 def test_73_a_model_without_batchnorm_skips_recalibration() -> None:
     """73: recalibration is skipped and the report says so; the average is measured all the same."""
     recipe = Plain(nn.Linear(3, 3), num_calibration=2)

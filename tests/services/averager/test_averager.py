@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,12 +27,15 @@ from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.runs import list_active
+from wa_core.errors import StoreUnavailableError
 from wa_core.records import AttemptFailed, AverageManifest, BatchNormSummary, RunState
 from wa_core.store.memory import MemoryStore
 from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from wa_core.store.base import ObjectInfo
 
 AVERAGES = {"swa": "swa:start_step=20", "ema": "ema:half_life=30"}
 STEPS = (10, 20, 30, 40, 50)
@@ -255,6 +259,23 @@ def test_72_failed_calibration_is_recorded_and_the_weights_are_served() -> None:
     assert served_weights(store, run.run_id, "swa").keys() == random_weights(0).keys()
 
 
+def test_a_diverged_measurement_does_not_keep_a_run_from_its_end() -> None:
+    """Metrics that are not finite are left out of the manifest, and the run succeeds all the same."""
+    store = MemoryStore()
+    run = finished_run(store)
+    nan, inf = float("nan"), float("inf")
+    outcome = Outcome(
+        BatchNormSummary(status="skipped"), raw={"loss": nan}, before={"loss": inf}, after={"loss": 1.0, "x": -inf}
+    )
+    run_until_idle(averager(store, assessor=ScriptedAssessor(outcome)))
+    assessment = newest(run, "swa").assessment
+    assert assessment is not None
+    found = (assessment.raw, assessment.before_recalibration, assessment.averaged)
+    assert [one.metrics if one else None for one in found] == [{}, {}, {"loss": 1.0}]
+    run.log.refresh()
+    assert run.log.state is RunState.SUCCEEDED
+
+
 def test_user_code_cannot_change_served_weights() -> None:
     """Buffers that are not the average's own are refused, and the refusal is recorded."""
     store = MemoryStore()
@@ -265,6 +286,31 @@ def test_user_code_cannot_change_served_weights() -> None:
     assert assessment is not None
     assert assessment.batchnorm.status == "failed"
     assert served_weights(store, run.run_id, "swa")["conv.weight"].shape == (4, 3, 3, 3)
+
+
+class PartlyAway(MemoryStore):
+    """A store that cannot list the folders under one prefix."""
+
+    lost = "nothing"
+
+    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        """List, unless the folder is lost."""
+        if prefix.startswith(self.lost):
+            raise StoreUnavailableError(f"{prefix} is away (on purpose)")
+        return super().list(prefix, start_after=start_after, delimiter=delimiter)
+
+
+def test_a_run_that_cannot_be_read_stops_no_other() -> None:
+    """The store failing for the first run alone, the second one is folded to its end."""
+    store = PartlyAway()
+    stuck, sound = sorted((finished_run(store) for _ in range(2)), key=lambda run: run.run_id)
+    store.lost = layout.log_prefix(stuck.run_id)
+    worker = averager(store)
+    for _ in range(50):
+        with contextlib.suppress(StoreUnavailableError):
+            worker.tick()
+    sound.log.refresh()
+    assert sound.log.state is RunState.SUCCEEDED
 
 
 def test_assessing_is_rationed_while_training() -> None:
