@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from services.api.patience import DEADLINE_S, StoreAwayError
 from wa_core import layout
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.runs import RunLog, fetch_spec, lineage, list_run_ids
@@ -244,10 +245,15 @@ class Catalog:
     @contextmanager
     def _fresh(self, run_id: str) -> Iterator[_KnownRun]:
         run = self._known(run_id)
-        with run.lock:
+        # While the store hangs, those who ask for one run must not queue up behind each other's deadlines.
+        if not run.lock.acquire(timeout=DEADLINE_S):
+            raise StoreAwayError(f"other requests wait for its answer about run {run_id}")
+        try:
             if not run.log.state.is_terminal:
                 run.log.refresh()
             yield run
+        finally:
+            run.lock.release()
 
     def _known(self, run_id: str) -> _KnownRun:
         if not layout.is_run_id(run_id):

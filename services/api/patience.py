@@ -29,6 +29,7 @@ T = TypeVar("T")
 PATIENCE_S = 1.5
 DEADLINE_S = 5.0
 MAX_CALLS = 64
+MAX_FRUITLESS_READS = 3  # in a row: a store that opens an object and then gives none of it
 
 
 class StoreAwayError(HttpProblem):
@@ -114,13 +115,17 @@ class BriefStore:
             self._slots.release()
 
     def _resuming(self, chunks: Iterator[bytes], key: str, *, start: int, end: int | None) -> Iterator[bytes]:
-        position = start
+        position, num_fruitless = start, 0
         while True:
+            resumed_at = position
             try:
                 for chunk in chunks:
                     position += len(chunk)
                     yield chunk
-            except TransientError:
+            except TransientError as error:
+                num_fruitless = num_fruitless + 1 if position == resumed_at else 0
+                if num_fruitless == MAX_FRUITLESS_READS:
+                    raise StoreAwayError(error.message) from None
                 chunks = self._briefly(partial(self._store.stream, key, start=position, end=end))
             else:
                 return

@@ -14,10 +14,12 @@ from services.api.readiness import Readiness
 from support.api import ApiRun, submission
 from support.faulty import Fault, FaultyStore
 from wa_core.catalog.runs import list_run_ids
-from wa_core.errors import StoreAuthError
+from wa_core.errors import StoreAuthError, StoreUnavailableError
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import httpx2
 
     from wa_core.store.base import ByteRange
@@ -112,6 +114,31 @@ def test_a_store_that_never_answers_is_given_up(store: MemoryStore) -> None:
 
     assert took_s < 5
     assert BriefStore(stuck).get("key") == b"body"
+
+
+class EmptyHandedStore(MemoryStore):
+    """Opens an object, and then breaks off before its first byte."""
+
+    num_opened = 0
+
+    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Open."""
+        self.num_opened += 1
+        return self._broken()
+
+    def _broken(self) -> Iterator[bytes]:
+        raise StoreUnavailableError("broken off (on purpose)")
+        yield b""
+
+
+def test_a_download_that_gets_nowhere_is_given_up() -> None:
+    """A store that opens an object and gives none of it is not asked for ever."""
+    store = EmptyHandedStore()
+
+    with pytest.raises(StoreAwayError, match="broken off"):
+        list(BriefStore(store).stream("key"))
+
+    assert store.num_opened == 3
 
 
 def test_a_lost_response_makes_no_second_run(store: MemoryStore) -> None:
