@@ -27,7 +27,6 @@ _PAGE = Template("""<!doctype html>
 <p>Averaged weights (SWA, EMA) for every training run, folded outside the training job.</p>
 <dl>
   <dt><a href="/openapi.json">/openapi.json</a></dt><dd>every route of the REST API</dd>
-  <dt><a href="/openapi.json">/openapi.json</a></dt><dd>the same, for programs</dd>
   <dt><a href="/readyz">/readyz</a></dt><dd>whether the object store is there and can be trusted</dd>
   <dt><a href="/metrics">/metrics</a></dt><dd>Prometheus metrics of this process</dd>
 </dl>

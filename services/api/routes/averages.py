@@ -1,5 +1,6 @@
 """A run's averages, and their weights to download."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -56,47 +57,39 @@ def show_average(run_id: str, name: str, catalog: CatalogDep, chosen: SelectionD
     return average_resource(run_id, wanted, shown=shown, served=served, checkpoints=checkpoints)
 
 
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What every download is asked for."""
+
+    run_id: str
+    name: str
+    request: Request
+    catalog: CatalogDep
+    chosen: SelectionDep
+    redirect: Annotated[bool, Query(description="go to the store itself, where it can be reached")] = False
+
+    def of(self, file: str) -> Response:
+        """The answer with `file` in it, or with the way to it."""
+        manifest, ref = select_file(self.catalog, self.run_id, self.name, self.chosen, file=file)
+        if self.redirect and (elsewhere := redirect_response(self.catalog.store, ref)):
+            return elsewhere
+        filename = f"{self.name}-{self.run_id}-{manifest.generation}.{file.rpartition('.')[2]}"
+        return weights_response(self.request, self.catalog.store, ref, filename=filename)
+
+
+DownloadDep = Annotated[Download, Depends()]
+
+
 # One route for each file and not a pattern: what can be downloaded is a short list, and it is in the description.
-@router.head("/{name}/weights.safetensors", include_in_schema=False)
+@router.head("/{name}/weights.safetensors", include_in_schema=False)  # noqa: FAST003  Download takes it
 @router.get("/{name}/weights.safetensors", response_class=Response, responses=_FILE_ANSWERS)
-def download_safetensors(
-    run_id: str,
-    name: str,
-    request: Request,
-    catalog: CatalogDep,
-    chosen: SelectionDep,
-    redirect: Annotated[bool, Query(description="go to the store itself, where it can be reached")] = False,  # noqa: FBT002
-) -> Response:
+def download_safetensors(download: DownloadDep) -> Response:
     """Download averaged weights as safetensors. Ranges, If-Range and digests work."""
-    return _download(run_id, name, request, catalog, chosen, file="weights.safetensors", redirect=redirect)
+    return download.of("weights.safetensors")
 
 
-@router.head("/{name}/weights.pt", include_in_schema=False)
+@router.head("/{name}/weights.pt", include_in_schema=False)  # noqa: FAST003  Download takes it
 @router.get("/{name}/weights.pt", response_class=Response, responses=_FILE_ANSWERS)
-def download_pickle(
-    run_id: str,
-    name: str,
-    request: Request,
-    catalog: CatalogDep,
-    chosen: SelectionDep,
-    redirect: Annotated[bool, Query(description="go to the store itself, where it can be reached")] = False,  # noqa: FBT002
-) -> Response:
+def download_pickle(download: DownloadDep) -> Response:
     """Download averaged weights as a state dict for `torch.load(..., weights_only=True)`."""
-    return _download(run_id, name, request, catalog, chosen, file="weights.pt", redirect=redirect)
-
-
-def _download(
-    run_id: str,
-    name: str,
-    request: Request,
-    catalog: CatalogDep,
-    chosen: Selection,
-    *,
-    file: str,
-    redirect: bool,
-) -> Response:
-    manifest, ref = select_file(catalog, run_id, name, chosen, file=file)
-    if redirect and (elsewhere := redirect_response(catalog.store, ref)):
-        return elsewhere
-    filename = f"{name}-{run_id}-{manifest.generation}.{file.rpartition('.')[2]}"
-    return weights_response(request, catalog.store, ref, filename=filename)
+    return download.of("weights.pt")
