@@ -263,5 +263,6 @@ def _to_device(batch: Any, device: str) -> Any:  # noqa: ANN401  a batch is what
     if isinstance(batch, dict):
         return {name: _to_device(value, device) for name, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)([_to_device(value, device) for value in batch])
+        parts = [_to_device(value, device) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch

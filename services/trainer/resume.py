@@ -15,7 +15,7 @@ import torch
 
 from wa_core import layout
 from wa_core.catalog.commit import patiently
-from wa_core.errors import CorruptError
+from wa_core.errors import CorruptError, ObjectNotFoundError
 from wa_core.tensors import canonical_state_dict, check_spec, read_checkpoint, spec_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def fetch_verified(store: ObjectStore, checkpoint: CheckpointCommitted, name: st
     """Read a checkpoint's file, whole, and check its digest.
 
     Raises:
-        CorruptError: the file is not part of the checkpoint, or its bytes are not what was recorded.
+        CorruptError: the file is not part of the checkpoint, is gone, or its bytes are not what was recorded.
     """
     ref: FileRef | None = checkpoint.files.get(name)
     if ref is None:
@@ -80,7 +80,12 @@ def fetch_verified(store: ObjectStore, checkpoint: CheckpointCommitted, name: st
             f"the checkpoint of step {checkpoint.step} (log entry {checkpoint.seq}) has no {name}, so training "
             f"cannot resume from it; it holds {', '.join(sorted(checkpoint.files)) or 'nothing'}"
         )
-    body = patiently(lambda: store.get(ref.key))
+    try:
+        body = patiently(lambda: store.get(ref.key))
+    except ObjectNotFoundError:
+        raise CorruptError(
+            f"{ref.key} is recorded but absent from the bucket; restore it from a backup", code="object_missing"
+        ) from None
     if (digest := hashlib.sha256(body).hexdigest()) != ref.sha256:
         raise CorruptError(
             f"{ref.key} has sha256 {digest}, but {ref.sha256} was recorded; restore it from a backup"

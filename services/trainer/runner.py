@@ -30,14 +30,13 @@ from wa_core.records import AttemptFailed, AttemptStarted, Cancelled, Failed, He
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import datetime
 
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
 
-_TRAINING = frozenset({RunState.STARTING, RunState.RUNNING, RunState.RECOVERING, RunState.PAUSING})
+_TRAINING = frozenset(state for state in RunState if state.is_training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Runner:
     clock: Clock
     _held: dict[str, _Held] = field(default_factory=dict)
     _logs: dict[str, RunLog] = field(default_factory=dict)
-    _heartbeats: dict[str, tuple[datetime | None, float]] = field(default_factory=dict)
+    _heartbeats: dict[str, tuple[bytes | None, float]] = field(default_factory=dict)
     _looked_at: float = -1e9
 
     def tick(self) -> bool:
@@ -85,6 +84,14 @@ class Runner:
         Raises:
             TransientError: the store is away; call again later.
         """
+        try:
+            return self._do_what_is_due()
+        except TransientError:
+            # No heartbeat could move meanwhile, so that one stood still proves nothing: watch them anew.
+            self._heartbeats.clear()
+            raise
+
+    def _do_what_is_due(self) -> bool:
         num_before = len(self._held)
         for held in list(self._held.values()):
             with self._one_run(held.log.run_id):
@@ -255,7 +262,7 @@ class Runner:
     def _is_gone(self, run_log: RunLog, runner_id: str) -> bool:
         """Whether a runner is gone: it said so, its process has ended, or its heartbeat stood still as we watched.
 
-        Times in the heartbeat are only compared with each other, so clocks that disagree do no harm.
+        What a heartbeat says is only compared with what it said before, so clocks that disagree do no harm.
         """
         last, run_id = run_log.entries[-1], run_log.run_id
         if isinstance(last, AttemptFailed) and last.reason == RUNNER_STOPPED:
@@ -290,9 +297,8 @@ class Runner:
         )
         self.store.put(layout.heartbeat(run_id, "runner"), beat.model_dump_json().encode())
 
-    def _fetch_beat(self, run_id: str) -> datetime | None:
+    def _fetch_beat(self, run_id: str) -> bytes | None:
         try:
-            body = self.store.get(layout.heartbeat(run_id, "runner"))
+            return self.store.get(layout.heartbeat(run_id, "runner"))
         except ObjectNotFoundError:
             return None
-        return Heartbeat.model_validate_json(body).at

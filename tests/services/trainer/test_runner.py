@@ -14,9 +14,11 @@ import pytest
 from services.trainer.identity import is_provably_gone, new_runner_id
 from services.trainer.runner import Runner, RunnerConfig
 from support import scripted_driver
+from support.faulty import FaultyStore
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core import layout
-from wa_core.clock import SystemClock
+from wa_core.clock import ManualClock, SystemClock
+from wa_core.errors import StoreUnavailableError
 from wa_core.records import AttemptStarted, CancelRequested, Heartbeat, RunState
 from wa_core.store.local import LocalStore
 
@@ -182,6 +184,39 @@ def test_a_living_runner_keeps_its_run(store: LocalStore, make_runner: MakeRunne
     while time.monotonic() < deadline:
         first.tick()
         second.tick()
+
+    assert kinds(store, run_id) == ["submitted", "attempt_started"]
+
+
+def test_a_store_that_was_away_makes_no_runner_lost(store: LocalStore, make_runner: MakeRunner) -> None:
+    """A heartbeat that stood still because nobody could write it is watched anew before anything is concluded."""
+    run_id = submit_run(store, digits_request())
+    start_attempt(store, run_id)
+    runner = make_runner("finish", lost_after_s=10.0)
+    runner.store, runner.clock = FaultyStore(store), ManualClock()
+    runner.tick()
+
+    runner.store.is_away = True
+    with pytest.raises(StoreUnavailableError):
+        runner.tick()
+    runner.clock.advance(60.0)
+    runner.store.is_away = False
+    runner.tick()
+
+    assert kinds(store, run_id) == ["submitted", "attempt_started"]
+
+
+def test_a_heartbeat_of_another_version_is_one(store: LocalStore, make_runner: MakeRunner) -> None:
+    """What cannot be read as a heartbeat still shows by changing that somebody is there, and troubles nobody."""
+    run_id = submit_run(store, digits_request())
+    start_attempt(store, run_id)
+    runner = make_runner("finish", lost_after_s=10.0)
+    runner.clock = ManualClock()
+
+    for number in range(5):
+        store.put(layout.heartbeat(run_id, "runner"), f'{{"number": {number}}}'.encode())
+        runner.tick()
+        runner.clock.advance(6.0)
 
     assert kinds(store, run_id) == ["submitted", "attempt_started"]
 

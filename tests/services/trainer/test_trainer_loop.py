@@ -135,7 +135,7 @@ def test_a_newer_attempt_ends_the_older_one() -> None:
 
 
 def test_a_damaged_checkpoint_is_not_resumed_from() -> None:
-    """A checkpoint whose bytes are not what was recorded is refused, naming the object."""
+    """A checkpoint whose bytes are not what was recorded, or gone, is refused, naming the object."""
     store = MemoryStore()
     run_id = submit_run(store, digits_request())
     train(TrainContext(store, run_id, start_attempt(store, run_id)))
@@ -144,6 +144,9 @@ def test_a_damaged_checkpoint_is_not_resumed_from() -> None:
     store.put(key, b"x" + store.get(key)[1:])
 
     with pytest.raises(CorruptError, match=r"trainer\.pt"):
+        train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=first.seq)))
+    store.delete(key)
+    with pytest.raises(CorruptError, match=r"trainer\.pt is recorded but absent"):
         train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=first.seq)))
 
 
