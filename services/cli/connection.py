@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from services.client import Client
+from services.client import ApiError, Client
 from services.stack.state import DataFolder
 from wa_core.errors import ConfigurationError
 
@@ -40,9 +41,16 @@ def connect(api_url: str | None, token: str | None, *, patience_s: float = 0.0) 
         api_url: its address if the user gave one.
         token: its token if the user gave one.
         patience_s: for how long reading is tried again while the service is away.
+
+    Raises:
+        ServiceUnreachableError: a patient client is asked for, and nobody is there to begin with: a service that
+            restarts is waited for, a wrong address is not.
     """
     if api_url is None and (found := _embedded()) is not None:
         api_url, token = found[0], token or found[1]
+    if patience_s:
+        with Client(api_url, token=token or None, patience_s=0.0) as first, contextlib.suppress(ApiError):
+            first.version()
     return Client(api_url, token=token or None, patience_s=patience_s)
 
 
