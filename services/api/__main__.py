@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
-from pydantic import ValidationError
 
 from services.api.app import create_app
 from services.runtime.lifecycle import Stop
-from services.runtime.settings import Settings
+from services.runtime.process import run_process
 from services.runtime.stores import open_store
-from services.runtime.telemetry import configure_logging
-from wa_core.errors import WeightAveragingError
 
 if TYPE_CHECKING:
     import socket
     from types import FrameType
+
+    from fastapi import FastAPI
+
+    from services.runtime.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -70,17 +71,7 @@ def serve(settings: Settings) -> int:
         on_unsafe=on_unsafe,
         stop=stop,
     )
-    config = uvicorn.Config(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-    )
-    server = ApiServer(config, stop=stop)
+    server = ApiServer(_uvicorn_config(app, settings), stop=stop)
     # uvicorn raises the signal once more after a clean end; by then it must do nothing, or the status is not 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)
@@ -91,20 +82,18 @@ def serve(settings: Settings) -> int:
     return 0
 
 
-def main() -> int:
-    """Read the environment and serve; the exit status."""
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        sys.stderr.write(f"the environment is wrong: {error}\n")
-        return 1
-    configure_logging("api", log_format=settings.log_format)
-    try:
-        return serve(settings)
-    except WeightAveragingError as error:
-        log.error("cannot_start", error=error.message)  # noqa: TRY400  the message says it all
-        return 1
+def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process("api", serve))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
@@ -10,16 +11,16 @@ import torch
 from services.averager.assessor import ProcessAssessor
 from services.averager.worker import Averager
 from services.runtime.lifecycle import Stop, run_ticks
-from services.runtime.settings import Settings
+from services.runtime.process import run_process
 from services.runtime.stores import open_store
-from services.runtime.telemetry import configure_logging
 from wa_core.clock import SystemClock
 
+if TYPE_CHECKING:
+    from services.runtime.settings import Settings
 
-def main() -> int:
+
+def serve(settings: Settings) -> int:
     """Fold until told to stop."""
-    settings = Settings()
-    configure_logging("averager", log_format=settings.log_format)
     torch.set_num_threads(1)  # trainers on this machine come first
     stop = Stop().install()
     with ProcessAssessor(should_stop=lambda: stop.is_set) as assessor:
@@ -30,4 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process("averager", serve))

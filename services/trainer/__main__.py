@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import structlog
 
 from services.runtime.lifecycle import Stop, run_ticks
-from services.runtime.settings import Settings
+from services.runtime.process import run_process
 from services.runtime.stores import open_store
-from services.runtime.telemetry import configure_logging
 from services.trainer.identity import new_runner_id
 from services.trainer.runner import Runner, RunnerConfig
 from wa_core.clock import SystemClock
 
+if TYPE_CHECKING:
+    from services.runtime.settings import Settings
 
-def main() -> None:
+
+def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; drivers are stopped within 10 s, and their runs left to be recovered."""
-    settings = Settings()
-    configure_logging("runner", log_format=settings.log_format)
     stop = Stop().install()
     runner = Runner(
         open_store(settings),
@@ -28,7 +31,8 @@ def main() -> None:
     run_ticks(runner.tick, stop=stop, interval_s=settings.poll_interval_s)
     runner.shut_down()
     log.info("runner_stopped")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_process("runner", serve))

@@ -1,0 +1,38 @@
+"""A service's process from its environment to its exit status; no traceback reaches whoever started it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+from pydantic import ValidationError
+
+from services.runtime.settings import Settings
+from services.runtime.telemetry import configure_logging
+from wa_core.errors import WeightAveragingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = structlog.get_logger(__name__)
+
+
+def run_process(service: str, serve: Callable[[Settings], int]) -> int:
+    """Read the environment, set up logging and serve; returns the exit status.
+
+    Args:
+        service: the name that its log lines carry.
+        serve: does the work until told to stop, and returns the exit status.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        sys.stderr.write(f"the environment is wrong: {error}\n")
+        return 1
+    configure_logging(service, log_format=settings.log_format)
+    try:
+        return serve(settings)
+    except WeightAveragingError as error:
+        log.error("cannot_start", error=error.message)  # noqa: TRY400  the message says it all
+        return 1
