@@ -92,12 +92,16 @@ def summary(run: Json) -> str:
 def average_line(average: Json) -> str:
     """An average's progress in one line: how much is in it, and how it does beside the raw weights."""
     line = f"{average['name']}  n_averaged {average['n_averaged']}"
-    evaluation = average.get("evaluation") or {}
-    for label, key in (("averaged", "averaged"), ("raw", "raw")):
-        metrics = {name: value for name, value in (evaluation.get(key) or {}).items() if name != "step"}
-        if metrics:
-            line += f"  {label}: " + ", ".join(f"{name} {shown(value)}" for name, value in metrics.items())
+    for which in ("averaged", "raw"):
+        if metrics := measured_metrics(average, which):
+            line += f"  {which}: " + ", ".join(f"{name} {shown(value)}" for name, value in metrics.items())
     return line
+
+
+def measured_metrics(average: Json, which: str) -> Json:
+    """Held-out metrics of ``averaged`` or ``raw`` weights; empty when they were not measured."""
+    measured = (average.get("evaluation") or {}).get(which) or {}
+    return {name: value for name, value in measured.items() if name != "step"}
 
 
 class _PlainView:

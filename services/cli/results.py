@@ -10,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
 from services.cli.console import answer, notices, print_json, print_table
+from services.cli.follow import measured_metrics
 from services.cli.runs import FOLLOW_PATIENCE_S
 from wa_core.errors import AverageNotFoundError
 
@@ -27,16 +28,8 @@ def checkpoints(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = Non
     """
     with connect(api_url, token) as client:
         found = client.checkpoints(run_id)
-    if as_json:
-        print_json({"data": found})
-        return
-    print_table(
-        ["SEQ", "STEP", "EPOCH", "ATTEMPT", "LR", "BYTES", "ABANDONED", "METRICS"],
-        [
-            [*(one[key] for key in ("seq", "step", "epoch", "attempt", "lr", "size_bytes")), *_rest(one)]
-            for one in found
-        ],
-    )
+    columns = ["SEQ", "STEP", "EPOCH", "ATTEMPT", "LR", "BYTES", "ABANDONED", "METRICS"]
+    _print_list(found, as_json=as_json, columns=columns, row=_checkpoint_row)
 
 
 def averages(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
@@ -46,19 +39,8 @@ def averages(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, 
     """
     with connect(api_url, token) as client:
         found = client.averages(run_id)
-    if as_json:
-        print_json({"data": found})
-        return
-    print_table(
-        ["NAME", "RULE", "N_AVERAGED", "STEPS", "BEHIND", "AVERAGED", "RAW"],
-        [
-            [
-                *(one["name"], one["rule"], one["n_averaged"], _steps(one), one["behind"]),
-                *(_metrics(one, "averaged"), _metrics(one, "raw")),
-            ]
-            for one in found
-        ],
-    )
+    columns = ["NAME", "RULE", "N_AVERAGED", "STEPS", "BEHIND", "AVERAGED", "RAW"]
+    _print_list(found, as_json=as_json, columns=columns, row=_average_row)
 
 
 def download(
@@ -124,16 +106,21 @@ def _only_average(client: Client, run_id: str) -> str:
     return names[0]
 
 
-def _rest(checkpoint: Json) -> tuple[str, Json]:
-    return "yes" if checkpoint["is_abandoned"] else "no", checkpoint["metrics"]
+def _print_list(
+    found: list[Json], *, as_json: bool, columns: list[str], row: Callable[[Json], list[object]]
+) -> None:
+    if as_json:
+        print_json({"data": found})
+    else:
+        print_table(columns, [row(one) for one in found])
 
 
-def _steps(average: Json) -> str | None:
-    if average["first_step"] is None:
-        return None
-    return f"{average['first_step']}..{average['last_step']}"
+def _checkpoint_row(one: Json) -> list[object]:
+    numbers = [one[key] for key in ("seq", "step", "epoch", "attempt", "lr", "size_bytes")]
+    return [*numbers, "yes" if one["is_abandoned"] else "no", one["metrics"]]
 
 
-def _metrics(average: Json, which: str) -> Json | None:
-    measured = (average.get("evaluation") or {}).get(which)
-    return {name: value for name, value in measured.items() if name != "step"} if measured else None
+def _average_row(one: Json) -> list[object]:
+    steps = None if one["first_step"] is None else f"{one['first_step']}..{one['last_step']}"
+    measured = [measured_metrics(one, which) or None for which in ("averaged", "raw")]
+    return [one["name"], one["rule"], one["n_averaged"], steps, one["behind"], *measured]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,8 +12,11 @@ from services.cli.arguments import parse_averages, parse_config, parse_labels, p
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
 from services.cli.console import answer, print_json, print_table, say, shown
 from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
+from services.client.service import TERMINAL_STATES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from services.client import Client
     from services.client.service import Json
 
@@ -136,19 +140,8 @@ def logs(
     Example: wa logs RUN -f
     """
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
-        after: str | None = None
-        is_over = not is_followed
-        while True:
-            page = client.logs(run_id, rank=rank, after=after)
-            after = page["next"]
-            for line in page["data"]:
-                print_json(line) if as_json else answer(line["text"])
-            if page["has_more"]:
-                continue
-            if is_over:
-                return
-            is_over = _has_ended(client, run_id)  # and read once more after that
-            time.sleep(_FEED_POLL_S)
+        for line in _feed(client, run_id, partial(client.logs, run_id, rank=rank), is_followed=is_followed):
+            print_json(line) if as_json else answer(line["text"])
 
 
 def events(
@@ -166,19 +159,8 @@ def events(
     Example: wa events RUN --json
     """
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
-        after = 0
-        is_over = not is_followed
-        while True:
-            page = client.events(run_id, after=after)
-            after = page["next"]
-            for event in page["data"]:
-                print_json(event) if as_json else answer(_event_line(event))
-            if page["has_more"]:
-                continue
-            if is_over:
-                return
-            is_over = _has_ended(client, run_id)
-            time.sleep(_FEED_POLL_S)
+        for event in _feed(client, run_id, partial(client.events, run_id), is_followed=is_followed):
+            print_json(event) if as_json else answer(_event_line(event))
 
 
 def cancel(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
@@ -216,8 +198,20 @@ def explain_end(client: Client, run: Json) -> None:
         say(f"run {run['run_id']} was {run['state']}")
 
 
-def _has_ended(client: Client, run_id: str) -> bool:
-    return client.run(run_id)["state"] in {"succeeded", "failed", "cancelled"}
+def _feed(client: Client, run_id: str, fetch_page: Callable[..., Json], *, is_followed: bool) -> Iterator[Json]:
+    """All that a feed holds, and with `is_followed` what comes until the run has ended."""
+    position: Json = {}
+    is_over = not is_followed
+    while True:
+        page = fetch_page(**position)
+        position = {"after": page["next"]}
+        yield from page["data"]
+        if page["has_more"]:
+            continue
+        if is_over:
+            return
+        is_over = client.run(run_id)["state"] in TERMINAL_STATES  # and read once more after that
+        time.sleep(_FEED_POLL_S)
 
 
 def _event_line(event: Json) -> str:

@@ -5,6 +5,7 @@ The supervisor says over a pipe, in one JSON line, that it is ready or why it is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -121,9 +122,10 @@ def _await_state(folder: DataFolder) -> StackState:
 
 def _end_supervisor(folder: DataFolder, pid: int, *, patience_s: float) -> None:
     deadline = time.monotonic() + patience_s
-    os.kill(pid, signal.SIGTERM)
-    while folder.is_locked():
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)  # its children are swept by the caller
-            deadline = float("inf")
-        time.sleep(_POLL_S)
+    with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
+        os.kill(pid, signal.SIGTERM)
+        while folder.is_locked():
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)  # its children are swept by the caller
+                deadline = float("inf")
+            time.sleep(_POLL_S)
