@@ -316,7 +316,8 @@ class BatchNormSummary(Record):
 class Assessment(Record):
     """What the assess process found out about one generation.
 
-    `error_code` is set when it failed; then the published weights carry averaged BatchNorm statistics.
+    When `batchnorm.status` is ``failed``, the published weights carry averaged BatchNorm statistics. Metrics that
+    are not finite are left out.
     """
 
     raw: Evaluation | None = None

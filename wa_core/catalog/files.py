@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from wa_core.catalog.commit import patiently
+from wa_core.catalog.commit import COMMIT_PATIENCE_S, patiently
 from wa_core.records import FileRef
 
 if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 
-def put_file(store: ObjectStore, key: str, body: bytes, *, patience_s: float = 120.0) -> FileRef:
+def put_file(store: ObjectStore, key: str, body: bytes, *, patience_s: float = COMMIT_PATIENCE_S) -> FileRef:
     """Upload `body` and return the reference that a record may carry.
 
     Commit that record only after this returns: a crash in between leaves an orphan, never a dangling reference.
