@@ -107,7 +107,14 @@ class Transport:
             response = self._http.request(method, path, params=_present(query), json=body, timeout=timeout)
         if not response.is_success:
             raise problem(response)
-        return response.json()
+        try:
+            return response.json()
+        except ValueError:
+            raise ApiError(
+                f"what answers at {self.base_url} does not speak JSON; set WA_API_URL to the service's address",
+                status=response.status_code,
+                code="not_json",
+            ) from None
 
     @contextmanager
     def _unreachable_named(self) -> Iterator[None]:

@@ -183,6 +183,16 @@ def test_no_service_is_named_as_such() -> None:
         client.runs()
 
 
+def test_another_server_is_told_from_the_service() -> None:
+    """An address where something else answers is an `ApiError` that says so."""
+    with (
+        cutting(b"<html>welcome</html>") as server,
+        client_of(server) as client,
+        pytest.raises(ApiError, match="WA_API_URL"),
+    ):
+        client.version()
+
+
 def test_an_address_that_is_none_is_refused() -> None:
     """An address without a scheme is refused before anything is sent."""
     with pytest.raises(InvalidInputError, match="http://HOST:PORT"):
