@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from wa_core.errors import TransientError, UserCodeError
+from pydantic import TypeAdapter, ValidationError
+
+from wa_core.errors import CorruptError, TransientError, UserCodeError
 from wa_core.records import BatchNormSummary
 from wa_core.tensors import read_checkpoint, serialize
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from wa_core.records import RunRequest
 
 TIME_LIMIT_S = 300.0
+_metrics: TypeAdapter[dict[str, float] | None] = TypeAdapter(dict[str, float] | None)
 _POLL_S = 0.2
 
 
@@ -173,13 +176,21 @@ def _write_job(
 
 
 def _outcome(folder: Path, answer: dict[str, Any], average: str, *, took_s: float) -> Outcome:
-    found = answer["averages"][average]
-    file = found["buffers"]
-    return Outcome(
-        batchnorm=BatchNormSummary.model_validate(found["batchnorm"]),
-        raw=answer["raw"],
-        before=found["before"],
-        after=found["after"],
-        buffers=read_checkpoint([(folder / file).read_bytes()]).tensors if file else {},
-        took_s=took_s,
-    )
+    """The child's answer on one average, believed only as far as it has the right form.
+
+    Raises:
+        UserCodeError: it has not.
+    """
+    try:
+        found = answer["averages"][average]
+        file = found["buffers"]
+        return Outcome(
+            batchnorm=BatchNormSummary.model_validate(found["batchnorm"]),
+            raw=_metrics.validate_python(answer["raw"]),
+            before=_metrics.validate_python(found["before"]),
+            after=_metrics.validate_python(found["after"]),
+            buffers=read_checkpoint([(folder / file).read_bytes()]).tensors if file else {},
+            took_s=took_s,
+        )
+    except (KeyError, TypeError, OSError, ValidationError, CorruptError) as error:
+        raise UserCodeError(f"the assess process talked nonsense of {average!r} ({error})") from None

@@ -5,6 +5,8 @@ Every variable starts with `WA_`. Secrets never print themselves.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -36,4 +38,4 @@ class Settings(BaseSettings):
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)
     max_concurrent_runs: int = Field(default=1, ge=1)
     poll_interval_s: float = Field(default=0.5, gt=0)
-    log_format: str = "console"
+    log_format: Literal["console", "json"] = "console"

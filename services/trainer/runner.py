@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 _TRAINING = frozenset(state for state in RunState if state.is_training)
 
+_PATIENCE_S = 5.0  # a tick must not outlast the time to stop; the next one reads the log again
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerConfig:
@@ -257,7 +259,7 @@ class Runner:
 
     def _log_of(self, run_id: str) -> RunLog:
         """The run's log, kept between ticks so that only what is new is read."""
-        return self._logs.setdefault(run_id, RunLog(self.store, run_id, clock=self.clock))
+        return self._logs.setdefault(run_id, RunLog(self.store, run_id, clock=self.clock, patience_s=_PATIENCE_S))
 
     def _is_gone(self, run_log: RunLog, runner_id: str) -> bool:
         """Whether a runner is gone: it said so, its process has ended, or its heartbeat stood still as we watched.

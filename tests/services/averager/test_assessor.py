@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from services.averager import assess
-from services.averager.assessor import ProcessAssessor, environment_without_secrets
+from services.averager.assessor import ProcessAssessor, _outcome, environment_without_secrets
 from services.recipes.loader import load_recipe
 from support.averaging import same_bits
 from support.runs import DIGITS
+from wa_core.errors import UserCodeError
 from wa_core.recipe import Recipe
 from wa_core.records import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 REQUEST = RunRequest(recipe=DIGITS, config={"width": 4})
 
@@ -181,3 +183,18 @@ def test_73_a_model_without_batchnorm_skips_recalibration() -> None:
     assert found["batchnorm"].status == "skipped"
     assert "no BatchNorm" in found["batchnorm"].message
     assert found["after"] == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"raw": None, "averages": {"swa": 7}},
+        {"raw": {"loss": "low"}, "averages": {"swa": {"batchnorm": {"status": "skipped"}, "buffers": None}}},
+        {"raw": None, "averages": {"swa": {"batchnorm": {"status": "skipped"}, "buffers": "gone.safetensors"}}},
+    ],
+)
+def test_an_answer_of_the_wrong_form_is_user_code_at_fault(answer: dict[str, object], tmp_path: Path) -> None:
+    """What the child says is believed only as far as it has the right form; the averager never stumbles."""
+    with pytest.raises(UserCodeError, match="nonsense"):
+        _outcome(tmp_path, answer, "swa", took_s=0.0)
