@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.stack.embedded import StoppedEarlyError, sweep
+from services.stack.leftovers import is_alive, reference
 from services.stack.state import DataFolder
 from wa_core.errors import ConfigurationError, ConflictError, WeightAveragingError
 
@@ -121,10 +122,12 @@ def _await_state(folder: DataFolder) -> StackState:
 
 
 def _end_supervisor(folder: DataFolder, pid: int, *, patience_s: float) -> None:
+    """Let the supervisor stop everything; returns when it has let go of the folder and has itself ended."""
     deadline = time.monotonic() + patience_s
+    supervisor = reference(pid)
     with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
         os.kill(pid, signal.SIGTERM)
-        while folder.is_locked():
+        while folder.is_locked() or is_alive(supervisor):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)  # its children are swept by the caller
                 deadline = float("inf")

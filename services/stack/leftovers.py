@@ -50,6 +50,11 @@ def reference(pid: int) -> ProcessRef:
     return ProcessRef(pid=pid, started=next((seen.started for seen in snapshot() if seen.pid == pid), ""))
 
 
+def is_alive(process: ProcessRef) -> bool:
+    """Whether just this process still runs, not another one that was given its id."""
+    return any((seen.pid, seen.started) == (process.pid, process.started) for seen in snapshot())
+
+
 def members(stack_id: str, leaders: Collection[ProcessRef]) -> list[int]:
     """The ids of all living processes of a stack, this process excepted."""
     marker = f"{MARKER}={stack_id}"
