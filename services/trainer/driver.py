@@ -50,7 +50,7 @@ class Attempt:
 def run_attempt(
     attempt: Attempt, *, store: ObjectStore, clock: Clock, train: Callable[[TrainingJob], None]
 ) -> None:
-    """Train, then record how it ended.
+    """Train, then record how it ended. A run that was cancelled meanwhile is not trained at all.
 
     Raises:
         FencedError: a newer attempt has taken over.
@@ -58,9 +58,11 @@ def run_attempt(
         WeightAveragingError: training failed.
     """
     request = fetch_spec(store, attempt.run_id).request
-    train(TrainingJob(attempt.run_id, attempt.number, request.scaling))
     log = RunLog(store, attempt.run_id, clock=clock)
     patiently(log.refresh)
+    if log.desired_state != "cancelled":  # bringing up workers only to stop them takes up to a minute
+        train(TrainingJob(attempt.run_id, attempt.number, request.scaling))
+        patiently(log.refresh)
     num_steps = total_steps(request.recipe, request.config)
     last = log.lineage[-1] if log.lineage else None
     if log.desired_state == "cancelled":

@@ -55,10 +55,23 @@ def test_a_trained_run_is_finalizing(store: MemoryStore, run_id: str) -> None:
 
 def test_a_cancelled_run_is_cancelled(store: MemoryStore, run_id: str) -> None:
     """Training that was asked to stop ends the run as `cancelled`."""
+
+    def job(job: TrainingJob) -> None:
+        log_of(store, job.run_id).append(CancelRequested())
+
+    run_attempt(Attempt(run_id, 1), store=store, clock=SystemClock(), train=job)
+
+    assert log_of(store, run_id).state is RunState.CANCELLED
+
+
+def test_a_run_that_is_cancelled_before_it_trains_never_does(store: MemoryStore, run_id: str) -> None:
+    """A cancel that comes while the driver starts ends the run at once, without bringing up workers."""
     log_of(store, run_id).append(CancelRequested())
+    trained: list[TrainingJob] = []
 
-    run_attempt(Attempt(run_id, 1), store=store, clock=SystemClock(), train=lambda _job: None)
+    run_attempt(Attempt(run_id, 1), store=store, clock=SystemClock(), train=trained.append)
 
+    assert trained == []
     assert log_of(store, run_id).state is RunState.CANCELLED
 
 
