@@ -75,6 +75,7 @@ def create_app(
         description=_DESCRIPTION,
         dependencies=[Depends(require_token)],
         lifespan=_lifespan,
+        openapi_url=None,  # it is a route of ours, behind the token as all others
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
     )

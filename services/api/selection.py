@@ -62,12 +62,12 @@ def select_file(
     """The file (a key of `WEIGHTS_FILES`) of the generation wanted.
 
     Raises:
-        NoAverageYetError: nothing has been published; the message says how far the run is.
+        HttpProblem: 409 ``no_average_yet``, nothing has been published; `progress` says how far the run is.
         NotFoundError: no such run, average, generation, or kind of file.
     """
     _, served = select(catalog, run_id, name, selection)
     if served is None:
-        raise NoAverageYetError(_progress(catalog, run_id, name))
+        raise _nothing_yet(catalog, run_id, name)
     ref = served.files.get(WEIGHTS_FILES[file])
     if ref is None:
         there = ", ".join(given for given, stored in WEIGHTS_FILES.items() if stored in served.files)
@@ -94,21 +94,32 @@ def _best(catalog: Catalog, run_id: str, name: str) -> AverageManifest:
     if best is not None:
         return best
     if catalog.average(run_id, name).served is None:
-        raise NoAverageYetError(_progress(catalog, run_id, name))
+        raise _nothing_yet(catalog, run_id, name)
     raise ConflictError(
         f"no generation of average {name!r} has a held-out loss, so none is the best; ask for at=latest",
         code="no_evaluation",
     )
 
 
-def _progress(catalog: Catalog, run_id: str, name: str) -> str:
+def _nothing_yet(catalog: Catalog, run_id: str, name: str) -> HttpProblem:
     """Why there are no weights yet, with the numbers that let a caller guess when there will be."""
     run = run_resource(snapshot := catalog.snapshot(run_id))
     wanted = catalog.wanted(run_id, name)
     newest = next(average.newest for average in snapshot.averages if average.name == name)
-    num_folded = newest.n_averaged if newest else 0
-    return (
-        f"average {name!r} ({wanted.rule}) has no published weights yet: {len(snapshot.lineage)} checkpoints so "
-        f"far, {num_folded} folded; it counts checkpoints from step {parse_rule(wanted.rule).start_step}, and the "
-        f"run ({run.state}) is at step {run.step} of {run.total_steps or 'an unknown number'}"
+    progress = {
+        "state": run.state,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "start_step": parse_rule(wanted.rule).start_step,
+        "num_checkpoints": len(snapshot.lineage),
+        "n_averaged": newest.n_averaged if newest else 0,
+    }
+    return HttpProblem(
+        f"average {name!r} ({wanted.rule}) has no published weights yet: {progress['num_checkpoints']} "
+        f"checkpoints so far, {progress['n_averaged']} folded; it counts checkpoints from step "
+        f"{progress['start_step']}, and the run ({run.state}) is at step {run.step} of "
+        f"{run.total_steps or 'an unknown number'}",
+        status=409,
+        code=NoAverageYetError.kind,
+        extra={"progress": progress},
     )

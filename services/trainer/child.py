@@ -41,6 +41,8 @@ class Child:
                 *("--parent-pid", str(os.getpid())),
             ],
             stdin=subprocess.DEVNULL,
+            env=os.environ
+            | {"TMPDIR": str(self._folder)},  # what it leaves behind when killed goes with the folder
             start_new_session=True,
         )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
+from pydantic import ValidationError
 
 from services.trainer.child import DRIVER, Child
 from services.trainer.failure import HOPELESS, NOT_COUNTED, RUNNER_LOST, RUNNER_STOPPED, Failure
@@ -52,6 +53,7 @@ class RunnerConfig:
     look_for_orphans_interval_s: float = 2.0
     lost_after_s: float = 10.0
     cancel_grace_s: float = 45.0
+    start_cancel_grace_s: float = 5.0
     interrupt_grace_s: float = 15.0
     stop_grace_s: float = 5.0
     farewell_s: float = 3.0
@@ -151,11 +153,22 @@ class Runner:
         """The training loop sees a cancel by itself; a driver that does not end is interrupted, then killed."""
         held.cancel_seen_at = now if held.cancel_seen_at is None else held.cancel_seen_at
         waited_s = now - held.cancel_seen_at
-        if waited_s >= self.config.cancel_grace_s + self.config.interrupt_grace_s:
+        grace_s = self.config.cancel_grace_s if self._has_trained(held) else self.config.start_cancel_grace_s
+        if waited_s >= grace_s + self.config.interrupt_grace_s:
             held.child.kill()
-        elif waited_s >= self.config.cancel_grace_s and not held.is_interrupted:
+        elif waited_s >= grace_s and not held.is_interrupted:
             held.is_interrupted = True
             held.child.interrupt()
+
+    def _has_trained(self, held: _Held) -> bool:
+        """Whether the attempt's workers have shown up, so that there may be weights worth a last checkpoint."""
+        try:
+            beat = Heartbeat.model_validate_json(self.store.get(layout.heartbeat(held.log.run_id, "trainer")))
+        except ObjectNotFoundError:
+            return False
+        except ValidationError:
+            return True
+        return beat.attempt == held.child.attempt
 
     def _conclude(self, held: _Held) -> None:
         """The driver has ended: is the run over, or does it need another attempt?"""

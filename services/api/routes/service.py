@@ -1,4 +1,4 @@
-"""The service itself: whether it lives, is ready, its version and its metrics. No token is needed."""
+"""The service itself: whether it lives, is ready, its version, description and metrics."""
 
 from importlib.metadata import version
 from typing import Any
@@ -41,6 +41,13 @@ async def show_version() -> dict[str, Any]:
 def metrics(request: Request) -> Response:
     """Prometheus metrics of this replica."""
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+def openapi(request: Request) -> dict[str, Any]:
+    """The OpenAPI description of every route."""
+    description: dict[str, Any] = request.app.openapi()
+    return description
 
 
 @router.get("/", response_class=Response, include_in_schema=False)

@@ -137,6 +137,7 @@ def test_a_download_before_any_fold(api: TestClient, store: MemoryStore, query: 
     answer = api.get(f"/v1/runs/{run.run_id}/averages/swa/weights.safetensors{query}")
 
     assert (answer.status_code, answer.json()["code"]) == (409, "no_average_yet")
+    assert answer.json()["progress"].keys() >= {"state", "step", "total_steps", "num_checkpoints", "n_averaged"}
     for fact in ("1 checkpoints so far", "from step 20", "at step 12 of 264"):
         assert fact in answer.json()["detail"]
 

@@ -150,6 +150,7 @@ def test_a_driver_that_ignores_a_cancel_is_made_to_stop(
     run_id = submit_run(store, digits_request())
     runner = make_runner(verb, cancel_grace_s=0.3, interrupt_grace_s=0.5)
     runner.tick()
+    beat(store, run_id, attempt=1)
     (held,) = runner._held.values()
     log_of(store, run_id).append(CancelRequested())
 
@@ -157,6 +158,25 @@ def test_a_driver_that_ignores_a_cancel_is_made_to_stop(
 
     assert not held.child.is_alive
     assert kinds(store, run_id)[-1] == "cancelled"
+
+
+def test_a_cancel_while_workers_start_is_not_waited_for(store: LocalStore, make_runner: MakeRunner) -> None:
+    """Before this attempt's workers have shown up there are no weights to save, so the driver is stopped soon."""
+    run_id = submit_run(store, digits_request())
+    runner = make_runner("hang", cancel_grace_s=600.0, start_cancel_grace_s=0.1, interrupt_grace_s=0.5)
+    runner.tick()
+    beat(store, run_id, attempt=0)  # an older attempt's
+    log_of(store, run_id).append(CancelRequested())
+
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.CANCELLED)
+
+    assert kinds(store, run_id)[-1] == "cancelled"
+
+
+def beat(store: LocalStore, run_id: str, *, attempt: int) -> None:
+    """What the workers of an attempt write while they train."""
+    body = Heartbeat(who="trainer", at=SystemClock().now(), attempt=attempt).model_dump_json().encode()
+    store.put(layout.heartbeat(run_id, "trainer"), body)
 
 
 def test_a_lost_runner_costs_the_run_no_failure(store: LocalStore, make_runner: MakeRunner) -> None:
