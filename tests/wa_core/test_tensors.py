@@ -19,16 +19,13 @@ from hypothesis import strategies as st
 
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError
 from wa_core.header import HEADER_LIMIT_BYTES
+from wa_core.specs import TensorSpec, check_spec, describe_difference, spec_digest
 from wa_core.tensors import (
-    TensorSpec,
     canonical_state_dict,
     check_finite,
-    check_spec,
-    describe_difference,
     find_ties,
     read_checkpoint,
     serialize,
-    spec_digest,
     spec_of,
 )
 

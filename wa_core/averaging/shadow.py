@@ -17,7 +17,8 @@ from torch import Tensor
 
 from wa_core.averaging.rules import next_coefficients
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError, NoAverageYetError
-from wa_core.tensors import TensorSpec, canonical_state_dict, check_finite, check_spec, find_ties, spec_of
+from wa_core.specs import TensorSpec, check_spec
+from wa_core.tensors import canonical_state_dict, check_finite, find_ties, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
