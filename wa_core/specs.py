@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 #: Metadata entry of a safetensors file: a JSON object that maps a tied tensor's other names to the one written.
 TIED_KEY = "tied"
+# torch's names of the format's dtypes.
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 _SHOWN = 5
 
@@ -33,6 +41,11 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def torch_dtype_name(dtype: str) -> str:
+    """``float32`` for the format's ``F32``; `dtype` is one that the header gate lets through."""
+    return _TORCH_NAMES[dtype]
 
 
 def canonical_name(name: str) -> str:

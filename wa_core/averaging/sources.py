@@ -1,0 +1,292 @@
+"""Readable checkpoints: what tensors there are, and their bytes on demand.
+
+One `Source` is one checkpoint in one or more safetensors files, on this machine or in an object store. It knows
+names, headers and indexes; it does not know rules, arithmetic or torch. The invariant: a source that could be
+opened has passed the header gate in every file, each file is exactly as long as its header says, and every tensor
+is there once under its canonical name. The data itself is only read when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from wa_core.averaging.parts import FilePart, ObjectPart, cut_off, read_header
+from wa_core.errors import CorruptError, StoreUnavailableError, WeightAveragingError
+from wa_core.specs import TensorSpec, canonical_name, name_collision, parse_ties, shorten, torch_dtype_name
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    from wa_core.averaging.parts import Part
+    from wa_core.header import Header
+    from wa_core.store.base import ObjectStore
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_INDEX_LIMIT_BYTES = 64 << 20
+_HASH_BYTES = 1 << 20
+_STEP = re.compile(r"[0-9]{1,18}")
+_SHARD = re.compile(r"[^/\\]{1,250}\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor as it lies in a source.
+
+    `spec` has the canonical name and torch's dtype name (``float32``), `dtype` is the format's (``F32``).
+    The bytes begin at `begin` of file number `file`; they are little-endian and in row-major order.
+    """
+
+    spec: TensorSpec
+    dtype: str
+    size_bytes: int
+    file: int = 0
+    begin: int = 0
+
+
+class Source(Protocol):
+    """One checkpoint to average. Methods may be called from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: its path or URL; every error of the source begins with it."""
+        ...
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer step it was taken at, when known."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The texts in its header (of its first file)."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Canonical name -> what is stored, in file order; names that are only tied to another are left out."""
+        ...
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Canonical alias -> canonical name of the tensor stored for both."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files together."""
+        ...
+
+    def read_into(self, name: str, begin: int, out: memoryview) -> None:
+        """Fill `out` (writable, flat bytes) with a tensor's bytes from `begin` on.
+
+        Raises:
+            CorruptError: the file has become shorter (`truncated_data`).
+            StoreUnavailableError: the store is away, or the disk fails.
+        """
+        ...
+
+    def digests(self) -> dict[str, str]:
+        """File name -> SHA-256 in hex. Reads everything once, unless the digests are known.
+
+        Raises:
+            CorruptError: a file is not the recorded one (`digest_mismatch`).
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the files; a closed source cannot be read."""
+        ...
+
+
+class FilesSource:
+    """A checkpoint in safetensors files that together hold every tensor once.
+
+    Args:
+        name: its path or URL.
+        parts: the files, in order; closed with the source, and when it cannot be opened.
+        step: the optimizer step; the metadata entry ``step`` of the first file when not given.
+
+    Raises:
+        CorruptError: with the codes of `wa_core.header`, or `truncated_data`, `trailing_bytes`, `bad_ties`,
+            `duplicate_name` (two files hold one tensor).
+        IncompatibleError: two names have one canonical form (`name_collision`).
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part], *, step: int | None = None) -> None:
+        self.name = name
+        self._parts = parts
+        self.size_bytes = sum(part.size_bytes for part in parts)
+        self.tensors: dict[str, StoredTensor] = {}
+        self.ties: dict[str, str] = {}
+        try:
+            headers = [self._read_header(number) for number in range(len(parts))]
+        except BaseException:
+            self.close()
+            raise
+        self.metadata: Mapping[str, str] = headers[0].metadata
+        self.step = _step_of(self.metadata) if step is None else step
+
+    def read_into(self, name: str, begin: int, out: memoryview) -> None:
+        """Fill `out` with a tensor's bytes from `begin` on."""
+        tensor = self.tensors[name]
+        self._read(tensor.file, tensor.begin + begin, out)
+
+    def digests(self) -> dict[str, str]:
+        """File name -> SHA-256 in hex; every file is read once more, a recorded digest is checked."""
+        return {part.name: self._digest(number) for number, part in enumerate(self._parts)}
+
+    def close(self) -> None:
+        """Close the files."""
+        for part in self._parts:
+            part.close()
+
+    def _read_header(self, number: int) -> Header:
+        part = self._parts[number]
+        try:
+            header, data_begin = read_header(part)
+            self._take(number, header, data_begin)
+        except WeightAveragingError as error:
+            raise self._named(error, number) from None
+        return header
+
+    def _take(self, number: int, header: Header, data_begin: int) -> None:
+        names: dict[str, str] = {}
+        for region in header.regions:
+            name = names[region.name] = canonical_name(region.name)
+            if name in self.tensors or name in self.ties:
+                raise name_collision(region.name)
+            spec = TensorSpec(name, torch_dtype_name(region.dtype), region.shape)
+            size_bytes, begin = region.end - region.begin, data_begin + region.begin
+            self.tensors[name] = StoredTensor(spec, region.dtype, size_bytes, number, begin)
+        for alias, original in parse_ties(header.metadata, names.keys()).items():
+            canonical = canonical_name(alias)
+            if canonical in self.tensors or canonical in self.ties:
+                raise name_collision(alias)
+            self.ties[canonical] = names[original]
+
+    def _read(self, number: int, begin: int, out: memoryview) -> None:
+        part = self._parts[number]
+        try:
+            found = part.read_into(begin, out)
+        except WeightAveragingError as error:
+            raise self._named(error, number) from error
+        except OSError as error:
+            raise self._named(_disk_failed(error), number) from error
+        if found < len(out):
+            raise self._named(cut_off(part.size_bytes, begin + found), number)
+
+    def _digest(self, number: int) -> str:
+        part, digest = self._parts[number], hashlib.sha256()
+        buffer = memoryview(bytearray(_HASH_BYTES))
+        for begin in range(0, part.size_bytes, _HASH_BYTES):
+            block = buffer[: min(_HASH_BYTES, part.size_bytes - begin)]
+            self._read(number, begin, block)
+            digest.update(block)
+        found = digest.hexdigest()
+        if part.sha256 not in (None, found):
+            message = f"the record says sha256 {part.sha256}, the bytes have {found}; fetch the file again"
+            raise self._named(CorruptError(message, code="digest_mismatch"), number)
+        return found
+
+    def _named(self, error: WeightAveragingError, number: int) -> WeightAveragingError:
+        part = self._parts[number].name
+        where = self.name if self.name.endswith(part) else f"{self.name} ({part})"
+        return type(error)(f"{where}: {error.message}", code=error.code)
+
+
+def open_source(where: str | os.PathLike[str], *, step: int | None = None) -> FilesSource:
+    """Open a local checkpoint: a safetensors file, a sharded index, or a folder that holds either.
+
+    Args:
+        where: the path.
+        step: the optimizer step; the metadata entry ``step`` when not given.
+
+    Raises:
+        InvalidInputError: there is no such file.
+        CorruptError, IncompatibleError: as for `FilesSource`; or the index is damaged (`bad_index`).
+    """
+    path = Path(where)
+    if path.is_dir():
+        path = path / INDEX_NAME if (path / INDEX_NAME).exists() else path / SINGLE_NAME
+    if not path.name.endswith(".index.json"):
+        return FilesSource(str(where), [FilePart(path)], step=step)
+    index = FilePart(path)
+    try:
+        return _open_shards(str(where), index, lambda shard: FilePart(path.with_name(shard)), step=step)
+    finally:
+        index.close()
+
+
+def open_object(store: ObjectStore, key: str, *, step: int | None = None, name: str | None = None) -> FilesSource:
+    """Open a checkpoint in an object store: a safetensors object or a sharded index.
+
+    Args:
+        store: where it is.
+        key: its key.
+        step: the optimizer step; the metadata entry ``step`` when not given.
+        name: what people call it, such as its ``s3://`` URL; the key when not given.
+
+    Raises:
+        ObjectNotFoundError: no object has this key.
+        CorruptError, IncompatibleError: as for `open_source`.
+    """
+    part = ObjectPart(store, key)
+    if not key.endswith(".index.json"):
+        return FilesSource(name or key, [part], step=step)
+    folder = key[: -len(part.name)]
+    return _open_shards(name or key, part, lambda shard: ObjectPart(store, folder + shard), step=step)
+
+
+def _open_shards(name: str, index: Part, open_part: Callable[[str], Part], *, step: int | None) -> FilesSource:
+    weight_map = _parse_index(name, index)
+    parts: list[Part] = []
+    try:
+        parts.extend(open_part(shard) for shard in sorted(set(weight_map.values())))
+    except BaseException:
+        for part in parts:
+            part.close()
+        raise
+    source = FilesSource(name, parts, step=step)
+    listed = {canonical_name(tensor) for tensor in weight_map}
+    if not source.tensors.keys() <= listed <= source.tensors.keys() | source.ties.keys():
+        odd = sorted(listed ^ source.tensors.keys())
+        source.close()
+        raise _bad_index(name, f"it and its files disagree about {shorten([repr(tensor) for tensor in odd])}")
+    return source
+
+
+def _parse_index(name: str, index: Part) -> dict[str, str]:
+    if index.size_bytes > _INDEX_LIMIT_BYTES:
+        raise _bad_index(name, f"it has {index.size_bytes} bytes, the limit is {_INDEX_LIMIT_BYTES}")
+    text = memoryview(bytearray(index.size_bytes))
+    index.read_into(0, text)
+    try:
+        weight_map = json.loads(bytes(text).decode())["weight_map"]
+        shards = list(weight_map.values())
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise _bad_index(name, f"it is not JSON with a weight_map ({type(error).__name__})") from None
+    for shard in shards or [None]:
+        # Another folder's files are not this checkpoint's; a name must not lead out of the folder.
+        if not isinstance(shard, str) or not shard.isprintable() or not _SHARD.fullmatch(shard):
+            raise _bad_index(name, f"{ascii(shard)[:80]} is no name of a safetensors file beside it")
+    return dict(weight_map)
+
+
+def _bad_index(name: str, what: str) -> CorruptError:
+    return CorruptError(f"{name}: the index is damaged: {what}; save the checkpoint again", code="bad_index")
+
+
+def _disk_failed(error: OSError) -> StoreUnavailableError:
+    return StoreUnavailableError(f"it cannot be read: {error.strerror or error}; check the disk")
+
+
+def _step_of(metadata: Mapping[str, str]) -> int | None:
+    text = metadata.get("step", "")
+    return int(text) if _STEP.fullmatch(text) else None
