@@ -39,6 +39,11 @@ class Part(Protocol):
         """What a record says that its digest is."""
         ...
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading pays for every request."""
+        ...
+
     def read_into(self, begin: int, out: memoryview) -> int:
         """Fill `out` from byte `begin` on; how many bytes there were."""
         ...
@@ -58,6 +63,8 @@ class FilePart:
     Raises:
         InvalidInputError: there is no such file, or it cannot be opened.
     """
+
+    is_remote = False
 
     def __init__(self, path: Path, *, sha256: str | None = None) -> None:
         self.name = path.name
@@ -97,6 +104,8 @@ class ObjectPart:
     Raises:
         ObjectNotFoundError: no object has this key.
     """
+
+    is_remote = True
 
     def __init__(
         self, store: ObjectStore, key: str, *, size_bytes: int | None = None, sha256: str | None = None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from wa_core.averaging.parts import FilePart, ObjectPart, cut_off, read_header
 from wa_core.errors import CorruptError, StoreUnavailableError, WeightAveragingError
+from wa_core.header import DTYPE_BYTES
 from wa_core.specs import TensorSpec, canonical_name, name_collision, parse_ties, shorten, torch_dtype_name
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class StoredTensor:
     size_bytes: int
     file: int = 0
     begin: int = 0
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one element."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def num_elements(self) -> int:
+        """In all dimensions together."""
+        return self.size_bytes // self.item_bytes
 
 
 class Source(Protocol):
@@ -81,6 +92,21 @@ class Source(Protocol):
     @property
     def size_bytes(self) -> int:
         """Of all its files together."""
+        ...
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its files, without folders."""
+        ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading pays for every request, so that few large ones are better than many small ones."""
+        ...
+
+    @property
+    def has_records(self) -> bool:
+        """Whether a record says what a file's digest is, so that `digests` can fail."""
         ...
 
     def read_into(self, name: str, begin: int, out: memoryview) -> None:
@@ -121,8 +147,11 @@ class FilesSource:
 
     def __init__(self, name: str, parts: Sequence[Part], *, step: int | None = None) -> None:
         self.name = name
-        self._parts = parts
+        self._parts = tuple(parts)
+        self.files = tuple(part.name for part in parts)
         self.size_bytes = sum(part.size_bytes for part in parts)
+        self.is_remote = any(part.is_remote for part in parts)
+        self.has_records = any(part.sha256 is not None for part in parts)
         self.tensors: dict[str, StoredTensor] = {}
         self.ties: dict[str, str] = {}
         try:
