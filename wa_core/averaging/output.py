@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.sources import StoredTensor
 
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_ANY_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_NEW_FILE = _ANY_FILE | os.O_EXCL
 
 
 class Writer(Protocol):
@@ -42,6 +43,10 @@ class Writer(Protocol):
         """
         ...
 
+    def has(self, name: str, begin: int, size_bytes: int) -> bool:
+        """Whether these bytes are there already, from a merge of the same job that was killed."""
+        ...
+
     def write(self, name: str, begin: int, data: memoryview) -> None:
         """Put `data` at byte `begin` of tensor `name`."""
         ...
@@ -58,17 +63,24 @@ class Writer(Protocol):
 class SafetensorsWriter:
     """One safetensors file, written to a temporary neighbour and renamed over `path` at the end.
 
+    Args:
+        path: the file.
+        part: where to write until then, on the same file system. Unlike the file with a random name that is the
+            default, it may be there already, and then its data is kept, for a merge that goes on.
+
     Raises:
-        InvalidInputError: `path` cannot be written (code `output`), from `begin` on.
+        InvalidInputError: `path` cannot be written (code `output_not_writable`), from `begin` on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, part: Path | None = None) -> None:
         self._path = path
-        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self._part = part or path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self._flags = _ANY_FILE if part else _NEW_FILE
         self._fd = -1
         self._offsets: dict[str, int] = {}
         self._header: dict[str, object] = {}
         self._header_bytes = 0
+        self._data_bytes = 0
 
     def begin(
         self, tensors: Sequence[StoredTensor], *, ties: Mapping[str, str], metadata: Mapping[str, str]
@@ -85,12 +97,16 @@ class SafetensorsWriter:
             self._offsets[tensor.spec.name] = begin
         self._header = {METADATA_KEY: dict(sorted(metadata.items())), **entries}
         text = _encode(self._header)
-        self._header_bytes = len(text) + -len(text) % 8
+        self._header_bytes, self._data_bytes = len(text) + -len(text) % 8, end
         try:
-            self._fd = os.open(self._part, _NEW_FILE, 0o666)
+            self._fd = os.open(self._part, self._flags, 0o666)
             os.ftruncate(self._fd, LENGTH_BYTES + self._header_bytes + end)
         except OSError as error:
             raise self._failed(error) from error
+
+    def has(self, name: str, begin: int, size_bytes: int) -> bool:  # noqa: ARG002  the port's signature
+        """Nothing: this writer does not know what an older merge left."""
+        return False
 
     def write(self, name: str, begin: int, data: memoryview) -> None:
         """Put `data` at byte `begin` of tensor `name`."""
@@ -113,6 +129,22 @@ class SafetensorsWriter:
             raise self._failed(error) from error
         return (self._path,)
 
+    @property
+    def data_bytes(self) -> int:
+        """Of all tensors together, once begun."""
+        return self._data_bytes
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def suspend(self) -> None:
+        """Stop, and keep the temporary file for a merge that goes on."""
+        self._close()
+
     def abort(self) -> None:
         """Remove the temporary file."""
         self._close()
@@ -134,7 +166,8 @@ class SafetensorsWriter:
     def _failed(self, error: OSError) -> InvalidInputError:
         why = error.strerror or str(error)
         return InvalidInputError(
-            f"{self._path} cannot be written: {why}; free the space or choose another place", code="output"
+            f"{self._path} cannot be written: {why}; free the space or choose another place",
+            code="output_not_writable",
         )
 
 

@@ -117,13 +117,27 @@ class _Worker:
         self._sum = WeightedSum(merge.coefficients, max_elements=merge.max_elements, accumulator=merge.accumulator)
 
     def do(self, tile: Tile) -> None:
-        """Read, compute and write one tile."""
+        """Read, compute and write one tile, unless a killed merge has done that."""
+        if self._is_written(tile):
+            return
         if tile.policy is Policy.LATEST:
             self._copy_latest(tile)
         elif tile.policy is Policy.POOLED_MEAN:
             self._pool(tile)
         else:
             self._average(tile)
+
+    def _is_written(self, tile: Tile) -> bool:
+        names = [tile.tensor.spec.name]
+        if tile.policy is Policy.POOLED_MEAN:
+            names.append(partner_of(names[0]))
+        tensors = [self._merge.tensors[name] for name in names]
+        return all(
+            self._merge.writer.has(
+                tensor.spec.name, tile.begin * tensor.item_bytes, (tile.end - tile.begin) * tensor.item_bytes
+            )
+            for tensor in tensors
+        )
 
     def _average(self, tile: Tile) -> None:
         tensor = tile.tensor
