@@ -88,8 +88,10 @@ class Merge:
     def _work(self) -> None:
         worker = _Worker(self)
         try:
-            while (tile := self._next()) is not None:
-                worker.do(tile)
+            # NaN and infinity are found by looking, not by numpy's warnings.
+            with np.errstate(all="ignore"):
+                while (tile := self._next()) is not None:
+                    worker.do(tile)
         finally:
             # Also when all is done: the others have nothing left to begin either.
             self._is_stopped = True
