@@ -58,15 +58,17 @@ class FilePart:
 
     Args:
         path: where it is.
+        size_bytes: what a record says its size is.
         sha256: what a record says its digest is, in hex.
 
     Raises:
         InvalidInputError: there is no such file, or it cannot be opened.
+        CorruptError: it has another size (`size_mismatch`).
     """
 
     is_remote = False
 
-    def __init__(self, path: Path, *, sha256: str | None = None) -> None:
+    def __init__(self, path: Path, *, size_bytes: int | None = None, sha256: str | None = None) -> None:
         self.name = path.name
         self.sha256 = sha256
         try:
@@ -77,6 +79,9 @@ class FilePart:
                 code="source_unreadable",
             ) from error
         self.size_bytes = os.fstat(self._fd).st_size
+        if size_bytes not in (None, self.size_bytes):
+            self.close()
+            raise _other_size(str(path), expected=size_bytes, found=self.size_bytes)
 
     def read_into(self, begin: int, out: memoryview) -> int:
         """Fill `out` from byte `begin` on; how many bytes there were."""
@@ -98,11 +103,12 @@ class ObjectPart:
     Args:
         store: where it is.
         key: its key.
-        size_bytes: its size, when a record says it; asked of the store otherwise.
+        size_bytes: what a record says its size is.
         sha256: what a record says its digest is, in hex.
 
     Raises:
         ObjectNotFoundError: no object has this key.
+        CorruptError: it has another size (`size_mismatch`).
     """
 
     is_remote = True
@@ -111,7 +117,9 @@ class ObjectPart:
         self, store: ObjectStore, key: str, *, size_bytes: int | None = None, sha256: str | None = None
     ) -> None:
         self.name = key.rpartition("/")[2]
-        self.size_bytes = store.head(key).size_bytes if size_bytes is None else size_bytes
+        self.size_bytes = store.head(key).size_bytes
+        if size_bytes not in (None, self.size_bytes):
+            raise _other_size(key, expected=size_bytes, found=self.size_bytes)
         self.sha256 = sha256
         self._store = store
         self._key = key
@@ -163,3 +171,8 @@ def cut_off(expected: int, found: int) -> CorruptError:
     """The error for a file that is shorter than its header says (code `truncated_data`)."""
     message = f"the header describes a file of {expected} bytes, but it ends at {found}; fetch or save it again"
     return CorruptError(message, code="truncated_data")
+
+
+def _other_size(name: str, *, expected: int | None, found: int) -> CorruptError:
+    message = f"{name}: the record says {expected} bytes, but it has {found}; fetch or save it again"
+    return CorruptError(message, code="size_mismatch")

@@ -189,6 +189,12 @@ class FilesSource:
         names: dict[str, str] = {}
         for region in header.regions:
             name = names[region.name] = canonical_name(region.name)
+            if name in self.tensors and self.tensors[name].file != number:
+                raise CorruptError(
+                    f"tensor {name!r} is here and in {self.files[self.tensors[name].file]} too, so its value "
+                    f"depends on the reader; save the checkpoint again",
+                    code="duplicate_name",
+                )
             if name in self.tensors or name in self.ties:
                 raise name_collision(region.name)
             spec = TensorSpec(name, torch_dtype_name(region.dtype), region.shape)
@@ -230,12 +236,20 @@ class FilesSource:
         return type(error)(f"{where}: {error.message}", code=error.code)
 
 
-def open_source(where: str | os.PathLike[str], *, step: int | None = None) -> FilesSource:
+def open_source(
+    where: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    size_bytes: int | None = None,
+    sha256: str | None = None,
+) -> FilesSource:
     """Open a local checkpoint: a safetensors file, a sharded index, or a folder that holds either.
 
     Args:
         where: the path.
         step: the optimizer step; the metadata entry ``step`` when not given.
+        size_bytes: what a record says of a single file.
+        sha256: the same, in hex.
 
     Raises:
         InvalidInputError: there is no such file.
@@ -245,7 +259,7 @@ def open_source(where: str | os.PathLike[str], *, step: int | None = None) -> Fi
     if path.is_dir():
         path = path / INDEX_NAME if (path / INDEX_NAME).exists() else path / SINGLE_NAME
     if not path.name.endswith(".index.json"):
-        return FilesSource(str(where), [FilePart(path)], step=step)
+        return FilesSource(str(where), [FilePart(path, size_bytes=size_bytes, sha256=sha256)], step=step)
     index = FilePart(path)
     try:
         return _open_shards(str(where), index, lambda shard: FilePart(path.with_name(shard)), step=step)
@@ -253,7 +267,15 @@ def open_source(where: str | os.PathLike[str], *, step: int | None = None) -> Fi
         index.close()
 
 
-def open_object(store: ObjectStore, key: str, *, step: int | None = None, name: str | None = None) -> FilesSource:
+def open_object(
+    store: ObjectStore,
+    key: str,
+    *,
+    step: int | None = None,
+    name: str | None = None,
+    size_bytes: int | None = None,
+    sha256: str | None = None,
+) -> FilesSource:
     """Open a checkpoint in an object store: a safetensors object or a sharded index.
 
     Args:
@@ -261,12 +283,14 @@ def open_object(store: ObjectStore, key: str, *, step: int | None = None, name: 
         key: its key.
         step: the optimizer step; the metadata entry ``step`` when not given.
         name: what people call it, such as its ``s3://`` URL; the key when not given.
+        size_bytes: what a record says of a single object.
+        sha256: the same, in hex.
 
     Raises:
         ObjectNotFoundError: no object has this key.
         CorruptError, IncompatibleError: as for `open_source`.
     """
-    part = ObjectPart(store, key)
+    part = ObjectPart(store, key, size_bytes=size_bytes, sha256=sha256)
     if not key.endswith(".index.json"):
         return FilesSource(name or key, [part], step=step)
     folder = key[: -len(part.name)]
