@@ -145,7 +145,7 @@ class EmaRule(_Lerp):
     Both can warm up, so that an early average is not held back by a decay meant for a long run:
 
     - `rampup`, with a half-life: the half-life is ``min(half_life, rampup * (step - start_step))``, as in
-      StyleGAN2 and EDM (``ema_rampup_ratio``, there 0.05), here integrated over the steps between two checkpoints.
+      StyleGAN2-ADA and EDM (``ema_rampup_ratio``, 0.05), here integrated over the steps between two checkpoints.
       While it lasts ``D(a, b) = (a / b)**(ln 2 / rampup)``, counted from the start: a power-function average.
       Nothing is left of what was before the start, so there is no bias, and `init` makes no difference.
     - `warmup`, with a decay per fold: the decay ``d_n`` is ``min(decay, (1 + n) / (warmup + n))`` at the fold
