@@ -170,9 +170,12 @@ class EmaRule(_Lerp):
                 f"'ema:half_life=500'"
             )
         if self.half_life_steps is not None:
-            _check_half_life(self.half_life_steps)
+            # Anything above 0; the upper bound also keeps integers too long for a float out.
+            means = "a finite number of steps above 0 (at most 1e18), such as half_life=500"
+            check_range("half_life", self.half_life_steps, low=5e-324, high=1e18, means=means)
         if self.decay is not None:
-            _check_decay(self.decay)
+            means = "a number in [0, 1), such as decay=0.99"
+            check_range("decay", self.decay, low=0, high=math.nextafter(1, 0), means=means)
         if self.init not in ("debias", "first"):
             raise InvalidInputError(f"init is {self.init!r}; it must be 'debias' or 'first'")
         self._check_warm_up()
@@ -343,17 +346,25 @@ def parse_rule(text: str) -> AnyRule:
 
 
 def parse_lerp_rule(text: str) -> Rule:
-    """`parse_rule` for who folds each checkpoint once, as it comes: windows are refused.
+    """`parse_rule` for who folds each checkpoint as it comes.
 
     Raises:
-        InvalidInputError: as `parse_rule`; also when the rule is a window, code `not_a_lerp_rule`.
+        InvalidInputError: as `parse_rule` and `require_lerp`.
     """
-    rule = parse_rule(text)
+    return require_lerp(parse_rule(text))
+
+
+def require_lerp(rule: AnyRule) -> Rule:
+    """The rule, if checkpoints can be folded under it one by one.
+
+    Raises:
+        InvalidInputError: it is a window; code `not_a_lerp_rule`.
+    """
     if isinstance(rule, WindowRule):
         raise InvalidInputError(
-            f"{text!r}: a window cannot be folded checkpoint by checkpoint, since nothing could take an old one "
-            f"out again; make it from kept checkpoints with 'wa average … --rule {rule.spelling}', or fold a rule "
-            f"that forgets by itself, such as 'ema:half_life=500' or 'power:sigma_rel=0.1'",
+            f"{rule.spelling!r}: a window cannot be folded checkpoint by checkpoint, as nothing could take an old "
+            f"one out again; make it from files with 'wa average … --rule {rule.spelling}', or fold what forgets "
+            f"by itself, such as 'ema:half_life=500' or 'power:sigma_rel=0.1'",
             code="not_a_lerp_rule",
         )
     return rule
@@ -383,14 +394,3 @@ _RULES: dict[str, tuple[Callable[..., AnyRule], dict[str, Option]]] = {
     "window": (WindowRule, _WINDOW),
     "lawa": (WindowRule, _LAWA),
 }
-
-
-def _check_half_life(value: float) -> None:
-    # The upper bound also keeps integers too long for a float out. Any half-life above 0 is fine.
-    means = "a finite number of steps above 0 (at most 1e18), such as half_life=500"
-    check_range("half_life", value, low=5e-324, high=1e18, means=means)
-
-
-def _check_decay(value: float) -> None:
-    means = "a number in [0, 1), such as decay=0.99"
-    check_range("decay", value, low=0, high=math.nextafter(1, 0), means=means)

@@ -229,6 +229,13 @@ def test_nothing_folded_is_no_average() -> None:
             ask()
 
 
+def test_a_window_is_refused() -> None:
+    """A window forgets, which no fold can do; the refusal shows the command that makes it from files."""
+    with pytest.raises(InvalidInputError, match="wa average … --rule window:last=8") as caught:
+        ShadowWeights(parse_rule("lawa:last=8"))  # type: ignore[arg-type]
+    assert caught.value.code == "not_a_lerp_rule"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, None])
 def test_accumulators_of_low_precision_are_refused(dtype: torch.dtype | None) -> None:
     """Only float32 and float64 accumulate."""
