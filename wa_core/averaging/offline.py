@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.blocks import AccumulatorDtype
     from wa_core.averaging.output import Writer
-    from wa_core.averaging.rules import Rule
+    from wa_core.averaging.rules import AnyRule
     from wa_core.averaging.sources import Source
 
 # Elements of a tile. Local files: what is summed stays in the processor's cache. Stores: few large requests.
@@ -75,7 +75,7 @@ class MergeOptions:
 
 def average_files(
     sources: Sequence[Source | str | os.PathLike[str]],
-    rule: Rule,
+    rule: AnyRule,
     out: str | os.PathLike[str] | Writer,
     *,
     steps: Sequence[int] | None = None,

@@ -20,7 +20,7 @@ from wa_core.specs import TensorSpec, check_spec, shorten
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from wa_core.averaging.rules import Rule
+    from wa_core.averaging.rules import AnyRule
     from wa_core.averaging.sources import Source
     from wa_core.averaging.tensor_policy import Decision
 
@@ -74,7 +74,7 @@ class AveragePlan:
 
 def plan_average(
     sources: Sequence[Source],
-    rule: Rule,
+    rule: AnyRule,
     *,
     steps: Sequence[int] | None = None,
     total_steps: int | None = None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _JOB, _JOURNAL = "job.json", "journal.jsonl"
-_SYNC_EVERY_S = 1.0
+_SYNC_EVERY_S = 0.5
 
 
 class Staging:
@@ -45,6 +45,7 @@ class Staging:
         self._pending: list[tuple[str, int, int]] = []
         self._done: dict[str, list[tuple[int, int]]] = {}
         self._synced_at = time.monotonic()
+        self._is_syncing = False
         self._lock = -1
         try:
             self.folder.mkdir(exist_ok=True)
@@ -75,17 +76,18 @@ class Staging:
         """Say that these bytes are written; from time to time, `sync` is called and what was said is recorded."""
         with self._mutex:
             self._pending.append((name, begin, end))
-            if time.monotonic() - self._synced_at < _SYNC_EVERY_S:
+            if self._is_syncing or time.monotonic() - self._synced_at < _SYNC_EVERY_S:
                 return
-            # The data first: a journal must not say more than the disk holds, even after a power cut.
-            sync()
-            lines = "".join(json.dumps(entry) + "\n" for entry in self._pending)
-            with (self.folder / _JOURNAL).open("a") as journal:
-                journal.write(lines)
-                journal.flush()
-                os.fsync(journal.fileno())
-            self._pending = []
-            self._synced_at = time.monotonic()
+            self._is_syncing = True
+            pending, self._pending = self._pending, []
+        # The data first: a journal must not say more than the disk holds, even after a power cut.
+        sync()
+        with (self.folder / _JOURNAL).open("a") as journal:
+            journal.write("".join(json.dumps(entry) + "\n" for entry in pending))
+            journal.flush()
+            os.fsync(journal.fileno())
+        with self._mutex:
+            self._is_syncing, self._synced_at = False, time.monotonic()
 
     def remove(self) -> None:
         """Throw the folder away."""

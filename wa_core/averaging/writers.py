@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -62,6 +63,8 @@ class StagedWriter:
         self._files: dict[str, SafetensorsWriter] = {}
         self._file_of: dict[str, SafetensorsWriter] = {}
         self._weight_map: dict[str, str] = {}
+        self._owners: Mapping[str, str] = {}
+        self._aliases: dict[str, list[str]] = {}
         self._made = staging.folder / "made"
         self._check_output()
 
@@ -69,6 +72,9 @@ class StagedWriter:
         self, tensors: Sequence[StoredTensor], *, ties: Mapping[str, str], metadata: Mapping[str, str]
     ) -> None:
         """Make room for all files; what a killed merge has finished stays."""
+        if self._is_placed_directly:
+            # Plain readers know nothing of ties: every alias is a full copy. The other formats have their own way.
+            tensors, ties = self._with_aliases(tensors, ties), {}
         shards = split_shards(tensors, self._max_shard_bytes)
         try:
             self._made.mkdir(exist_ok=True)
@@ -83,7 +89,8 @@ class StagedWriter:
 
     def write(self, name: str, begin: int, data: memoryview) -> None:
         """Put `data` at byte `begin` of tensor `name`."""
-        self._file_of[name].write(name, begin, data)
+        for copy in (name, *self._aliases.get(name, ())):
+            self._file_of[copy].write(copy, begin, data)
         self._staging.note(name, begin, begin + len(data), sync=self._sync)
 
     def commit(self, metadata: Mapping[str, str]) -> tuple[Path, ...]:
@@ -109,6 +116,16 @@ class StagedWriter:
     @property
     def _is_placed_directly(self) -> bool:
         return self._format == "safetensors"
+
+    def _with_aliases(self, tensors: Sequence[StoredTensor], ties: Mapping[str, str]) -> list[StoredTensor]:
+        self._owners = ties
+        for alias, owner in sorted(ties.items()):
+            self._aliases.setdefault(owner, []).append(alias)
+        found = []
+        for tensor in tensors:
+            names = [tensor.spec.name, *self._aliases.get(tensor.spec.name, ())]
+            found += [replace(tensor, spec=replace(tensor.spec, name=name)) for name in names]
+        return found
 
     def _check_output(self) -> None:
         output = self._staging.output
@@ -138,7 +155,7 @@ class StagedWriter:
         self._files[file] = writer = SafetensorsWriter(target / file, part=part)
         writer.begin(shard, ties=own, metadata=metadata)
         if left_over != part.stat().st_size:
-            self._staging.forget(names)
+            self._staging.forget(self._owners.get(name, name) for name in names)
         self._file_of |= dict.fromkeys(names, writer)
         self._weight_map |= dict.fromkeys(names, file)
 
