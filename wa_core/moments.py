@@ -15,9 +15,10 @@ from torch import Tensor
 
 from wa_core.errors import InvalidInputError
 
-# Values converted to float64 at a time: 512 KiB, so that the block is still in cache when it is summed (measured
-# on 2 MiB of L2: half or twice as many take 1.2 times as long).
-_BLOCK = 1 << 16
+# Values converted to float64 at a time: 1 MiB of them, so that a block is still in cache when it is summed.
+_BLOCK = 1 << 17
+# Values per channel whose mean is the pivot: deviations from it are summed, so that a large mean costs no digits.
+_PIVOT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class Moments:
             variance, mean = torch.var_mean(values.double(), dim=dims, correction=0)
             return cls(n, mean, variance * n)
         pivot, total, squares = _sums(values)
-        # The pivot is the mean of the first sample, so this difference loses no more than a factor of the number
-        # of samples: a pivot far from the mean is itself part of the spread.
+        # The pivot is the mean of some of the values, so it cannot be far from the mean in terms of the spread
+        # that it is part of: m2 >= k (mean - pivot)² for k values, and this difference loses at most n / k.
         return cls(n, pivot + total / n, (squares - total * total / n).clamp_(min=0))
 
     def merge(self, other: Self) -> Self:
@@ -128,26 +129,29 @@ def _readable(inputs: Tensor) -> Tensor:
 def _sums(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per channel: a value near the mean, and the sums of the deviations from it and of their squares."""
     channels = values.shape[1]
-    pivot = values[:1].double().transpose(0, 1).flatten(1).mean(1)
     channels_last = values.movedim(1, -1)
     if channels_last.is_contiguous():
-        return pivot, *_sum_columns(channels_last.reshape(-1, channels), pivot)
-    total, squares = _sum_rows(values.reshape(len(values) * channels, -1), pivot.repeat(len(values)))
+        return _sum_columns(channels_last.reshape(-1, channels))
+    matrix = values.reshape(len(values) * channels, -1)
+    pivot = matrix[:channels, :_PIVOT].double().mean(1)
+    total, squares = _sum_rows(matrix, pivot.repeat(len(values)))
     return pivot, total.view(-1, channels).sum(0), squares.view(-1, channels).sum(0)
 
 
-def _sum_columns(matrix: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
+def _sum_columns(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     height, width = matrix.shape
     step = max(1, _BLOCK // width)
+    pivot = matrix[:_PIVOT].double().mean(0)
     room = torch.empty((min(step, height), width), dtype=torch.float64)
-    ones = torch.ones(step, dtype=torch.float64)
+    ones = torch.ones(min(step, height), dtype=torch.float64)
     total, squares = torch.zeros_like(pivot), torch.zeros_like(pivot)
     for begin in range(0, height, step):
         block = matrix[begin : begin + step]
-        deviations = torch.sub(block, pivot, out=room[: len(block)])
+        # Converted and shifted in place: one operation on both dtypes would convert into fresh memory each time.
+        deviations = room[: len(block)].copy_(block).sub_(pivot)
         total += ones[: len(block)] @ deviations
         squares += ones[: len(block)] @ deviations.square_()
-    return total, squares
+    return pivot, total, squares
 
 
 def _sum_rows(matrix: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,11 +159,11 @@ def _sum_rows(matrix: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
     step = max(1, _BLOCK // width)
     room = torch.empty((min(step, height), width), dtype=torch.float64)
     ones = torch.ones(width, dtype=torch.float64)
-    total, squares = torch.empty_like(pivot), torch.empty_like(pivot)
+    total, norms = torch.empty_like(pivot), torch.empty_like(pivot)
     for begin in range(0, height, step):
         rows = slice(begin, begin + step)
         block = matrix[rows]
-        deviations = torch.sub(block, pivot[rows, None], out=room[: len(block)])
+        deviations = room[: len(block)].copy_(block).sub_(pivot[rows, None])
         torch.mv(deviations, ones, out=total[rows])
-        torch.mv(deviations.square_(), ones, out=squares[rows])
-    return total, squares
+        torch.linalg.vector_norm(deviations, dim=1, out=norms[rows])
+    return total, norms.square_()

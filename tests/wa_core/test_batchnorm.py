@@ -390,15 +390,15 @@ def test_constant_inputs_have_no_variance() -> None:
 
 
 def test_half_precision_models_normalise_as_in_training() -> None:
-    """With bfloat16 weights and buffers, deeper layers see what training shows them, to bfloat16."""
+    """With bfloat16 weights and buffers, deeper layers see what training shows them, as far as bfloat16 carries."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).bfloat16()
     data = (100 + torch.randn(64, 3)).bfloat16()
     with torch.no_grad():
         seen = copy.deepcopy(model)[0](data).double()
     recalibrate(model, [data])
-    assert torch.allclose(model[1].running_mean.double(), seen.mean(0), rtol=0.04)
-    assert torch.allclose(model[1].running_var.double(), seen.var(0, correction=0), rtol=0.04)
+    assert torch.allclose(model[1].running_mean.double(), seen.mean(0), atol=0.03)
+    assert torch.allclose(model[1].running_var.double(), seen.var(0, correction=0), rtol=0.06)
 
 
 def test_a_lazy_layer_that_has_run_is_like_any_other() -> None:
