@@ -42,11 +42,11 @@ def save(folder: Path, states: Mapping[int, Mapping[str, Tensor]]) -> list[Path]
     return paths
 
 
-def exact_average(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+def exact_average(tensors: Sequence[Tensor], coefficients: Sequence[Fraction]) -> Tensor:
     """The weighted sum in rational numbers, rounded once to the tensors' dtype (to nearest, ties to even)."""
     columns = zip(*(tensor.flatten().double().tolist() for tensor in tensors), strict=True)
     exact = [
-        sum((Fraction(c) * Fraction(x) for c, x in zip(coefficients, column, strict=True)), Fraction(0))
+        sum((part * Fraction(value) for part, value in zip(coefficients, column, strict=True)), Fraction(0))
         for column in columns
     ]
     return torch.stack([nearest(value, tensors[0].dtype) for value in exact]).reshape(tensors[0].shape)

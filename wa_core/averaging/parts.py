@@ -136,8 +136,8 @@ class ObjectPart:
         """Nothing to let go of."""
 
 
-def read_header(part: Part) -> tuple[Header, int]:
-    """A file's header, checked completely, and the byte at which its data begins.
+def read_header(part: Part) -> tuple[Header, bytes]:
+    """A file's header, checked completely, and the bytes before the data; each of them is read once.
 
     Raises:
         CorruptError: with the codes of `wa_core.header`, or `truncated_data` or `trailing_bytes`.
@@ -152,10 +152,12 @@ def read_header(part: Part) -> tuple[Header, int]:
             f"safetensors",
             code="header_length",
         )
-    text = memoryview(bytearray(length))
-    if part.read_into(LENGTH_BYTES, text) < length:
+    start = bytearray(data_begin)
+    known = min(len(prefix), data_begin)
+    start[:known] = prefix[:known]
+    if known + part.read_into(known, memoryview(start)[known:]) < data_begin:
         raise cut_off(data_begin, part.size_bytes)
-    header = parse_header(bytes(text))
+    header = parse_header(bytes(start[LENGTH_BYTES:]))
     end = data_begin + header.data_bytes
     if end > part.size_bytes:
         raise cut_off(end, part.size_bytes)
@@ -164,7 +166,7 @@ def read_header(part: Part) -> tuple[Header, int]:
             f"{part.size_bytes - end} bytes follow the last tensor, which ends at {end}; save it again",
             code="trailing_bytes",
         )
-    return header, data_begin
+    return header, bytes(start)
 
 
 def cut_off(expected: int, found: int) -> CorruptError:

@@ -8,8 +8,6 @@ same bits.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +15,8 @@ from torch import Tensor
 
 from wa_core.averaging.kernels import blend
 from wa_core.averaging.rules import require_lerp
-from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError, NoAverageYetError
+from wa_core.averaging.snapshot import ShadowDescription, accumulator_of, bad_shadow
+from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
 from wa_core.specs import TensorSpec, check_spec
 from wa_core.tensors import canonical_state_dict, check_finite, find_ties, spec_of
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.rules import Rule
 
-STATE_KEY = "shadow"
-_FORMAT = 1
 # Elements summed at a time.
 _BLOCK = 1 << 20
 
@@ -53,6 +50,7 @@ class ShadowWeights:
         self.rule = require_lerp(rule)
         self.dtype = dtype
         self._tensors: dict[str, Tensor] = {}
+        self._shares: Tensor
         self._adopt(specs=(), ties={}, coefficients={})
 
     @property
@@ -122,15 +120,10 @@ class ShadowWeights:
         """
         if not self._specs:
             raise NoAverageYetError("nothing has been folded yet, so there is no state to keep")
-        about = {
-            "format": _FORMAT,
-            "rule": self.rule.spelling,
-            "dtype": _dtype_name(self.dtype),
-            "coefficients": list(self.coefficients().items()),
-            "specs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self._specs],
-            "ties": self._ties,
-        }
-        return dict(self._tensors), {STATE_KEY: json.dumps(about, sort_keys=True)}
+        about = ShadowDescription(
+            self.rule.spelling, _dtype_name(self.dtype), self._specs, self._ties, self.coefficients()
+        )
+        return dict(self._tensors), about.texts()
 
     @classmethod
     def restore(cls, rule: Rule, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ShadowWeights:
@@ -139,18 +132,11 @@ class ShadowWeights:
         Raises:
             CorruptError: code `bad_shadow`, when they are not a whole state of this rule.
         """
-        kept = _parse_description(metadata.get(STATE_KEY))
-        if kept.rule != rule.spelling:
-            raise _bad_shadow(f"it was made with the rule {kept.rule!r}, not {rule.spelling!r}")
-        stored = tuple(
-            TensorSpec(spec.name, _accumulator(spec, kept.dtype), spec.shape)
-            for spec in kept.specs
-            if spec.name not in kept.ties
-        )
-        if spec_of(tensors) != stored:
-            raise _bad_shadow("its tensors are not those that its description names")
+        kept = ShadowDescription.parse(metadata, rule=rule.spelling)
+        if spec_of(tensors) != kept.stored:
+            raise bad_shadow("its tensors are not those that its description names")
         shadow = cls(rule, dtype=_torch_dtype(kept.dtype))
-        shadow._adopt(specs=kept.specs, ties=kept.ties, coefficients=kept.coefficients)
+        shadow._adopt(specs=kept.specs, ties=dict(kept.ties), coefficients=kept.coefficients)
         shadow._tensors = {name: _fresh(tensor, tensor.dtype) for name, tensor in tensors.items()}
         return shadow
 
@@ -199,7 +185,7 @@ class ShadowWeights:
         specs, ties = spec_of(state), find_ties(state)
         dtype = _dtype_name(self.dtype)
         tensors = {
-            spec.name: _fresh(state[spec.name], _torch_dtype(_accumulator(spec, dtype)))
+            spec.name: _fresh(state[spec.name], _torch_dtype(accumulator_of(spec.dtype, dtype)))
             for spec in specs
             if spec.name not in ties
         }
@@ -228,7 +214,7 @@ def _has_finite_sums(state: Mapping[str, Tensor]) -> bool:
     for tensor in state.values():
         if tensor.dtype in (torch.float32, torch.float64):
             flat = tensor.detach().reshape(-1)
-            sums += [block.sum() for block in (flat.split(_BLOCK) if flat.numel() > _BLOCK else (flat,))]
+            sums += [block.sum() for block in (torch.split(flat, _BLOCK) if flat.numel() > _BLOCK else (flat,))]
         elif tensor.is_floating_point():
             return False
     kinds = {(total.device, total.dtype) for total in sums}
@@ -242,56 +228,12 @@ def _fresh(source: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(source.shape, dtype=dtype, device=source.device).copy_(source.detach())
 
 
-def _accumulator(spec: TensorSpec, dtype: str) -> str:
-    # Never narrower than the checkpoint: float64 weights would lose digits, or their range, in float32.
-    return (dtype if spec.dtype != "float64" else "float64") if _is_averaged(spec) else spec.dtype
-
-
-def _is_averaged(spec: TensorSpec) -> bool:
-    return _torch_dtype(spec.dtype).is_floating_point
-
-
 def _torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise _bad_shadow(f"{name!r} is no dtype")
+        raise bad_shadow(f"{name!r} is no dtype")
     return dtype
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Description:
-    """What `state` says of a shadow beside its tensors."""
-
-    rule: str
-    dtype: str
-    specs: tuple[TensorSpec, ...]
-    ties: dict[str, str]
-    coefficients: dict[int, float]
-
-
-def _parse_description(text: str | None) -> _Description:
-    if text is None:
-        raise _bad_shadow(f"it has no metadata entry {STATE_KEY!r}")
-    try:
-        about = json.loads(text)
-        if about["format"] != _FORMAT or about["dtype"] not in ("float32", "float64"):
-            raise _bad_shadow(f"it has format {about['format']!r} and dtype {about['dtype']!r}, which are unknown")
-        return _Description(
-            rule=about["rule"],
-            dtype=about["dtype"],
-            specs=tuple(TensorSpec(str(name), str(dtype), tuple(shape)) for name, dtype, shape in about["specs"]),
-            ties=dict(about["ties"]),
-            coefficients={int(step): float(value) for step, value in about["coefficients"]},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _bad_shadow(f"its description cannot be read ({type(error).__name__}: {error})") from None
-
-
-def _bad_shadow(what: str) -> CorruptError:
-    return CorruptError(
-        f"this is no shadow that can be folded on: {what}; fold again from the checkpoints", code="bad_shadow"
-    )

@@ -9,12 +9,12 @@ is there once under its canonical name. The data itself is only read when asked 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from wa_core.averaging.index import bad_index, parse_index
 from wa_core.averaging.parts import FilePart, ObjectPart, cut_off, read_header
 from wa_core.errors import CorruptError, StoreUnavailableError, WeightAveragingError
 from wa_core.header import DTYPE_BYTES
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-_INDEX_LIMIT_BYTES = 64 << 20
 _HASH_BYTES = 1 << 20
 _STEP = re.compile(r"[0-9]{1,18}")
-_SHARD = re.compile(r"[^/\\]{1,250}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +129,37 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes `begin` up to `end` of one tensor: whole elements."""
+
+    tensor: StoredTensor
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Pieces that follow each other in one file, to be read at once."""
+
+    file: int
+    pieces: list[Piece]
+
+    @property
+    def begin(self) -> int:
+        """The first byte in the file."""
+        return self.pieces[0].tensor.begin + self.pieces[0].begin
+
+    @property
+    def end(self) -> int:
+        """The byte after the last one."""
+        return self.pieces[-1].tensor.begin + self.pieces[-1].end
+
+    def takes(self, piece: Piece, max_bytes: int) -> bool:
+        """Whether `piece` follows and fits into `max_bytes` with it."""
+        return piece.tensor.file == self.file and piece.tensor.begin + piece.end - self.begin <= max_bytes
+
+
 class FilesSource:
     """A checkpoint in safetensors files that together hold every tensor once.
 
@@ -154,6 +183,7 @@ class FilesSource:
         self.has_records = any(part.sha256 is not None for part in parts)
         self.tensors: dict[str, StoredTensor] = {}
         self.ties: dict[str, str] = {}
+        self._digests: list[hashlib._Hash] = []
         try:
             headers = [self._read_header(number) for number in range(len(parts))]
         except BaseException:
@@ -167,9 +197,47 @@ class FilesSource:
         tensor = self.tensors[name]
         self._read(tensor.file, tensor.begin + begin, out)
 
+    def stretches(self, max_bytes: int) -> list[Stretch]:
+        """All data, in file order, cut into stretches of whole elements, for reading everything once."""
+        found: list[Stretch] = []
+        for tensor in self.tensors.values():
+            room = max_bytes - max_bytes % tensor.item_bytes
+            for begin in range(0, tensor.size_bytes, room):
+                piece = Piece(tensor, begin, min(tensor.size_bytes, begin + room))
+                if found and found[-1].takes(piece, max_bytes):
+                    found[-1].pieces.append(piece)
+                else:
+                    found.append(Stretch(tensor.file, [piece]))
+        return found
+
+    def read_stretch(self, stretch: Stretch, out: memoryview) -> None:
+        """Fill `out` with a stretch's bytes."""
+        self._read(stretch.file, stretch.begin, out)
+
+    def start_digests(self) -> list[hashlib._Hash]:
+        """For each file a SHA-256 that has taken in its header; its data has to follow in file order."""
+        return [digest.copy() for digest in self._digests]
+
+    def check_digests(self, found: Sequence[str]) -> dict[str, str]:
+        """File name -> digest in hex, after comparing with what is recorded.
+
+        Raises:
+            CorruptError: `digest_mismatch`.
+        """
+        for number, (part, sha256) in enumerate(zip(self._parts, found, strict=True)):
+            if part.sha256 not in (None, sha256):
+                message = f"the record says sha256 {part.sha256}, the bytes have {sha256}; fetch the file again"
+                raise self._named(CorruptError(message, code="digest_mismatch"), number)
+        return dict(zip(self.files, found, strict=True))
+
     def digests(self) -> dict[str, str]:
-        """File name -> SHA-256 in hex; every file is read once more, a recorded digest is checked."""
-        return {part.name: self._digest(number) for number, part in enumerate(self._parts)}
+        """File name -> SHA-256 in hex; all data is read once more, recorded digests are checked."""
+        digests, buffer = self.start_digests(), memoryview(bytearray(_HASH_BYTES))
+        for stretch in self.stretches(_HASH_BYTES):
+            block = buffer[: stretch.end - stretch.begin]
+            self.read_stretch(stretch, block)
+            digests[stretch.file].update(block)
+        return self.check_digests([digest.hexdigest() for digest in digests])
 
     def close(self) -> None:
         """Close the files."""
@@ -179,8 +247,9 @@ class FilesSource:
     def _read_header(self, number: int) -> Header:
         part = self._parts[number]
         try:
-            header, data_begin = read_header(part)
-            self._take(number, header, data_begin)
+            header, start = read_header(part)
+            self._take(number, header, len(start))
+            self._digests.append(hashlib.sha256(start))
         except WeightAveragingError as error:
             raise self._named(error, number) from None
         return header
@@ -216,19 +285,6 @@ class FilesSource:
             raise self._named(_disk_failed(error), number) from error
         if found < len(out):
             raise self._named(cut_off(part.size_bytes, begin + found), number)
-
-    def _digest(self, number: int) -> str:
-        part, digest = self._parts[number], hashlib.sha256()
-        buffer = memoryview(bytearray(_HASH_BYTES))
-        for begin in range(0, part.size_bytes, _HASH_BYTES):
-            block = buffer[: min(_HASH_BYTES, part.size_bytes - begin)]
-            self._read(number, begin, block)
-            digest.update(block)
-        found = digest.hexdigest()
-        if part.sha256 not in (None, found):
-            message = f"the record says sha256 {part.sha256}, the bytes have {found}; fetch the file again"
-            raise self._named(CorruptError(message, code="digest_mismatch"), number)
-        return found
 
     def _named(self, error: WeightAveragingError, number: int) -> WeightAveragingError:
         part = self._parts[number].name
@@ -298,7 +354,7 @@ def open_object(
 
 
 def _open_shards(name: str, index: Part, open_part: Callable[[str], Part], *, step: int | None) -> FilesSource:
-    weight_map = _parse_index(name, index)
+    weight_map = parse_index(name, index)
     parts: list[Part] = []
     try:
         parts.extend(open_part(shard) for shard in sorted(set(weight_map.values())))
@@ -311,29 +367,8 @@ def _open_shards(name: str, index: Part, open_part: Callable[[str], Part], *, st
     if not source.tensors.keys() <= listed <= source.tensors.keys() | source.ties.keys():
         odd = sorted(listed ^ source.tensors.keys())
         source.close()
-        raise _bad_index(name, f"it and its files disagree about {shorten([repr(tensor) for tensor in odd])}")
+        raise bad_index(name, f"it and its files disagree about {shorten([repr(tensor) for tensor in odd])}")
     return source
-
-
-def _parse_index(name: str, index: Part) -> dict[str, str]:
-    if index.size_bytes > _INDEX_LIMIT_BYTES:
-        raise _bad_index(name, f"it has {index.size_bytes} bytes, the limit is {_INDEX_LIMIT_BYTES}")
-    text = memoryview(bytearray(index.size_bytes))
-    index.read_into(0, text)
-    try:
-        weight_map = json.loads(bytes(text).decode())["weight_map"]
-        shards = list(weight_map.values())
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise _bad_index(name, f"it is not JSON with a weight_map ({type(error).__name__})") from None
-    for shard in shards or [None]:
-        # Another folder's files are not this checkpoint's; a name must not lead out of the folder.
-        if not isinstance(shard, str) or not shard.isprintable() or not _SHARD.fullmatch(shard):
-            raise _bad_index(name, f"{ascii(shard)[:80]} is no name of a safetensors file beside it")
-    return dict(weight_map)
-
-
-def _bad_index(name: str, what: str) -> CorruptError:
-    return CorruptError(f"{name}: the index is damaged: {what}; save the checkpoint again", code="bad_index")
 
 
 def _disk_failed(error: OSError) -> StoreUnavailableError:
