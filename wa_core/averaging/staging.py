@@ -44,7 +44,7 @@ class Staging:
         self._mutex = threading.Lock()
         self._pending: list[tuple[str, int, int]] = []
         self._done: dict[str, list[tuple[int, int]]] = {}
-        self._synced_at = time.monotonic()
+        self._next_sync_at = 0.0
         self._is_syncing = False
         self._lock = -1
         try:
@@ -76,7 +76,7 @@ class Staging:
         """Say that these bytes are written; from time to time, `sync` is called and what was said is recorded."""
         with self._mutex:
             self._pending.append((name, begin, end))
-            if self._is_syncing or time.monotonic() - self._synced_at < _SYNC_EVERY_S:
+            if self._is_syncing or time.monotonic() < self._next_sync_at:
                 return
             self._is_syncing = True
             pending, self._pending = self._pending, []
@@ -87,7 +87,7 @@ class Staging:
             journal.flush()
             os.fsync(journal.fileno())
         with self._mutex:
-            self._is_syncing, self._synced_at = False, time.monotonic()
+            self._is_syncing, self._next_sync_at = False, time.monotonic() + _SYNC_EVERY_S
 
     def remove(self) -> None:
         """Throw the folder away."""
