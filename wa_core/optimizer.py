@@ -166,10 +166,10 @@ class WeightAverage(torch.optim.Optimizer):
         weight = self._weight(group.get("n_avg", 0))
         known: list[Tensor] = []
         for param in dict.fromkeys(group["params"]):
-            if param in self._averages:
+            if param in self._averages and weight < 1:
                 known.append(param)
             else:
-                # A parameter that joined its group late starts as its own average.
+                # The first average is a copy; so is that of a parameter that joined its group late.
                 self._averages[param] = new_accumulator(param)
         blend([self._average_of(param) for param in known], [param.detach() for param in known], weight=weight)
         group["n_avg"] = group.get("n_avg", 0) + 1

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements converted at a time: the copies of parameters with less precision than their average take little memory.
+# Elements converted at a time: on the CPU so few that they are still in cache when they are folded; elsewhere so
+# many that starting kernels costs nothing, and so few that the copies take little memory.
+_CPU_BATCH = 1 << 20
 _BATCH = 1 << 24
 
 
@@ -36,7 +38,7 @@ def blend(averages: list[Tensor], tensors: list[Tensor], *, weight: float) -> No
     Args:
         averages: accumulators, each on its tensor's device and of its shape.
         tensors: what to fold in.
-        weight: in [0, 1]; with exactly 1 the values are copied.
+        weight: in [0, 1].
     """
     kinds: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for average, tensor in zip(averages, tensors, strict=True):
@@ -44,7 +46,7 @@ def blend(averages: list[Tensor], tensors: list[Tensor], *, weight: float) -> No
         into.append(average)
         source.append(tensor)
     for (_, dtype, tensor_dtype), (into, source) in kinds.items():
-        if weight == 1.0 or not (dtype.is_floating_point or dtype.is_complex):
+        if not (dtype.is_floating_point or dtype.is_complex):
             torch._foreach_copy_(into, source)
         elif dtype == tensor_dtype:
             torch._foreach_lerp_(into, source, weight)
@@ -53,11 +55,18 @@ def blend(averages: list[Tensor], tensors: list[Tensor], *, weight: float) -> No
 
 
 def _blend_converted(averages: list[Tensor], tensors: list[Tensor], weight: float) -> None:
-    begin = size = 0
-    for end, average in enumerate(averages, 1):
-        size += average.numel()
-        if size >= _BATCH or end == len(averages):
-            wide = [torch.empty_like(into) for into in averages[begin:end]]
-            torch._foreach_copy_(wide, tensors[begin:end])
-            torch._foreach_lerp_(averages[begin:end], wide, weight)
-            begin, size = end, 0
+    size = _CPU_BATCH if averages[0].device.type == "cpu" else _BATCH
+    into: list[Tensor] = []
+    sources: list[Tensor] = []
+    for average, tensor in zip(averages, tensors, strict=True):
+        is_flat = average.is_contiguous() and tensor.is_contiguous()
+        into += torch.split(average.view(-1), size) if is_flat else [average]
+        sources += torch.split(tensor.view(-1), size) if is_flat else [tensor]
+    begin = num_elements = 0
+    for end, piece in enumerate(into, 1):
+        num_elements += piece.numel()
+        if num_elements >= size or end == len(into):
+            wide = [torch.empty_like(piece) for piece in into[begin:end]]
+            torch._foreach_copy_(wide, sources[begin:end])
+            torch._foreach_lerp_(into[begin:end], wide, weight)
+            begin, num_elements = end, 0
