@@ -119,6 +119,8 @@ class StagedWriter:
 
     def _with_aliases(self, tensors: Sequence[StoredTensor], ties: Mapping[str, str]) -> list[StoredTensor]:
         self._owners = ties
+        if not ties:
+            return list(tensors)
         for alias, owner in sorted(ties.items()):
             self._aliases.setdefault(owner, []).append(alias)
         found = []
