@@ -27,6 +27,7 @@ _TORCH_NAMES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
+_FORMAT_NAMES = {name: dtype for dtype, name in _TORCH_NAMES.items()}
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 _SHOWN = 5
 
@@ -46,6 +47,17 @@ class TensorSpec:
 def torch_dtype_name(dtype: str) -> str:
     """``float32`` for the format's ``F32``; `dtype` is one that the header gate lets through."""
     return _TORCH_NAMES[dtype]
+
+
+def format_dtype_name(dtype: str) -> str:
+    """``F32`` for torch's ``float32``.
+
+    Raises:
+        IncompatibleError: the format has no such dtype (`unsupported_dtype`).
+    """
+    if dtype not in _FORMAT_NAMES:
+        raise IncompatibleError(f"safetensors files have no dtype {dtype!r}", code="unsupported_dtype")
+    return _FORMAT_NAMES[dtype]
 
 
 def canonical_name(name: str) -> str:

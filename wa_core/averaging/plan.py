@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wa_core.averaging.sources import StoredTensor
+from wa_core.averaging.sources import StoredTensor, specs_of
 from wa_core.averaging.steps import find_steps
 from wa_core.averaging.tensor_policy import Policy, decide_all, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError
@@ -143,20 +143,12 @@ def _order(sources: Sequence[Source], steps: Sequence[int] | None) -> dict[int, 
 
 
 def _check_same(sources: Sequence[Source]) -> None:
-    expected = _specs(sources[0])
+    expected = specs_of(sources[0])
     for source in sources[1:]:
         try:
-            check_spec(expected, _specs(source))
+            check_spec(expected, specs_of(source))
         except IncompatibleError as error:
             raise IncompatibleError(f"{source.name}: {error.message}", code=error.code) from None
-
-
-def _specs(source: Source) -> list[TensorSpec]:
-    stored = {name: tensor.spec for name, tensor in source.tensors.items()}
-    aliases = {
-        alias: TensorSpec(alias, stored[name].dtype, stored[name].shape) for alias, name in source.ties.items()
-    }
-    return sorted((stored | aliases).values())
 
 
 def _common_ties(sources: Sequence[Source]) -> dict[str, str]:

@@ -371,6 +371,13 @@ def _open_shards(name: str, index: Part, open_part: Callable[[str], Part], *, st
     return source
 
 
+def specs_of(source: Source) -> tuple[TensorSpec, ...]:
+    """The specs of all names in a source, tied ones included, sorted."""
+    stored = {name: tensor.spec for name, tensor in source.tensors.items()}
+    tied = (TensorSpec(alias, stored[name].dtype, stored[name].shape) for alias, name in source.ties.items())
+    return tuple(sorted((*stored.values(), *tied)))
+
+
 def _disk_failed(error: OSError) -> StoreUnavailableError:
     return StoreUnavailableError(f"it cannot be read: {error.strerror or error}; check the disk")
 
