@@ -93,6 +93,10 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     A killed or interrupted command goes on where it was when it is given again.
 
     Example: wa average 'run/step_*.safetensors' --rule ema:half_life=500 -o ema.safetensors
+
+    Example: wa average trainer_output --rule window:last=8,shape=minus_sqrt -o averaged_folder
+
+    Example: wa average s3://bucket/run-7 --rule swa:start_step=1000 --dry-run
     """
     if output is None and not is_dry:
         raise typer.BadParameter("say where to write; or add --dry-run.", param_hint="'--output' / '-o'")
@@ -122,7 +126,8 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     if as_json:
         print_json(describe_report(report, num_threads=threads))
         return
-    say(f"averaged {len(report.plan.sources)} checkpoints with {report.plan.rule} in {report.seconds:.1f} s")
+    count = len(report.plan.sources)
+    say(f"averaged {count} checkpoint{'s' if count > 1 else ''} with {report.plan.rule} in {report.seconds:.1f} s")
     answer(str(report.files[0] if len(report.files) == 1 else target.index or target.path))
 
 

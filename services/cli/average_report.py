@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from wa_core.averaging.plan import AveragePlan
 
 _BASE_BYTES = 64 << 20  # the interpreter with NumPy
-_THREAD_BYTES = 8 << 20  # one stretch: what is read, its sum, what is written
+# One stretch: what is read, its sum, what is written. Stretches are longer where every read is a request.
+_LOCAL_THREAD_BYTES, _REMOTE_THREAD_BYTES = 8 << 20, 96 << 20
 
 
 def describe_plan(plan: AveragePlan, *, num_threads: int) -> dict[str, JsonValue]:
@@ -44,7 +45,7 @@ def describe_plan(plan: AveragePlan, *, num_threads: int) -> dict[str, JsonValue
         "ties": dict(plan.ties),
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.write_bytes,
-        "memory_bytes": _memory_bytes(num_threads),
+        "memory_bytes": _memory_bytes(plan, num_threads),
     }
 
 
@@ -76,13 +77,14 @@ def print_plan(plan: AveragePlan, *, num_threads: int) -> None:
         answer(f"tied: {alias} = {name}")
     answer(
         f"{len(plan.sources)} checkpoints with {plan.rule}: reads {_size(plan.read_bytes)}, "
-        f"writes {_size(plan.write_bytes)}, takes about {_size(_memory_bytes(num_threads))} of memory"
+        f"writes {_size(plan.write_bytes)}, takes about {_size(_memory_bytes(plan, num_threads))} of memory"
     )
 
 
-def _memory_bytes(num_threads: int) -> int:
+def _memory_bytes(plan: AveragePlan, num_threads: int) -> int:
     # Whatever the model's size: a merge holds one stretch of one tensor for each thread.
-    return _BASE_BYTES + num_threads * _THREAD_BYTES
+    is_remote = any("://" in use.name for use in plan.sources)
+    return _BASE_BYTES + num_threads * (_REMOTE_THREAD_BYTES if is_remote else _LOCAL_THREAD_BYTES)
 
 
 def _size(num_bytes: int) -> str:

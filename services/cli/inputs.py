@@ -209,7 +209,7 @@ def _join_shards(names: Sequence[str], exists: Callable[[str], bool]) -> list[st
 
 def _find_objects(url: str) -> list[Found]:
     bucket, _, key = url.removeprefix(_S3).partition("/")
-    store = open_store(Settings().model_copy(update={"store_url": f"{_S3}{bucket}"}))
+    store = _open_bucket(url, bucket)
     cut = _WILDCARDS.search(key)
     prefix = key[: cut.start()].rpartition("/")[0] if cut else key.rstrip("/")
     stamps = _list(store, f"{prefix}/" if prefix else "")
@@ -224,6 +224,12 @@ def _find_objects(url: str) -> list[Found]:
     if not usable:
         raise InvalidInputError(f"{url} matches no checkpoint among {len(stamps)} objects; check the prefix")
     return [_found_object(bucket, store, key, stamps) for key in sorted(usable, key=natural_key)]
+
+
+def _open_bucket(url: str, bucket: str) -> ObjectStore:
+    if not re.fullmatch(r"[a-z0-9.-]{3,63}", bucket):
+        raise InvalidInputError(f"{url}: {bucket!r} is no bucket's name; write s3://bucket/prefix")
+    return open_store(Settings().model_copy(update={"store_url": f"{_S3}{bucket}"}))
 
 
 def _list(store: ObjectStore, prefix: str) -> dict[str, str]:

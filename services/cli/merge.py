@@ -69,12 +69,13 @@ class Target:
         """Choose what was left open by the output's name: a torch suffix, none for a folder, else safetensors.
 
         Raises:
-            InvalidInputError: the output's folder is not there.
+            InvalidInputError: the output's folder is not there, or its name does not tell what it should be.
         """
-        if file_format is None and output.suffix in TORCH_SUFFIXES:
-            file_format = "pt"
-        elif file_format is None:
-            file_format = "hf" if not output.suffix or output.is_dir() else "safetensors"
+        if output.name in {"", ".."}:
+            raise InvalidInputError(
+                f"'{output}' is no name for an output; write for example -o average.safetensors"
+            )
+        file_format = file_format or _format_of(output)
         if not output.resolve().parent.is_dir():
             raise InvalidInputError(
                 f"{output} cannot be written: there is no folder {output.parent}; make it, or choose another",
@@ -90,6 +91,18 @@ class Target:
         if self.file_format != "safetensors":
             return None
         return self.path.with_name(f"{self.path.stem}.safetensors.index.json")
+
+
+def _format_of(output: Path) -> OutputFormat:
+    if output.suffix in TORCH_SUFFIXES:
+        return "pt"
+    if output.suffix == ".safetensors":
+        return "safetensors"
+    if not output.suffix or output.is_dir():
+        return "hf"
+    raise InvalidInputError(
+        f"{output} could be anything; name it .safetensors or .pt, or without a dot for a folder, or give --format"
+    )
 
 
 def plan(job: Job) -> AveragePlan:

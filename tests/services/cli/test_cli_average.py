@@ -387,6 +387,10 @@ class _Canary:
         (["average", "run", "-r", "swa", "-o", "o.safetensors", "--steps", "1,x"], "--steps"),
         (["average", "run", "-r", "swa", "-o", "o.safetensors", "--threads", "0"], "--threads"),
         (["average", "run"], "--rule"),
+        (["average", "run", "-r", "swa", "-o", "."], "--output"),
+        (["average", "run", "-r", "swa", "-o", "average.txt"], "--format"),
+        (["average", "s3://", "-r", "swa", "-o", "o.safetensors"], "SOURCE"),
+        (["average", "s3://Not_A_Bucket/x", "-r", "swa", "-o", "o.safetensors"], "SOURCE"),
         (["average", "run/step_100.safetensors", "-r", "swa", "-o", "run/step_100.safetensors"], "SOURCE"),
     ],
 )
