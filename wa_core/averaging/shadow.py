@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.rules import Rule
 
-# Elements summed at a time.
+# Elements summed at a time; tensors with fewer than _SMALL are put together first.
 _BLOCK = 1 << 20
+_SMALL = 1 << 12
 
 
 class ShadowWeights:
@@ -210,17 +211,20 @@ def _has_finite_sums(state: Mapping[str, Tensor]) -> bool:
 
     False also where sums overflow, or are not this cheap; then every value has to be looked at.
     """
-    sums: list[Tensor] = []
+    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     for tensor in state.values():
         if tensor.dtype in (torch.float32, torch.float64):
+            small, sums = kinds.setdefault((tensor.device, tensor.dtype), ([], []))
             flat = tensor.detach().reshape(-1)
-            sums += [block.sum() for block in (torch.split(flat, _BLOCK) if flat.numel() > _BLOCK else (flat,))]
+            if flat.numel() < _SMALL:
+                small.append(flat)
+            else:
+                sums += [block.sum() for block in torch.split(flat, _BLOCK)]
         elif tensor.is_floating_point():
             return False
-    kinds = {(total.device, total.dtype) for total in sums}
     return all(
-        bool(torch.stack([total for total in sums if (total.device, total.dtype) == kind]).isfinite().all())
-        for kind in kinds
+        bool(torch.stack([*sums, torch.cat(small).sum()] if small else sums).isfinite().all())
+        for small, sums in kinds.values()
     )
 
 
