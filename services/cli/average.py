@@ -77,6 +77,12 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     total_steps: Annotated[
         int | None, typer.Option(min=1, help="The run's length, for rules that want it.", show_default=False)
     ] = None,
+    is_rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="The sources are averages: make the rule's average out of them.")
+    ] = False,
+    max_error: Annotated[
+        float, typer.Option(min=0, max=1, help="With --rebuild: the largest predicted error to accept.")
+    ] = 0.05,
     latest: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Float tensors that keep their newest value.", show_default=False),
@@ -107,6 +113,7 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         rule=_checked("--rule", lambda: parse_rule(rule)),
         steps=_parse_steps(steps),
         total_steps=total_steps,
+        max_rebuild_error=max_error if is_rebuild else None,
         latest=tuple(latest or ()),
         dtype=dtype,
         accumulator_dtype=accumulator_dtype,
@@ -115,10 +122,11 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     )
     shard_bytes = _parse_size(max_shard_size)
     if is_dry or output is None:
-        found = plan(job)
-        print_json(describe_plan(found, num_threads=threads)) if as_json else print_plan(
-            found, num_threads=threads
-        )
+        found, rebuild = plan(job)
+        if as_json:
+            print_json(describe_plan(found, num_threads=threads, rebuild=rebuild))
+        else:
+            print_plan(found, num_threads=threads, rebuild=rebuild)
         return
     target = _checked("--output", lambda: Target.settle(output, file_format, max_shard_bytes=shard_bytes))
     with _bar(output.name) as on_progress:

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.offline import AverageReport
     from wa_core.averaging.plan import AveragePlan
+    from wa_core.averaging.posthoc import RebuildPlan
 
 _BASE_BYTES = 64 << 20  # the interpreter with NumPy
 # One stretch: what is read, its sum, what is written. Stretches are longer where every read is a request.
 _LOCAL_THREAD_BYTES, _REMOTE_THREAD_BYTES = 8 << 20, 96 << 20
 
 
-def describe_plan(plan: AveragePlan, *, num_threads: int) -> dict[str, JsonValue]:
+def describe_plan(
+    plan: AveragePlan, *, num_threads: int, rebuild: RebuildPlan | None = None
+) -> dict[str, JsonValue]:
     """All of a plan."""
     return {
         "rule": plan.rule,
@@ -46,6 +49,13 @@ def describe_plan(plan: AveragePlan, *, num_threads: int) -> dict[str, JsonValue
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.write_bytes,
         "memory_bytes": _memory_bytes(plan, num_threads),
+        "rebuild": None
+        if rebuild is None
+        else {
+            "profile_error": rebuild.profile_error,
+            "noise_gain": rebuild.noise_gain,
+            "coefficients": [[step, value] for step, value in sorted(rebuild.coefficients.items())],
+        },
     }
 
 
@@ -57,14 +67,14 @@ def describe_report(report: AverageReport, *, num_threads: int) -> dict[str, Jso
     }
 
 
-def print_plan(plan: AveragePlan, *, num_threads: int) -> None:
+def print_plan(plan: AveragePlan, *, num_threads: int, rebuild: RebuildPlan | None = None) -> None:
     """A dry run: what counts how much, what becomes of each tensor, what it takes."""
     print_table(
-        ["STEP", "COEFFICIENT", "BYTES", "SOURCE"],
+        ["STEP" if rebuild is None else "NUMBER", "COEFFICIENT", "BYTES", "SOURCE"],
         [[use.step, use.coefficient, use.size_bytes, use.name] for use in plan.sources],
     )
     for name, reason in plan.left_out.items():
-        answer(f"left out: {name}: {reason}")
+        answer(f"left out: {name}: {reason if rebuild is None else 'it would add nothing'}")
     print_table(
         ["POLICY", "TENSOR", "DTYPE", "SHAPE", "WHY"],
         [
@@ -75,6 +85,11 @@ def print_plan(plan: AveragePlan, *, num_threads: int) -> None:
     )
     for alias, name in plan.ties.items():
         answer(f"tied: {alias} = {name}")
+    if rebuild is not None:
+        answer(
+            f"rebuilt over {len(rebuild.coefficients)} steps: predicted error {rebuild.profile_error:.2%}, "
+            f"noise gain {rebuild.noise_gain:.3g}"
+        )
     answer(
         f"{len(plan.sources)} checkpoints with {plan.rule}: reads {_size(plan.read_bytes)}, "
         f"writes {_size(plan.write_bytes)}, takes about {_size(_memory_bytes(plan, num_threads))} of memory"

@@ -12,13 +12,14 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from services.cli.console import say
 from wa_core.averaging.casting import CastingWriter
 from wa_core.averaging.foreign import TORCH_SUFFIXES
 from wa_core.averaging.offline import MergeOptions, average_files
 from wa_core.averaging.plan import plan_average
+from wa_core.averaging.rebuild import RebuildWriter, newest_last, plan_sources
 from wa_core.averaging.staging import Staging
 from wa_core.averaging.steps import check_steps, find_steps
 from wa_core.averaging.tensor_policy import Policy
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from wa_core.averaging.offline import AverageReport
     from wa_core.averaging.output import Writer
     from wa_core.averaging.plan import AveragePlan
+    from wa_core.averaging.posthoc import RebuildPlan
     from wa_core.averaging.rules import AnyRule
-    from wa_core.averaging.sources import FilesSource
+    from wa_core.averaging.sources import FilesSource, Source
     from wa_core.averaging.writers import OutputFormat
 
 _FOLDER_SHARD_BYTES = 5 * 10**9  # what Hugging Face's own writers use
@@ -43,12 +45,17 @@ _FORMAT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to average, and how. `steps` are those of `found`, in order; told from names or records if None."""
+    """What to average, and how.
+
+    `steps` are those of `found`, in order; told from names or records if None. With `max_rebuild_error`,
+    the sources are averages, out of which the rule's average is rebuilt if its predicted error is at most that.
+    """
 
     found: tuple[Found, ...]
     rule: AnyRule
     steps: tuple[int, ...] | None = None
     total_steps: int | None = None
+    max_rebuild_error: float | None = None
     latest: tuple[str, ...] = ()
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
     accumulator_dtype: AccumulatorDtype = "float64"
@@ -105,10 +112,22 @@ def _format_of(output: Path) -> OutputFormat:
     )
 
 
-def plan(job: Job) -> AveragePlan:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job whose sources are open: each with its step, or its position when another average is rebuilt."""
+
+    sources: Sequence[Source]
+    steps: Sequence[int]
+    rule: AnyRule
+    plan: AveragePlan
+    rebuild: RebuildPlan | None = None
+
+
+def plan(job: Job) -> tuple[AveragePlan, RebuildPlan | None]:
     """What `merge` would do; nothing is written, but files in torch's formats are converted to be looked at."""
     with tempfile.TemporaryDirectory(prefix="wa-average-") as folder, _opened(job, Path(folder)) as sources:
-        return _plan(job, sources, _steps(job, sources))
+        work = _settle(job, sources)
+        return work.plan, work.rebuild
 
 
 def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None]) -> AverageReport:
@@ -136,22 +155,13 @@ def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None]) 
 
 def _merge(job: Job, target: Target, staging: Staging, on_progress: Callable[[int, int], None]) -> AverageReport:
     with _opened(job, staging.folder) as sources:
-        steps = _steps(job, sources)
-        planned = _plan(job, sources, steps)
-        _check_space(target, planned)
-        writer: Writer = StagedWriter(
-            staging,
-            file_format=target.file_format,
-            max_shard_bytes=target.max_shard_bytes,
-            companions=_companions(job, target, steps),
-        )
-        if job.dtype is not None:
-            writer = CastingWriter(writer, dtype=_FORMAT_DTYPES[job.dtype], averaged=_averaged(planned))
+        work = _settle(job, sources)
+        _check_space(target, work.plan)
         return average_files(
-            sources,
-            job.rule,
-            writer,
-            steps=steps,
+            work.sources,
+            work.rule,
+            _writer(job, target, staging, work),
+            steps=work.steps,
             total_steps=job.total_steps,
             latest=job.latest,
             options=MergeOptions(
@@ -161,6 +171,19 @@ def _merge(job: Job, target: Target, staging: Staging, on_progress: Callable[[in
                 on_progress=on_progress,
             ),
         )
+
+
+def _writer(job: Job, target: Target, staging: Staging, work: Work) -> Writer:
+    newest = work.sources[max(range(len(work.steps)), key=lambda index: work.steps[index])].name
+    writer: Writer = StagedWriter(
+        staging,
+        file_format=target.file_format,
+        max_shard_bytes=target.max_shard_bytes,
+        companions=_companions(next(found for found in job.found if found.name == newest), target),
+    )
+    if job.dtype is not None:
+        writer = CastingWriter(writer, dtype=_FORMAT_DTYPES[job.dtype], averaged=_averaged(work.plan))
+    return RebuildWriter(writer, work.rebuild) if work.rebuild else writer
 
 
 @contextmanager
@@ -173,6 +196,21 @@ def _opened(job: Job, folder: Path) -> Iterator[list[FilesSource]]:
         yield sources
 
 
+def _settle(job: Job, sources: Sequence[FilesSource]) -> Work:
+    if job.max_rebuild_error is None:
+        steps = _steps(job, sources)
+        planned = plan_average(sources, job.rule, steps=steps, total_steps=job.total_steps, latest=job.latest)
+        return Work(sources, steps, job.rule, planned)
+    ordered = newest_last(sources)
+    rebuild, weights = plan_sources(
+        ordered, job.rule, total_steps=job.total_steps, max_error=job.max_rebuild_error
+    )
+    positions = range(len(ordered))
+    # A rule in all that a merge asks of one.
+    rule = cast("AnyRule", weights)
+    return Work(ordered, positions, rule, plan_average(ordered, rule, steps=positions, latest=job.latest), rebuild)
+
+
 def _steps(job: Job, sources: Sequence[FilesSource]) -> list[int]:
     names = [source.name for source in sources]
     if job.steps is None:
@@ -181,19 +219,14 @@ def _steps(job: Job, sources: Sequence[FilesSource]) -> list[int]:
     return list(job.steps)
 
 
-def _plan(job: Job, sources: Sequence[FilesSource], steps: Sequence[int]) -> AveragePlan:
-    return plan_average(sources, job.rule, steps=steps, total_steps=job.total_steps, latest=job.latest)
-
-
 def _averaged(planned: AveragePlan) -> set[str]:
     return {name for name, decision in planned.decisions.items() if decision.policy is not Policy.LATEST}
 
 
-def _companions(job: Job, target: Target, steps: Sequence[int]) -> list[Path]:
-    last = job.found[max(range(len(steps)), key=lambda index: steps[index])].path
-    if target.file_format != "hf" or last is None:
+def _companions(newest: Found, target: Target) -> list[Path]:
+    if target.file_format != "hf" or newest.path is None:
         return []
-    return find_companions(last if last.is_dir() else last.parent)
+    return find_companions(newest.path if newest.path.is_dir() else newest.path.parent)
 
 
 def _check_space(target: Target, planned: AveragePlan) -> None:
@@ -211,7 +244,7 @@ def _identity(job: Job, target: Target) -> list[object]:
     """Everything that decides the output's bytes."""
     return [
         [[found.name, found.stamp] for found in job.found],
-        [job.rule.spelling, job.steps, job.total_steps, job.latest],
+        [job.rule.spelling, job.steps, job.total_steps, job.max_rebuild_error, job.latest],
         [job.dtype, job.accumulator_dtype, job.has_digests],
         [target.file_format, target.max_shard_bytes],
     ]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from wa_core.averaging.offline import average_files
 from wa_core.averaging.rules import parse_rule
 from wa_core.tensors import read_checkpoint, serialize
 
@@ -218,6 +219,42 @@ def test_checkpoints_in_a_bucket_are_averaged(run: Wa, seaweed: Seaweed) -> None
     missing = run("average", f"{base}/13b", "-r", "swa", "-o", "none.safetensors")
     assert missing.returncode == 2
     assert "13b" in missing.stderr
+
+
+def test_another_average_is_rebuilt_out_of_snapshots(lonely_wa: Wa) -> None:
+    """With --rebuild, snapshots of two power-function averages give a third one, as near as was predicted."""
+    # One-hot: the value at index t is 1 in the checkpoint of step t alone, so an average is its own coefficients.
+    folder = lonely_wa.folder
+    (folder / "run").mkdir()
+    for step in range(1, 33):
+        hot = torch.zeros(33, dtype=torch.float64)
+        hot[step] = 1
+        (folder / "run" / f"step_{step}.safetensors").write_bytes(serialize({"w": hot}))
+    for sigma in ("0.05", "0.1"):
+        for last in (8, 16, 24, 32):
+            sources = [folder / "run" / f"step_{step}.safetensors" for step in range(1, last + 1)]
+            average_files(sources, parse_rule(f"power:sigma_rel={sigma}"), folder / f"p{sigma}-{last}.safetensors")
+    wanted = parse_rule("power:sigma_rel=0.08").coefficients(list(range(1, 33)))
+
+    command = ("average", "p*.safetensors", "-r", "power:sigma_rel=0.08", "--rebuild", "--max-error", "0.2")
+    told = lonely_wa(*command, "--dry-run", "--json")
+    done = lonely_wa(*command, "-o", "rebuilt.safetensors")
+    refused = lonely_wa("average", "p*.safetensors", "-r", "swa", "--rebuild", "-o", "swa.safetensors")
+
+    assert (told.returncode, done.returncode) == (0, 0), told.stderr + done.stderr
+    rebuild = json.loads(told.stdout)["rebuild"]
+    found = read_checkpoint([(folder / "rebuilt.safetensors").read_bytes()])
+    predicted = torch.zeros(33, dtype=torch.float64)
+    for step, value in rebuild["coefficients"]:
+        predicted[step] = value
+    torch.testing.assert_close(found.tensors["w"], predicted, rtol=0, atol=1e-12)
+    exact = torch.tensor([wanted.get(step, 0.0) for step in range(33)], dtype=torch.float64)
+    error = float((found.tensors["w"] - exact).norm() / exact.norm())
+    assert error == pytest.approx(rebuild["profile_error"], abs=1e-9)
+    assert found.metadata["last_step"] == "32"
+    assert dict(json.loads(found.metadata["coefficients"])) == pytest.approx(dict(rebuild["coefficients"]))
+    assert refused.returncode == 2
+    assert "noise gain" in refused.stderr
 
 
 NUM_LINKS = 40
