@@ -2,77 +2,43 @@
 
 Averaged weights need running means and variances of their own. `recalibrate` computes them exactly: per layer, the
 population mean and variance of the layer's inputs over the calibration data, in float64, merged batch by batch
-with Chan's formula, so that neither batch size nor order nor a large mean matters. It knows torch modules and
-nothing of runs or recipes. The invariant: whatever happens, everything but the layers' statistics is as it was
-before, and after an error these are, too.
+with Chan's formula, so that neither batch size nor order nor a large mean matters. Shards of the data are done
+apart with `collect_moments`, then `merge_moments` and `apply_moments`. It knows torch modules and nothing of runs
+or recipes. The invariant: whatever happens, everything but the layers' statistics is as it was before, and after
+an error these are, too.
+
+Which layers: every torch BatchNorm (1d, 2d, 3d, synchronised, and lazy ones once they have run) and every
+InstanceNorm, provided that they keep running statistics. InstanceNorm normalises each instance by itself in
+training, so its statistics become the means over instances of the instances' own mean and population variance,
+each instance counting once; torch tracks the same with a momentum, and `update_bn` does not touch them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from wa_core.calibration import CalibrationLoop
 from wa_core.errors import EmptyCalibrationError, InvalidInputError
+from wa_core.moments import InstanceMoments, Moments, check_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    Forward = Callable[[nn.Module, Any], object]
+    from wa_core.calibration import Forward, Seen
 
 Method = Literal["exact", "update_bn"]
 _CODE = "calibration_failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Count, mean and sum of squared deviations of a layer's inputs: what shards compute apart and then merge.
-
-    Attributes:
-        n: values per channel.
-        mean: float64, shape (channels,).
-        m2: float64, shape (channels,); divided by `n` it is the population variance.
-    """
-
-    n: int
-    mean: Tensor
-    m2: Tensor
-
-    @classmethod
-    def of(cls, inputs: Tensor) -> Moments:
-        """The moments of one batch of shape (N, channels, …)."""
-        # Apple's GPUs have no float64.
-        values = inputs.detach().to(device="cpu" if inputs.device.type == "mps" else None, dtype=torch.float64)
-        n = values.numel() // max(values.shape[1], 1)
-        if n == 0:
-            zeros = values.new_zeros(values.shape[1])
-            return cls(0, zeros, zeros)
-        dims = [dim for dim in range(values.ndim) if dim != 1]
-        variance, mean = torch.var_mean(values, dim=dims, correction=0)
-        return cls(n, mean, variance * n)
-
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of inputs together.
-
-        Source: Chan, Golub & LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-        Variances", eq. 2.1.
-        """
-        if not self.n or not other.n:
-            return self if self.n else other
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.n / n)
-        return Moments(n, mean, self.m2 + other.m2 + delta * delta * (self.n * other.n / n))
-
-    @property
-    def variance(self) -> Tensor:
-        """The population variance, float64, shape (channels,)."""
-        return self.m2 / self.n
+# Fewer batches say too little about their own spread to stop on it.
+_MIN_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +47,12 @@ class BatchNormReport:
 
     Attributes:
         method: how the statistics were computed.
-        num_layers: BatchNorm layers that got new statistics.
-        num_batches: calibration batches that ran.
+        num_layers: normalisation layers that got new statistics.
+        num_batches: calibration batches that ran; of the first pass, when there were several.
         num_samples: samples in them (the length of the first tensor of each batch).
         layers_skipped: names of layers that never ran, and so kept their statistics.
-        skipped: True when the model has no BatchNorm layer with statistics, so that no data was read.
+        skipped: True when the model has no such layer with statistics, so that no data was read.
+        is_stopped_early: True when `tolerance` was reached before the data ended.
     """
 
     method: Method
@@ -94,6 +61,7 @@ class BatchNormReport:
     num_samples: int = 0
     layers_skipped: tuple[str, ...] = ()
     skipped: bool = False
+    is_stopped_early: bool = False
 
 
 def recalibrate(
@@ -103,160 +71,256 @@ def recalibrate(
     forward: Forward | None = None,
     device: torch.device | str | None = None,
     method: Method = "exact",
+    tolerance: float | None = None,
+    sequential: bool = False,
 ) -> BatchNormReport:
     """Recompute every BatchNorm layer's statistics for the model's current weights.
 
     While it runs, each layer normalises with the statistics of the batch at hand, as in training, so deeper layers
-    see the inputs they will see later. ``num_batches_tracked`` becomes the number of batches the layer saw.
+    see the inputs they saw there. ``num_batches_tracked`` becomes the number of batches the layer saw.
 
     Args:
-        model: a model on the device where it shall run; only BatchNorm buffers change.
+        model: a model on the device where it shall run; only the normalisation layers' buffers change.
         batches: inputs of shape (N, …); tuples and lists count by their first element, dicts as keyword arguments.
         forward: called as ``forward(model, batch)`` instead, for models that take something else.
         device: where to move each batch first; None leaves it where it is.
-        method: ``exact`` computes population statistics over all data, with the other layers in evaluation mode.
+        method: ``exact`` computes population statistics over all data, with all modules in evaluation mode.
             ``update_bn`` reproduces `torch.optim.swa_utils.update_bn`: the mean over batches of each batch's
             unbiased variance, with the whole model in training mode. In both, layers that never ran keep their
             statistics.
+        tolerance: stop once the standard error of every channel's mean (in units of its standard deviation) and of
+            its variance (relative) is at most this, as estimated from the batches' own spread, after 8 batches at
+            least. Only shuffled data have an honest spread. None reads all data.
+        sequential: after the first pass, fix the first layer's statistics and go through the data again for the
+            next one, and so on in the order in which they run: each layer's statistics are then those of the
+            inputs it has in evaluation mode. One pass per layer; `batches` must be re-iterable.
 
     Returns:
         What was done; `skipped` when the model has no BatchNorm.
 
     Raises:
         EmptyCalibrationError: `batches` yielded nothing; the model is unchanged.
-        InvalidInputError: a layer saw a single value per channel, or NaN or infinity; the model is unchanged.
+        InvalidInputError: a layer saw a single value per channel, or NaN or infinity, or an option is impossible;
+            the model is unchanged.
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; Izmailov et al. 2018, section 3.2.
     """
-    if method not in ("exact", "update_bn"):
-        raise InvalidInputError(f"method is {method!r}; it must be 'exact' or 'update_bn'")
-    layers = _find_layers(model)
+    _check_options(batches, method=method, tolerance=tolerance, sequential=sequential)
+    layers = _find_layers(model, kind=_NormBase if method == "exact" else _BatchNorm)
     if not layers:
         return BatchNormReport(method, skipped=True)
-    trackers: list[_Tracker] = [_TRACKERS[method](name, layer) for name, layer in layers.items()]
-    with _restored(model, trackers), torch.no_grad():
-        _set_modes(model, trackers, method=method)
-        num_batches, num_samples = _run(model, batches, forward=forward or _default_forward, device=device)
-        if num_batches == 0:
-            raise EmptyCalibrationError(
-                "the calibration data yielded no batch, so BatchNorm statistics cannot be computed; the model is "
-                "unchanged. Pass a re-iterable data set (an exhausted iterator is empty) with at least one batch"
+    loop = CalibrationLoop(model, batches, forward, device)
+    found, seen = (
+        _collect(layers, loop, tolerance=tolerance, sequential=sequential)
+        if method == "exact"
+        else _average(layers, loop)
+    )
+    if seen.num_batches == 0:
+        raise _no_batch()
+    _apply(layers, found)
+    idle = tuple(name for name in layers if name not in found)
+    return BatchNormReport(
+        method,
+        num_layers=len(found),
+        num_batches=seen.num_batches,
+        num_samples=seen.num_samples,
+        layers_skipped=idle,
+        is_stopped_early=not seen.is_complete,
+    )
+
+
+def collect_moments(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+) -> dict[str, Moments]:
+    """One shard's part of a recalibration: the moments of each layer's inputs, by the layer's name.
+
+    The model is unchanged. An empty shard gives no moments. Batches are normalised by themselves, so it does not
+    matter which shard a batch is in.
+
+    Args:
+        model: as for `recalibrate`.
+        batches: as for `recalibrate`.
+        forward: as for `recalibrate`.
+        device: as for `recalibrate`.
+    """
+    layers = _find_layers(model, kind=_NormBase)
+    loop = CalibrationLoop(model, batches, forward, device)
+    return _collect(layers, loop, tolerance=None, sequential=False)[0] if layers else {}
+
+
+def merge_moments(shards: Iterable[Mapping[str, Moments]]) -> dict[str, Moments]:
+    """The moments of all shards together; in a fixed order of shards, the same bits every time."""
+    merged: dict[str, Moments] = {}
+    for shard in shards:
+        for name, moments in shard.items():
+            merged[name] = merged[name].merge(moments) if name in merged else moments
+    return merged
+
+
+def apply_moments(model: nn.Module, moments: Mapping[str, Moments]) -> None:
+    """Give the layers the statistics that `moments` describe; layers it does not name keep theirs.
+
+    Raises:
+        EmptyCalibrationError: there are none, though the model has layers that need them.
+        InvalidInputError: a name or a number of channels is not the model's, or the moments are of a single value
+            or not finite. The model is unchanged.
+    """
+    layers = _find_layers(model, kind=_NormBase)
+    if layers and not moments:
+        raise _no_batch()
+    for name, found in moments.items():
+        if name not in layers or layers[name].num_features != len(found.mean):
+            raise InvalidInputError(
+                f"there are moments of {len(found.mean)} channels for {name!r}, which is no such layer of this "
+                f"model; collect them from the same architecture",
+                code=_CODE,
             )
-        found = [(tracker, tracker.result()) for tracker in trackers if tracker.num_calls]
-    for tracker, (mean, variance) in found:
-        _write(tracker.layer, mean=mean, variance=variance, num_batches=tracker.num_calls)
-    idle = tuple(tracker.name for tracker in trackers if not tracker.num_calls)
-    return BatchNormReport(method, len(found), num_batches, num_samples, layers_skipped=idle)
+    _apply(layers, moments)
 
 
-@dataclass
-class _Tracker:
-    """Follows one layer through the pass, by a hook before each call."""
+class _Observer:
+    """Takes the moments of a layer's inputs, by a hook before each call, and lets it normalise with the batch."""
 
-    name: str
-    layer: _BatchNorm
-    num_calls: int = 0
-    before: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.before = {name: buffer.detach().clone() for name, buffer in self.layer.named_buffers(recurse=False)}
-
-    def prepare(self) -> None:
-        """Set the layer up for the pass; the caller has put it into training mode."""
-        raise NotImplementedError
-
-    def observe(self, inputs: Tensor) -> None:
-        """Take note of an input of the layer, right before it runs."""
-        raise NotImplementedError
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance over the pass."""
-        raise NotImplementedError
+    def __init__(self, layer: _NormBase, *, tolerance: float | None) -> None:
+        self.layer = layer
+        self.moments: Moments | None = None
+        self._tolerance = tolerance
+        self._spread: Moments | None = None
+        self._is_settled = False
+        self._given = [_copied(layer.running_mean), _copied(layer.running_var)]
 
     def hook(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The forward pre-hook."""
-        self.observe(args[0] if args else kwargs["input"])
-
-    def _checked(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        if not bool(torch.isfinite(mean).all() & torch.isfinite(variance).all()):
-            raise InvalidInputError(
-                f"the inputs of BatchNorm layer {self.name!r} hold NaN or infinity; the model is unchanged. Check "
-                f"the calibration data, and whether the weights have diverged",
-                code=_CODE,
-            )
-        return mean, variance
-
-
-class _Exact(_Tracker):
-    """Population moments of all inputs."""
-
-    moments: Moments | None = None
-
-    def prepare(self) -> None:
-        """With momentum 0 the layer's own update leaves the given statistics alone during the pass."""
-        self.layer.momentum = 0.0
+        if not self._is_settled:
+            self.observe(args[0] if args else kwargs["input"])
 
     def observe(self, inputs: Tensor) -> None:
         """Merge the moments, and choose what this call normalises with."""
-        batch = Moments.of(inputs)
+        if isinstance(self.layer, _InstanceNorm):
+            is_unbatched = inputs.ndim == self.layer._get_no_batch_dim()  # type: ignore[no-untyped-call] # noqa: SLF001
+            batch: Moments = InstanceMoments.of(inputs.unsqueeze(0) if is_unbatched else inputs)
+            self.layer.training = True
+        else:
+            batch = Moments.of(inputs)
+            self._normalise_by(batch)
         self.moments = self.moments.merge(batch) if self.moments else batch
-        self.num_calls += 1
-        # torch cannot normalise one value per channel by itself, so those are normalised with the statistics
-        # given. SyncBatchNorm refuses CPUs and waits for other ranks in training mode; with the batch's statistics
-        # as its own, evaluation mode computes the same.
-        is_synchronised = isinstance(self.layer, nn.SyncBatchNorm)
-        self.layer.training = batch.n > 1 and not is_synchronised
-        if is_synchronised:
-            is_enough = batch.n > 1
-            _copy(self.layer.running_mean, batch.mean if is_enough else self.before["running_mean"])
-            _copy(self.layer.running_var, batch.variance if is_enough else self.before["running_var"])
+        if self._tolerance is not None and batch.n:
+            sample = Moments(1, torch.cat([batch.mean, batch.variance]), batch.mean.new_zeros(2 * len(batch.mean)))
+            self._spread = self._spread.merge(sample) if self._spread else sample
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Population mean and variance."""
-        if self.moments is None or self.moments.n <= 1:
-            n = self.moments.n if self.moments else 0
-            raise InvalidInputError(
-                f"BatchNorm layer {self.name!r} saw {n} value(s) per channel in all the calibration data, and a "
-                f"variance needs at least 2; the model is unchanged. Pass more data",
-                code=_CODE,
-            )
-        return self._checked(self.moments.mean, self.moments.variance)
+    def _normalise_by(self, batch: Moments) -> None:
+        # Evaluation mode with the batch's statistics computes what training mode does without finding them a
+        # second time, which saves more than the exact moments cost; and SyncBatchNorm would refuse CPUs, or wait
+        # for other ranks, in training mode. One value per channel cannot be normalised by itself, so that one is
+        # normalised with the statistics given.
+        is_enough = batch.n > 1
+        _copy(self.layer.running_mean, batch.mean if is_enough else self._given[0])
+        _copy(self.layer.running_var, batch.variance if is_enough else self._given[1])
+
+    def is_precise(self) -> bool:
+        """Whether the statistics' standard errors are within the tolerance."""
+        spread, found = self._spread, self.moments
+        if self._tolerance is None or spread is None or found is None or spread.n < _MIN_BATCHES:
+            return False
+        errors = (spread.variance / (spread.n - 1)).sqrt()
+        on_mean, on_variance = errors.chunk(2)
+        limit = self._tolerance * found.variance
+        return bool((on_mean <= self._tolerance * found.variance.sqrt()).all() & (on_variance <= limit).all())
+
+    def settle(self, name: str) -> None:
+        """From now on normalise as in evaluation, with the statistics found."""
+        assert self.moments is not None  # noqa: S101 - only layers that ran are settled
+        check_moments(name, self.moments)
+        _write(self.layer, self.moments)
+        self.layer.training = False
+        self._is_settled = True
+
+    def restart(self) -> None:
+        """Forget what was seen."""
+        self.moments = self._spread = None
 
 
-class _UpdateBn(_Tracker):
-    """What `torch.optim.swa_utils.update_bn` computes, by the layer's own cumulative average."""
+def _collect(
+    layers: Mapping[str, _NormBase], loop: CalibrationLoop, *, tolerance: float | None, sequential: bool
+) -> tuple[dict[str, Moments], Seen]:
+    observers = {name: _Observer(layer, tolerance=tolerance) for name, layer in layers.items()}
+    order: dict[str, None] = {}
+    with _restored(loop.model) as undo, torch.no_grad():
+        # The flags alone: an overridden eval() may do more, and could not be undone.
+        for module in loop.model.modules():
+            module.training = False
+        for name, observer in observers.items():
+            observer.layer.momentum = 0.0  # InstanceNorm runs in training mode, and must not add to its statistics
+            undo(observer.layer.register_forward_pre_hook(observer.hook, with_kwargs=True).remove)
+            undo(observer.layer.register_forward_pre_hook(lambda *_, n=name: order.setdefault(n)).remove)
+        seen = loop.run(is_enough=lambda: all(observers[name].is_precise() for name in order))
+        for before, name in pairwise(order if sequential else ()):
+            observers[before].settle(before)
+            observers[name].restart()
+            loop.run(is_enough=observers[name].is_precise)
+    return {name: found for name in order if (found := observers[name].moments) is not None}, seen
 
-    def prepare(self) -> None:
-        """As `update_bn` does: statistics from zero, a cumulative average over batches."""
-        self.layer.reset_running_stats()
-        self.layer.momentum = None
 
-    def observe(self, inputs: Tensor) -> None:
-        """Refuse what torch would refuse, in clearer words."""
+def _average(layers: Mapping[str, _NormBase], loop: CalibrationLoop) -> tuple[dict[str, Moments], Seen]:
+    """What `torch.optim.swa_utils.update_bn` computes, by the layers' own cumulative average over batches."""
+    calls = dict.fromkeys(layers, 0)
+    found: dict[str, Moments] = {}
+    with _restored(loop.model) as undo, torch.no_grad():
+        loop.model.train()
+        for name, layer in layers.items():
+            layer.reset_running_stats()
+            layer.momentum = None
+            undo(layer.register_forward_pre_hook(_refuse_single(name, calls), with_kwargs=True).remove)
+        seen = loop.run(is_enough=lambda: False)
+        for name, layer in layers.items():
+            mean, variance = layer.running_mean, layer.running_var
+            if calls[name] and mean is not None and variance is not None:
+                # As moments of many values: the variance is given, and none needs to be refused.
+                found[name] = Moments(2, mean.clone(), 2 * variance, num_batches=calls[name])
+    return found, seen
+
+
+def _refuse_single(name: str, calls: dict[str, int]) -> Callable[..., None]:
+    """A forward pre-hook that counts calls and refuses what torch would refuse, in clearer words."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else kwargs["input"]
         if inputs.numel() <= inputs.shape[1]:
             n = inputs.numel() // max(inputs.shape[1], 1)
             raise InvalidInputError(
-                f"BatchNorm layer {self.name!r} got a batch of {n} value(s) per channel, and update_bn needs at "
-                f"least 2 in each; the model is unchanged. Drop the short last batch or use method='exact'",
+                f"BatchNorm layer {name!r} got a batch of {n} value(s) per channel, and update_bn needs at least "
+                f"2 in each; the model is unchanged. Drop the short last batch or use method='exact'",
                 code=_CODE,
             )
-        self.num_calls += 1
+        calls[name] += 1
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """The layer's own buffers."""
-        mean, variance = self.layer.running_mean, self.layer.running_var
-        assert mean is not None  # noqa: S101 - _find_layers takes no layer without buffers
-        assert variance is not None  # noqa: S101
-        return self._checked(mean.clone(), variance.clone())
+    return hook
 
 
-_TRACKERS: dict[str, type[_Tracker]] = {"exact": _Exact, "update_bn": _UpdateBn}
+def _check_options(batches: Iterable[Any], *, method: Method, tolerance: float | None, sequential: bool) -> None:
+    if method not in ("exact", "update_bn"):
+        raise InvalidInputError(f"method is {method!r}; it must be 'exact' or 'update_bn'")
+    if method == "update_bn" and (tolerance is not None or sequential):
+        raise InvalidInputError(
+            "tolerance and sequential belong to method='exact'; update_bn always reads all once"
+        )
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
+        raise InvalidInputError(f"tolerance is {tolerance}; it must be above 0, such as 0.01, or None")
+    if sequential and iter(batches) is batches:
+        raise InvalidInputError(
+            "a sequential pass goes through the data once per layer, but `batches` can be read only once; pass a "
+            "list or a DataLoader instead of an iterator"
+        )
 
 
-def _find_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    layers: dict[str, _BatchNorm] = {}
+def _find_layers(model: nn.Module, *, kind: type[nn.Module]) -> dict[str, _NormBase]:
+    layers: dict[str, _NormBase] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm):
+        if not isinstance(module, kind) or not isinstance(module, _BatchNorm | _InstanceNorm):
             continue
         if any(
             nn.parameter.is_lazy(tensor) for tensor in (module.running_mean, module.weight) if tensor is not None
@@ -272,78 +336,50 @@ def _find_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 @contextmanager
-def _restored(model: nn.Module, trackers: list[_Tracker]) -> Iterator[None]:
-    """Undo everything on the way out: hooks, momentum, training flags and the layers' buffers."""
+def _restored(model: nn.Module) -> Iterator[Callable[..., object]]:
+    """Undo everything on the way out: training flags, momentum, every buffer; yields how to register more."""
     with ExitStack() as undo:
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
-        for tracker in trackers:
-            undo.callback(setattr, tracker.layer, "momentum", tracker.layer.momentum)
-            undo.callback(_restore_buffers, tracker)
-            undo.callback(tracker.layer.register_forward_pre_hook(tracker.hook, with_kwargs=True).remove)
-        yield
+            if isinstance(module, _BatchNorm | _InstanceNorm):
+                undo.callback(setattr, module, "momentum", module.momentum)
+            for name, buffer in module.named_buffers(recurse=False):
+                undo.callback(_restore, module, name, buffer, buffer.detach().clone())
+        yield undo.callback
 
 
-def _restore_buffers(tracker: _Tracker) -> None:
-    for name, buffer in tracker.layer.named_buffers(recurse=False):
-        _copy(buffer, tracker.before[name])
+def _restore(module: nn.Module, name: str, buffer: Tensor, values: Tensor) -> None:
+    _copy(buffer, values)
+    # Code that assigned a new tensor instead of changing the old one is undone as well.
+    setattr(module, name, buffer)
 
 
-def _set_modes(model: nn.Module, trackers: list[_Tracker], *, method: Method) -> None:
-    if method == "update_bn":
-        model.train()
-    else:
-        # The flags alone: an overridden train() or eval() may do more, and could not be undone.
-        for module in model.modules():
-            module.training = False
-    for tracker in trackers:
-        tracker.layer.training = True
-        tracker.prepare()
+def _apply(layers: Mapping[str, _NormBase], found: Mapping[str, Moments]) -> None:
+    for name, moments in found.items():
+        check_moments(name, moments)
+    for name, moments in found.items():
+        _write(layers[name], moments)
 
 
-def _run(
-    model: nn.Module, batches: Iterable[Any], *, forward: Forward, device: torch.device | str | None
-) -> tuple[int, int]:
-    num_batches = num_samples = 0
-    for batch in batches:
-        forward(model, batch if device is None else _move(batch, device))
-        num_batches += 1
-        num_samples += _num_samples(batch)
-    return num_batches, num_samples
+def _no_batch() -> EmptyCalibrationError:
+    return EmptyCalibrationError(
+        "the calibration data yielded no batch, so BatchNorm statistics cannot be computed; the model is "
+        "unchanged. Pass a re-iterable data set (an exhausted iterator is empty) with at least one batch"
+    )
 
 
-def _default_forward(model: nn.Module, batch: Any) -> object:  # noqa: ANN401 - whatever a data loader yields
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
-
-
-def _move(batch: Any, device: torch.device | str) -> Any:  # noqa: ANN401 - as above
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _move(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        parts = [_move(part, device) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
-
-
-def _num_samples(batch: Any) -> int:  # noqa: ANN401 - as above
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return next((found for part in parts if (found := _num_samples(part))), 0)
-
-
-def _write(layer: _BatchNorm, *, mean: Tensor, variance: Tensor, num_batches: int) -> None:
-    _copy(layer.running_mean, mean)
-    _copy(layer.running_var, variance)
+def _write(layer: _NormBase, moments: Moments) -> None:
+    _copy(layer.running_mean, moments.mean)
+    _copy(layer.running_var, moments.variance)
     if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.fill_(num_batches)
+        layer.num_batches_tracked.fill_(moments.num_batches)
 
 
 @torch.no_grad()
-def _copy(into: Tensor | None, values: Tensor) -> None:
-    if into is not None:
+def _copy(into: Tensor | None, values: Tensor | None) -> None:
+    if into is not None and values is not None:
         into.copy_(values)
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()

@@ -26,7 +26,8 @@ from wa_core.catalog.runs import RunLog
 from wa_core.clock import Clock, SystemClock
 from wa_core.errors import InvalidInputError, StoreUnavailableError, TransientError
 from wa_core.records import CheckpointCommitted, FileRef, RunState
-from wa_core.tensors import canonical_state_dict, serialize, spec_digest, spec_of
+from wa_core.specs import spec_digest
+from wa_core.tensors import canonical_state_dict, serialize, spec_of
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -1,4 +1,4 @@
-"""State dicts and safetensors files: canonical names, specs, ties, deterministic bytes, streaming reads.
+"""State dicts and safetensors files: ties, deterministic bytes, streaming reads.
 
 It knows torch and one file format; it does not know where bytes come from or what tensors are for. Reading keeps
 one invariant: a `Checkpoint` is returned only when the header was sound, every byte arrived exactly once and the
@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError
+from wa_core.errors import CorruptError, InvalidInputError
 from wa_core.header import LENGTH_BYTES, METADATA_KEY, check_name, parse_header, parse_length
+from wa_core.specs import TIED_KEY, TensorSpec, canonical_name, name_collision, parse_ties, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from wa_core.header import Header, Region
 
-TIED_KEY = "tied"
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
-_SHOWN = 5
 _FIRST_BUFFER_BYTES = 16 * 1024 * 1024
 _TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -39,18 +37,6 @@ _TORCH_DTYPES = {
     "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
 _FORMAT_DTYPES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class TensorSpec:
-    """What a tensor must be to take part in an average. `dtype` is torch's name, such as ``float32``."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,20 +52,11 @@ def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise InvalidInputError(
                 f"{name!r} is of type {type(tensor).__name__}, not a tensor; leave extra state out of the weights"
             )
-        canonical = _canonical_name(name)
+        canonical = canonical_name(name)
         if canonical in found:
-            raise IncompatibleError(
-                f"{name!r} and another tensor are both {canonical!r} without their wrappers' prefixes "
-                f"({', '.join(sorted(_WRAPPERS))}); rename one of the modules",
-                code="name_collision",
-            )
+            raise name_collision(name)
         found[canonical] = tensor
     return found
-
-
-def _canonical_name(name: str) -> str:
-    *path, last = name.split(".")
-    return ".".join([part for part in path if part not in _WRAPPERS] + [last])
 
 
 def spec_of(state: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
@@ -90,48 +67,6 @@ def spec_of(state: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
             for name, value in state.items()
         )
     )
-
-
-def spec_digest(specs: Iterable[TensorSpec]) -> str:
-    """SHA-256, in hex, over names, dtypes and shapes in the order of the names."""
-    rows = [[spec.name, spec.dtype, list(spec.shape)] for spec in sorted(specs)]
-    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
-
-
-def describe_difference(expected: Iterable[TensorSpec], found: Iterable[TensorSpec]) -> str:
-    """One line for people: what is missing, extra and changed, a few of each; empty when nothing differs."""
-    wanted, got = ({spec.name: spec for spec in specs} for specs in (expected, found))
-    changed = [
-        f"tensor {name!r} is {got[name]} but the average holds {spec}"
-        for name, spec in wanted.items()
-        if name in got and got[name] != spec
-    ]
-    parts = {
-        "missing: ": [f"{name!r} {spec}" for name, spec in wanted.items() if name not in got],
-        "extra: ": [f"{name!r} {spec}" for name, spec in got.items() if name not in wanted],
-        "": changed,
-    }
-    return "; ".join(f"{label}{_shorten(items)}" for label, items in parts.items() if items)
-
-
-def check_spec(expected: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
-    """Refuse a checkpoint that is not of the architecture being averaged.
-
-    Raises:
-        IncompatibleError: `tensors_differ` (names), `shape_changed` or `dtype_changed`.
-    """
-    if difference := describe_difference(expected, found):
-        wanted, got = ({spec.name: spec.shape for spec in specs} for specs in (expected, found))
-        code = (
-            "tensors_differ"
-            if wanted.keys() != got.keys()
-            else "dtype_changed"
-            if wanted == got
-            else "shape_changed"
-        )
-        raise IncompatibleError(
-            f"{difference}; checkpoints of one run must keep their architecture. Start a new average", code=code
-        )
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -147,7 +82,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     ]
     if bad:
         raise CorruptError(
-            f"values that are NaN or infinite: {_shorten(bad)}; the training has diverged here; lower the "
+            f"values that are NaN or infinite: {shorten(bad)}; the training has diverged here; lower the "
             f"learning rate or resume from an earlier step",
             code="not_finite",
         )
@@ -175,11 +110,6 @@ def find_ties(state: Mapping[str, Tensor]) -> dict[str, str]:
         if (original := first.setdefault(place, name)) != name:
             ties[name] = original
     return ties
-
-
-def _shorten(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
 
 
 def serialize(
@@ -316,21 +246,8 @@ def _check_end(source: _Source, *, end: int, size_bytes: int | None, sha256: str
 
 
 def _restore_ties(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
-    try:
-        ties = json.loads(metadata.get(TIED_KEY, "{}"))
-        pairs = list(ties.items())
-    except (ValueError, RecursionError, AttributeError):
-        raise CorruptError(
-            "the metadata entry 'tied' is not a JSON object; save it again", code="bad_ties"
-        ) from None
     stored = dict(tensors)
-    for alias, name in pairs:
-        check_name(alias)
-        if not isinstance(name, str) or name not in stored or alias in stored:
-            message = (
-                f"tensor {alias!r} is said to be tied to {name!a}, which does not fit the file; save it again"
-            )
-            raise CorruptError(message, code="bad_ties")
+    for alias, name in parse_ties(metadata, stored.keys()).items():
         tensors[alias] = stored[name]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from services.api.problems import HttpProblem
 from services.recipes.registry import check_recipe
-from wa_core.averaging.rules import parse_rule
+from wa_core.averaging.rules import parse_lerp_rule
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _rule_faults(averages: list[AverageRequest]) -> list[tuple[str, str]]:
     faults = []
     for number, average in enumerate(averages):
         try:
-            parse_rule(average.rule)
+            parse_lerp_rule(average.rule)
         except InvalidInputError as error:
             faults.append((f"averages[{number}].rule", error.message))
     return faults

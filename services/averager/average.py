@@ -14,7 +14,7 @@ import torch
 from services.averager.checkpoints import read_file
 from wa_core import layout
 from wa_core.averaging.policy import AverageView
-from wa_core.averaging.rules import parse_rule
+from wa_core.averaging.rules import parse_lerp_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.files import put_file
@@ -40,7 +40,7 @@ class RunningAverage:
 
     def __init__(self, store: ObjectStore, run_id: str, request: AverageRequest, *, clock: Clock) -> None:
         self.name = request.name
-        self.rule = parse_rule(request.rule)
+        self.rule = parse_lerp_rule(request.rule)
         self._store = store
         self._clock = clock
         self._request = request

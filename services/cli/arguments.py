@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from services.recipes.registry import recipe_names
-from wa_core.averaging.rules import parse_rule
+from wa_core.averaging.rules import parse_lerp_rule
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _split_average(item: str) -> tuple[str | None, str]:
     if name is not None:
         _check_name(name, place="--average")
     try:
-        parse_rule(rule)
+        parse_lerp_rule(rule)
     except InvalidInputError as error:
         raise _refusal(error.message, place="--average") from None
     return name, rule

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli import demo, doctor, local, results, runs
+from services.cli import average, demo, doctor, local, results, runs
 from services.cli.console import say
 from services.client import ApiError, ServiceUnreachableError
 from wa_core.errors import InvalidInputError, WeightAveragingError
@@ -31,6 +31,8 @@ Step by step:
   wa averages RUN
   wa download RUN --average swa -o swa.safetensors
   wa down
+
+Without a service:  wa average 'step_*.safetensors' --rule swa -o swa.safetensors
 """
 _EPILOG = """Which service: --api-url and --token, or WA_API_URL and WA_TOKEN, or the stack of ./.wa.
 
@@ -53,6 +55,9 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "checkpoints": results.checkpoints,
         "averages": results.averages,
         "download": results.download,
+    },
+    "Files": {
+        "average": average.average,
     },
     "This machine": {
         "up": local.up,

@@ -16,7 +16,8 @@ import torch
 from wa_core import layout
 from wa_core.catalog.commit import patiently
 from wa_core.errors import CorruptError, ObjectNotFoundError
-from wa_core.tensors import canonical_state_dict, check_spec, read_checkpoint, spec_of
+from wa_core.specs import check_spec
+from wa_core.tensors import canonical_state_dict, read_checkpoint, spec_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,7 +18,8 @@ from wa_core.records import (
     RunRequest,
     TrainingFinished,
 )
-from wa_core.tensors import serialize, spec_digest, spec_of
+from wa_core.specs import spec_digest
+from wa_core.tensors import serialize, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from wa_core.batchnorm import BatchNormReport, Moments, recalibrate
+from wa_core.batchnorm import BatchNormReport, apply_moments, collect_moments, merge_moments, recalibrate
 from wa_core.errors import EmptyCalibrationError, InvalidInputError
+from wa_core.moments import InstanceMoments, Moments
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def network(*, dropout: float = 0.0) -> nn.Sequential:
@@ -180,11 +181,11 @@ def test_everything_but_the_statistics_is_restored(*, mode: bool, method: Any) -
     assert model.body[1].num_batches_tracked.item() == 2
 
 
-def test_only_batchnorm_layers_are_in_training_mode() -> None:
-    """While the exact method runs, dropout is off and BatchNorm normalises with the batch."""
+def test_nothing_is_in_training_mode() -> None:
+    """While the exact method runs, no module is in training mode, so dropout is off."""
     model = Recorder().train()
     recalibrate(model, images(4))
-    assert model.seen == [["BatchNorm2d", "BatchNorm1d"]]
+    assert model.seen == [[]]
 
 
 def failing(batches: list[Tensor]) -> Iterator[Tensor]:
@@ -322,18 +323,260 @@ def test_an_unknown_method_is_refused() -> None:
         recalibrate(network(), images(2), method="fast")  # type: ignore[arg-type]
 
 
+def gaussian(*, mean: float = 0.0) -> Tensor:
+    """640 values in 3 channels, as float32."""
+    return (mean + torch.randn(640, 3, generator=torch.Generator().manual_seed(7))).float()
+
+
+def classes() -> Tensor:
+    """640 values whose means differ by class, sorted by class."""
+    shift = torch.arange(10).repeat_interleave(64)[:, None] * torch.tensor([1.0, 3.0, 5.0])
+    return gaussian() + shift
+
+
+SHUFFLE = torch.randperm(640, generator=torch.Generator().manual_seed(8))
+DATA_SETS: dict[str, Callable[[], list[Tensor]]] = {
+    "batch 64": lambda: list(gaussian().split(64)),
+    "batch 2": lambda: list(gaussian().split(2)),
+    "short last batch": lambda: list(gaussian()[:577].split(64)),
+    "class-sorted": lambda: list(classes().split(64)),
+    "shuffled at batch 4": lambda: list(classes()[SHUFFLE].split(4)),
+    "mean/std 1000": lambda: list(gaussian(mean=1e3).split(32)),
+    "mean/std 10000": lambda: list(gaussian(mean=1e4).split(32)),
+}
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+@pytest.mark.parametrize("layout", ["rows", "images", "channels last"])
+def test_the_variance_is_exact_to_1e7(name: str, layout: str) -> None:
+    """On seven data sets and in each memory layout: relative variance error at most 1e-7 of brute force."""
+    batches = DATA_SETS[name]()
+    whole = torch.cat(batches).double()
+    layer: nn.Module = nn.BatchNorm1d(3)
+    if layout != "rows":
+        layer = nn.BatchNorm2d(3)
+        batches = [batch[:, :, None, None].repeat(1, 1, 5, 2) for batch in batches]
+    if layout == "channels last":
+        batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+
+    recalibrate(layer, batches)
+
+    mean, variance = whole.mean(0), whole.var(0, correction=0)
+    assert isinstance(layer.running_var, Tensor)
+    assert isinstance(layer.running_mean, Tensor)
+    assert ((layer.running_var.double() - variance) / variance).abs().max() <= 1e-7
+    assert ((layer.running_mean.double() - mean) / mean.abs().clamp(min=1)).abs().max() <= 1e-7
+
+
+def test_large_inputs_are_summed_block_by_block() -> None:
+    """Inputs of several blocks, with a part of a block left over, lose nothing in either layout."""
+    data = 50 + torch.randn(7, 3, 100, 101)
+    for inputs in (data, data.contiguous(memory_format=torch.channels_last), data[:, :, ::2, 1:]):
+        found = Moments.of(inputs)
+        variance, mean = torch.var_mean(inputs.double(), dim=(0, 2, 3), correction=0)
+        assert found.n == inputs.numel() // 3
+        assert torch.allclose(found.mean, mean, rtol=1e-14)
+        assert torch.allclose(found.variance, variance, rtol=1e-12)
+
+
+def test_constant_inputs_have_no_variance() -> None:
+    """A channel that never changes gets its value as the mean, and a variance of exactly 0."""
+    layer = nn.BatchNorm2d(3)
+    recalibrate(layer, [torch.full((2, 3, 4, 4), 0.1)] * 3)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert layer.running_mean.tolist() == torch.full((3,), 0.1).tolist()
+    assert layer.running_var.tolist() == [0.0] * 3
+
+
+def test_half_precision_models_normalise_as_in_training() -> None:
+    """With bfloat16 weights and buffers, deeper layers see what training shows them, as far as bfloat16 carries."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).bfloat16()
+    data = (100 + torch.randn(64, 3)).bfloat16()
+    with torch.no_grad():
+        seen = copy.deepcopy(model)[0](data).double()
+    recalibrate(model, [data])
+    assert torch.allclose(model[1].running_mean.double(), seen.mean(0), atol=0.03)
+    assert torch.allclose(model[1].running_var.double(), seen.var(0, correction=0), rtol=0.06)
+
+
+def test_a_lazy_layer_that_has_run_is_like_any_other() -> None:
+    """After its first forward pass, a lazy layer gets the statistics of its data."""
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    model.eval()(torch.zeros(2, 2))
+    recalibrate(model, [torch.tensor([[1.0, 5.0], [3.0, 5.0]])])
+    assert model[0].running_mean.tolist() == [2.0, 5.0]
+    assert model[0].running_var.tolist() == [1.0, 0.0]
+
+
+def test_instance_norm_gets_the_means_over_instances() -> None:
+    """Each instance counts once, with its own mean and population variance, whatever its size; momentum stays."""
+    layer = nn.InstanceNorm1d(2, track_running_stats=True, momentum=0.3)
+    data = [torch.randn(3, 2, 5) + 4, torch.randn(2, 2, 9), torch.randn(2, 7)]
+    report = recalibrate(layer, data)
+    instances = [row for batch in data[:2] for row in batch] + [data[2]]
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert torch.allclose(layer.running_mean, torch.stack([row.mean(1) for row in instances]).mean(0), atol=1e-6)
+    expected = torch.stack([row.var(1, correction=0) for row in instances]).mean(0)
+    assert torch.allclose(layer.running_var, expected, atol=1e-6)
+    assert (report.num_layers, layer.momentum, layer.training) == (1, 0.3, True)
+    assert layer.num_batches_tracked is not None
+    assert layer.num_batches_tracked.item() == 3
+
+
+def test_update_bn_leaves_instance_norm_alone() -> None:
+    """The compatible method knows BatchNorm only, and no momentum leaks into other layers' statistics."""
+    model = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), *network())
+    before = snapshot(model)
+    recalibrate(model, images(4, 4), method="update_bn")
+    after = snapshot(model)[0]
+    assert all(torch.equal(after[name], before[0][name]) for name in before[0] if name.startswith("0."))
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 9])
+def test_shards_merge_to_the_single_pass(num_shards: int) -> None:
+    """Moments collected apart, merged and applied equal the single pass; an empty shard does no harm."""
+    expected, found = network(), network()
+    batches = images(4, 4, 1, 7, 2, 5)
+    recalibrate(expected, batches)
+    before = snapshot(found)
+
+    shards = [collect_moments(found, batches[shard::num_shards]) for shard in range(num_shards)]
+    assert_unchanged(found, before)
+    apply_moments(found, merge_moments(shards))
+
+    for name, value in expected.state_dict().items():
+        assert torch.allclose(found.state_dict()[name].double(), value.double(), rtol=2e-7, atol=1e-12)
+    assert found[1].num_batches_tracked.item() == 6
+
+
+def test_collecting_is_deterministic() -> None:
+    """The same shards in the same order give the same bits."""
+    one, two = (merge_moments([collect_moments(network(), images(9, 3))] * 2) for _ in range(2))
+    for name, moments in one.items():
+        assert torch.equal(moments.mean, two[name].mean)
+        assert torch.equal(moments.m2, two[name].m2)
+
+
+def test_moments_that_do_not_fit_are_refused() -> None:
+    """Moments of another architecture, of nothing or of NaN change no layer."""
+    model = network()
+    before = snapshot(model)
+    good = collect_moments(model, images(4))
+    with pytest.raises(EmptyCalibrationError):
+        apply_moments(model, merge_moments([]))
+    with pytest.raises(InvalidInputError, match="'9', which is no such layer"):
+        apply_moments(model, {**good, "9": good["1"]})
+    with pytest.raises(InvalidInputError, match="5 channels for '1'"):
+        apply_moments(model, {"1": good["6"]})
+    with pytest.raises(InvalidInputError, match="NaN"):
+        apply_moments(model, {**good, "6": Moments(4, good["6"].mean * math.nan, good["6"].m2)})
+    assert_unchanged(model, before)
+    apply_moments(nn.Linear(1, 1), {})
+
+
+def test_it_stops_when_the_statistics_are_precise_enough() -> None:
+    """With a tolerance, the pass ends early, after 8 batches at least, and keeps its promise on shuffled data."""
+    draw = torch.Generator().manual_seed(5)
+    batches = [torch.randn(64, 3, generator=draw) * 2 + 1 for _ in range(400)]
+    layer = nn.BatchNorm1d(3)
+    report = recalibrate(layer, batches, tolerance=0.02)
+    assert report.is_stopped_early
+    assert 8 < report.num_batches < 400
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert ((layer.running_mean - 1).abs() / 2).max() < 3 * 0.02
+    assert (layer.running_var / 4 - 1).abs().max() < 3 * 0.02
+
+    assert recalibrate(nn.BatchNorm1d(2), [torch.ones(4, 2)] * 20, tolerance=0.5).num_batches == 8
+    assert not recalibrate(nn.BatchNorm1d(3), batches[:20], tolerance=1e-6).is_stopped_early
+
+
+def test_a_sequential_pass_agrees_with_evaluation() -> None:
+    """Layer after layer: each layer's statistics are the exact moments of its inputs in evaluation mode."""
+    model, batches = network().eval(), images(5, 2, 9)
+    report = recalibrate(model, batches, sequential=True)
+    with torch.no_grad():
+        seen = torch.cat([model[:6](batch) for batch in batches]).double()
+    assert torch.allclose(model[6].running_mean.double(), seen.mean(0), rtol=1e-6, atol=1e-7)
+    assert torch.allclose(model[6].running_var.double(), seen.var(0, correction=0), rtol=1e-6)
+    assert (report.num_layers, report.num_batches, report.num_samples) == (2, 3, 16)
+
+    other = network()
+    recalibrate(other, batches)
+    assert torch.equal(other[1].running_var, model[1].running_var)
+    assert not torch.allclose(other[6].running_var, model[6].running_var, rtol=1e-3)
+
+
+class Counting(nn.Module):
+    """A layer with a buffer of its own that changes, and is replaced, in every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Count."""
+        self.calls += 1
+        self.last = inputs.flatten()[:1]
+        return inputs
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "update_bn"}, {"sequential": True}], ids=str)
+def test_other_modules_buffers_are_restored(options: dict[str, Any]) -> None:
+    """Buffers that the forward pass changes or replaces are as before, after success and after failure."""
+    model = nn.Sequential(Counting(), *network())
+    before = snapshot(model)
+    with pytest.raises(RuntimeError):
+        recalibrate(model, [*images(4), torch.ones(2, 7, 3, 3)], **options)
+    assert_unchanged(model, before)
+    recalibrate(model, images(4, 4), **options)
+    assert (model[0].calls.item(), model[0].last.item()) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": 0.0}, "must be above 0"),
+        ({"tolerance": math.nan}, "must be above 0"),
+        ({"tolerance": 0.1, "method": "update_bn"}, "belong to method='exact'"),
+        ({"sequential": True}, "read only once"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    """A combination that cannot work is refused before any data are read."""
+    with pytest.raises(InvalidInputError, match=message):
+        recalibrate(network(), failing([]), **options)
+
+
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31))
-def test_moments_of_shards_merge_to_those_of_the_whole(sizes: list[int], seed: int) -> None:
-    """Moments computed apart and merged in either direction equal those of all data together."""
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31), st.booleans())
+def test_moments_of_shards_merge_to_those_of_the_whole(sizes: list[int], seed: int, is_nested: bool) -> None:  # noqa: FBT001
+    """Moments computed apart and merged, in either direction or as a tree, equal those of all data together."""
     torch.manual_seed(seed)
     shards = [500 + torch.randn(size, 3) for size in sizes]
     whole = torch.cat(shards).double()
     for order in (shards, shards[::-1]):
-        merged = Moments.of(order[0])
-        for shard in order[1:]:
-            merged = merged.merge(Moments.of(shard))
-        assert merged.n == len(whole)
+        parts = [Moments.of(shard) for shard in order]
+        while len(parts) > 1:
+            last = parts.pop() if is_nested else parts.pop(1)
+            into = -1 if is_nested else 0
+            parts[into] = parts[into].merge(last)
+        merged = parts[0]
+        assert (merged.n, merged.num_batches) == (len(whole), len(shards))
         if merged.n:
             assert torch.allclose(merged.mean, whole.mean(0), rtol=1e-13)
             assert torch.allclose(merged.variance, whole.var(0, correction=0), rtol=1e-10, atol=1e-12)
+
+
+def test_instance_moments_merge() -> None:
+    """Instances of several shards count alike, and nothing merges to nothing."""
+    data = torch.randn(7, 2, 4)
+    merged = InstanceMoments.of(data[:0]).merge(InstanceMoments.of(data[:2])).merge(InstanceMoments.of(data[2:]))
+    whole = InstanceMoments.of(data)
+    assert torch.allclose(merged.mean, whole.mean)
+    assert torch.allclose(merged.variance, whole.variance)
+    assert (merged.n, merged.num_batches) == (7, 3)

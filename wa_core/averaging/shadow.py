@@ -8,26 +8,26 @@ same bits.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from wa_core.averaging.rules import next_coefficients
-from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError, NoAverageYetError
-from wa_core.tensors import TensorSpec, canonical_state_dict, check_finite, check_spec, find_ties, spec_of
+from wa_core.averaging.kernels import blend
+from wa_core.averaging.rules import require_lerp
+from wa_core.averaging.snapshot import ShadowDescription, accumulator_of, bad_shadow
+from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
+from wa_core.specs import TensorSpec, check_spec
+from wa_core.tensors import canonical_state_dict, check_finite, find_ties, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wa_core.averaging.rules import Rule
 
-STATE_KEY = "shadow"
-_FORMAT = 1
-# Elements folded at a time: small enough that a block stays in cache while it is converted and folded.
+# Elements summed at a time; tensors with fewer than _SMALL are put together first.
 _BLOCK = 1 << 20
+_SMALL = 1 << 12
 
 
 class ShadowWeights:
@@ -42,32 +42,31 @@ class ShadowWeights:
         dtype: `torch.float32` or `torch.float64`; an average in less precision would stop moving.
 
     Raises:
-        InvalidInputError: another dtype.
+        InvalidInputError: another dtype, or a window, which cannot be folded.
     """
 
     def __init__(self, rule: Rule, *, dtype: torch.dtype = torch.float32) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise InvalidInputError(f"accumulators must be torch.float32 or torch.float64, not {dtype}")
-        self.rule = rule
+        self.rule = require_lerp(rule)
         self.dtype = dtype
-        self._specs: tuple[TensorSpec, ...] = ()
-        self._ties: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._coefficients: dict[int, float] = {}
+        self._shares: Tensor
+        self._adopt(specs=(), ties={}, coefficients={})
 
     @property
     def n_averaged(self) -> int:
         """How many checkpoints have been folded."""
-        return len(self._coefficients)
+        return len(self._steps)
 
     @property
     def last_step(self) -> int | None:
         """The step of the last fold, or None before the first."""
-        return max(self._coefficients, default=None)
+        return self._steps[-1] if self._steps else None
 
     def coefficients(self) -> dict[int, float]:
         """Step -> the part of that checkpoint in the average, in folding order; they sum to 1."""
-        return dict(self._coefficients)
+        return dict(zip(self._steps, self._shares.tolist(), strict=True))
 
     def fold(self, state_dict: Mapping[str, Tensor], *, step: int) -> bool:
         """Fold one checkpoint: ``shadow += weight * (checkpoint - shadow)``.
@@ -88,14 +87,16 @@ class ShadowWeights:
         if not self.rule.counts(step):
             return False
         weight = self.rule.weight(n_averaged=self.n_averaged, step=step, prev_step=self.last_step)
+        if not 0.0 <= weight <= 1.0:
+            raise InvalidInputError(f"a fold's weight must be in [0, 1], not {weight!r}; the rule is wrong")
         state = canonical_state_dict(state_dict)
-        coefficients = next_coefficients(self._coefficients, step=step, weight=weight)
         self._check(state)
         if not self._specs:
             self._start(state)
         else:
             self._blend(state, weight)
-        self._coefficients = coefficients
+        self._shares = torch.cat([self._shares * (1.0 - weight), self._shares.new_tensor([weight])])
+        self._steps.append(step)
         return True
 
     def value(self) -> dict[str, Tensor]:
@@ -120,15 +121,10 @@ class ShadowWeights:
         """
         if not self._specs:
             raise NoAverageYetError("nothing has been folded yet, so there is no state to keep")
-        about = {
-            "format": _FORMAT,
-            "rule": self.rule.spelling,
-            "dtype": _dtype_name(self.dtype),
-            "coefficients": list(self._coefficients.items()),
-            "specs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self._specs],
-            "ties": self._ties,
-        }
-        return dict(self._tensors), {STATE_KEY: json.dumps(about, sort_keys=True)}
+        about = ShadowDescription(
+            self.rule.spelling, _dtype_name(self.dtype), self._specs, self._ties, self.coefficients()
+        )
+        return dict(self._tensors), about.texts()
 
     @classmethod
     def restore(cls, rule: Rule, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ShadowWeights:
@@ -137,18 +133,11 @@ class ShadowWeights:
         Raises:
             CorruptError: code `bad_shadow`, when they are not a whole state of this rule.
         """
-        kept = _parse_description(metadata.get(STATE_KEY))
-        if kept.rule != rule.spelling:
-            raise _bad_shadow(f"it was made with the rule {kept.rule!r}, not {rule.spelling!r}")
-        stored = tuple(
-            TensorSpec(spec.name, _accumulator(spec, kept.dtype), spec.shape)
-            for spec in kept.specs
-            if spec.name not in kept.ties
-        )
-        if spec_of(tensors) != stored:
-            raise _bad_shadow("its tensors are not those that its description names")
+        kept = ShadowDescription.parse(metadata, rule=rule.spelling)
+        if spec_of(tensors) != kept.stored:
+            raise bad_shadow("its tensors are not those that its description names")
         shadow = cls(rule, dtype=_torch_dtype(kept.dtype))
-        shadow._specs, shadow._ties, shadow._coefficients = kept.specs, kept.ties, kept.coefficients
+        shadow._adopt(specs=kept.specs, ties=dict(kept.ties), coefficients=kept.coefficients)
         shadow._tensors = {name: _fresh(tensor, tensor.dtype) for name, tensor in tensors.items()}
         return shadow
 
@@ -163,11 +152,25 @@ class ShadowWeights:
                     code="unsupported_dtype",
                 )
         if self._specs:
-            check_spec(self._specs, spec_of(state))
+            # The usual checkpoint is as the first was; only another one is described in full.
+            if {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()} != self._layout:
+                check_spec(self._specs, spec_of(state))
             self._check_ties(state)
-        check_finite(state)
+        if not _has_finite_sums(state):
+            check_finite(state)
+
+    def _adopt(
+        self, *, specs: tuple[TensorSpec, ...], ties: dict[str, str], coefficients: Mapping[int, float]
+    ) -> None:
+        self._specs, self._ties = specs, ties
+        self._layout = {spec.name: (_torch_dtype(spec.dtype), torch.Size(spec.shape)) for spec in specs}
+        self._steps = list(coefficients)
+        # A tensor, because every fold multiplies all of them.
+        self._shares = torch.tensor(list(coefficients.values()), dtype=torch.float64)
 
     def _check_ties(self, state: Mapping[str, Tensor]) -> None:
+        if not self._ties:
+            return
         # A copied state dict may have lost its ties; that does no harm while the values are still the same.
         still_tied = find_ties(state)
         for alias, name in self._ties.items():
@@ -183,85 +186,58 @@ class ShadowWeights:
         specs, ties = spec_of(state), find_ties(state)
         dtype = _dtype_name(self.dtype)
         tensors = {
-            spec.name: _fresh(state[spec.name], _torch_dtype(_accumulator(spec, dtype)))
+            spec.name: _fresh(state[spec.name], _torch_dtype(accumulator_of(spec.dtype, dtype)))
             for spec in specs
             if spec.name not in ties
         }
-        self._specs, self._ties, self._tensors = specs, ties, tensors
+        self._tensors = tensors
+        self._adopt(specs=specs, ties=ties, coefficients={})
 
     def _blend(self, state: Mapping[str, Tensor], weight: float) -> None:
-        for spec in self._specs:
-            if spec.name in self._ties:
-                continue
-            shadow, source = self._tensors[spec.name], state[spec.name].detach()
-            if _is_averaged(spec):
-                _lerp(shadow, source, weight)
+        into, sources = [], []
+        for name, shadow in self._tensors.items():
+            source = state[name].detach()
+            if shadow.is_floating_point():
+                into.append(shadow)
+                # In the shadow's layout: strided kernels round otherwise.
+                sources.append(source.to(shadow.device).contiguous())
             else:
                 shadow.copy_(source)
+        blend(into, sources, weight=weight)
 
 
-def _lerp(shadow: Tensor, source: Tensor, weight: float) -> None:
-    # The lerp form has a quarter or less of the rounding error of d * shadow + (1 - d) * source.
-    into, values = shadow.view(-1), source.reshape(-1)
-    for begin in range(0, into.numel(), _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        into[block].lerp_(values[block].to(device=into.device, dtype=into.dtype), weight)
+def _has_finite_sums(state: Mapping[str, Tensor]) -> bool:
+    """Whether all is finite at a glance: NaN and infinity survive in a sum, and a sum costs little.
+
+    False also where sums overflow, or are not this cheap; then every value has to be looked at.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for tensor in state.values():
+        if tensor.dtype in (torch.float32, torch.float64):
+            small, sums = kinds.setdefault((tensor.device, tensor.dtype), ([], []))
+            flat = tensor.detach().reshape(-1)
+            if flat.numel() < _SMALL:
+                small.append(flat)
+            else:
+                sums += [block.sum() for block in torch.split(flat, _BLOCK)]
+        elif tensor.is_floating_point():
+            return False
+    return all(
+        bool(torch.stack([*sums, torch.cat(small).sum()] if small else sums).isfinite().all())
+        for small, sums in kinds.values()
+    )
 
 
 def _fresh(source: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(source.shape, dtype=dtype, device=source.device).copy_(source.detach())
 
 
-def _accumulator(spec: TensorSpec, dtype: str) -> str:
-    # Never narrower than the checkpoint: float64 weights would lose digits, or their range, in float32.
-    return (dtype if spec.dtype != "float64" else "float64") if _is_averaged(spec) else spec.dtype
-
-
-def _is_averaged(spec: TensorSpec) -> bool:
-    return _torch_dtype(spec.dtype).is_floating_point
-
-
 def _torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise _bad_shadow(f"{name!r} is no dtype")
+        raise bad_shadow(f"{name!r} is no dtype")
     return dtype
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Description:
-    """What `state` says of a shadow beside its tensors."""
-
-    rule: str
-    dtype: str
-    specs: tuple[TensorSpec, ...]
-    ties: dict[str, str]
-    coefficients: dict[int, float]
-
-
-def _parse_description(text: str | None) -> _Description:
-    if text is None:
-        raise _bad_shadow(f"it has no metadata entry {STATE_KEY!r}")
-    try:
-        about = json.loads(text)
-        if about["format"] != _FORMAT or about["dtype"] not in ("float32", "float64"):
-            raise _bad_shadow(f"it has format {about['format']!r} and dtype {about['dtype']!r}, which are unknown")
-        return _Description(
-            rule=about["rule"],
-            dtype=about["dtype"],
-            specs=tuple(TensorSpec(str(name), str(dtype), tuple(shape)) for name, dtype, shape in about["specs"]),
-            ties=dict(about["ties"]),
-            coefficients={int(step): float(value) for step, value in about["coefficients"]},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _bad_shadow(f"its description cannot be read ({type(error).__name__}: {error})") from None
-
-
-def _bad_shadow(what: str) -> CorruptError:
-    return CorruptError(
-        f"this is no shadow that can be folded on: {what}; fold again from the checkpoints", code="bad_shadow"
-    )

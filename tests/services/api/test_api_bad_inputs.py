@@ -217,6 +217,10 @@ def test_a_config_that_the_recipe_refuses(api: TestClient, config: dict[str, obj
         "ema:half_life=0",
         "ema:half_life=nan",
         "window:last=0",
+        "window:last=8,shape=cosine",
+        "lawa:last=8",
+        "power:sigma_rel=0.3",
+        "ema:decay=0.9,rampup=0.05",
         "swa:start_step=-1",
         "nonsense",
         "ema",
@@ -229,6 +233,22 @@ def test_rules_that_make_no_sense(api: TestClient, rule: str) -> None:
 
     assert (status, problem["code"]) == (422, "invalid_rule")
     assert problem["errors"][0]["pointer"] == "averages[0].rule"
+
+
+def test_a_window_is_made_from_files(api: TestClient) -> None:
+    """A window is a rule, but none that a service can fold; the refusal shows the command that makes it."""
+    status, problem = post(api, averages("window:shape=cosine,last=8"))
+
+    assert (status, problem["code"]) == (422, "invalid_rule")
+    assert "wa average … --rule window:last=8,shape=cosine" in problem["errors"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    "rule", ["power:sigma_rel=0.1", "ema:half_life=60,rampup=0.05", "ema:decay=0.99,warmup=10,start_step=40"]
+)
+def test_every_rule_that_folds_is_taken(api: TestClient, rule: str) -> None:
+    """Power-function averages and warmed-up EMAs can be submitted."""
+    assert api.post("/v1/runs", json=averages(rule)).status_code == 202
 
 
 def test_a_refused_submission_leaves_nothing(api: TestClient, store: MemoryStore) -> None:

@@ -50,6 +50,12 @@ def test_names_given_by_kind_never_collide() -> None:
     assert names == ["swa", "swa-3", "swa-2", "swa-4"]
 
 
+def test_a_window_is_made_from_files() -> None:
+    """A window cannot be submitted; the refusal shows the command that makes one."""
+    with pytest.raises(typer.BadParameter, match="wa average … --rule window:last=8"):
+        parse_averages(["lawa:last=8"])
+
+
 @pytest.mark.parametrize("item", ["key", "=value", ""])
 def test_a_pair_without_key_or_equals_sign_is_refused(item: str) -> None:
     """The refusal shows the text and the form that is wanted."""

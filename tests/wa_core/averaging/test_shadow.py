@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from decimal import Context, Decimal, localcontext
 
 import pytest
 import torch
@@ -147,6 +148,91 @@ def test_low_precision_checkpoints_are_averaged_in_high_precision(dtype: torch.d
     assert torch.equal(found, torch.full((3,), 1 - 0.999**1999).bfloat16())
 
 
+def in_float32_ulps(found: Tensor, exact: list[Decimal]) -> float:
+    """The largest distance from the exact values, in units in the last place of the exact value as a float32."""
+    distances = []
+    for one, other in zip(found.tolist(), exact, strict=True):
+        near = torch.tensor(abs(float(other)), dtype=torch.float32)
+        ulp = float(torch.nextafter(near, torch.tensor(math.inf)) - near)
+        distances.append(abs(Decimal(one) - other) / Decimal(ulp))
+    return float(max(distances))
+
+
+def test_20_000_folds_of_swa_stay_within_one_ulp_of_the_exact_mean() -> None:
+    """The float64 accumulator's mean of 20,000 values, known exactly from integers, is off by at most one ulp."""
+    n, moduli = 20_000, torch.tensor([7, 1_009, 65_537, 1_000_003])
+    offsets = torch.tensor([0, 4_000_000, -5_000_000, 1])
+    shadow, total = ShadowWeights(SwaRule(), dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    for step in range(n):
+        # Integers below 2**24 over 2**10: float32 holds each exactly.
+        value = step * 7_919 % moduli + offsets
+        total += value
+        shadow.fold({"w": value.float() / 1024}, step=step)
+    with localcontext(Context(prec=60)):
+        exact = [Decimal(number) / 1024 / n for number in total.tolist()]
+        assert in_float32_ulps(shadow.value()["w"], exact) <= 1.0
+        assert in_float32_ulps(shadow.state()[0]["w"], exact) <= 1e-5
+
+
+@pytest.mark.parametrize("n", [2, 1_000, 20_000])
+def test_an_ema_of_decay_0_99999_stays_within_one_ulp_of_its_closed_form(n: int) -> None:
+    """Values a + b i average to a + b (n - age) with the mean age d/(1-d) - n d^n/(1-d^n)."""
+    start, slope = torch.tensor([0.0, 100.0, -3.0]), torch.tensor([2.0**-14, 2.0**-10, 0.5])
+    rule = EmaRule(decay=0.99999)
+    shadow = ShadowWeights(rule, dtype=torch.float64)
+    for step in range(1, n + 1):
+        shadow.fold({"w": start + slope * step}, step=step)
+    with localcontext(Context(prec=60)):
+        decay = Decimal(rule.decay or 0)
+        age = decay / (1 - decay) - n * decay**n / (1 - decay**n)
+        exact = [Decimal(a) + Decimal(b) * (n - age) for a, b in zip(start.tolist(), slope.tolist(), strict=True)]
+        assert in_float32_ulps(shadow.value()["w"], exact) <= 1.0
+        assert in_float32_ulps(shadow.state()[0]["w"], exact) <= 1e-4
+
+
+@pytest.mark.parametrize("rule", [SwaRule(), EmaRule(decay=0.999)], ids=lambda rule: rule.spelling)
+@pytest.mark.parametrize("checkpoint_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_low_precision_inputs_are_rounded_once(
+    rule: Rule, checkpoint_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    """500 bfloat16 or float16 checkpoints give their exact average within one rounding, half an ulp."""
+    draw = torch.Generator().manual_seed(0)
+    shadow, seen = ShadowWeights(rule, dtype=dtype), []
+    for step in range(500):
+        value = (torch.randn(4_000, generator=draw) + 3).to(checkpoint_dtype)
+        shadow.fold({"w": value}, step=step)
+        seen.append(value.double())
+    coefficients = torch.tensor(list(shadow.coefficients().values()), dtype=torch.float64)
+    exact = coefficients @ torch.stack(seen)
+    found = shadow.value()["w"]
+    near = exact.to(checkpoint_dtype).abs()
+    ulp = torch.nextafter(near, torch.full_like(near, math.inf)).double() - near.double()
+    assert ((found.double() - exact).abs() <= (0.5 + 0.01) * ulp).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_finite_values_whose_sum_overflows_are_folded(dtype: torch.dtype) -> None:
+    """Only NaN and infinity are refused, not values that are merely huge."""
+    shadow = ShadowWeights(SwaRule(), dtype=dtype)
+    for step in range(3):
+        shadow.fold({"w": torch.full((5,), 3e38)}, step=step)
+    assert torch.equal(shadow.value()["w"], torch.full((5,), 3e38))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("index", [0, 3_000_000, -1])
+def test_one_bad_value_among_millions_is_found(bad: float, index: int) -> None:
+    """Wherever it is, and even where infinities of both signs meet in a sum."""
+    shadow = ShadowWeights(SwaRule())
+    values = torch.zeros(3_000_001)
+    values[index] = bad
+    for state in ({"w": values}, {"w": torch.stack([values, -values])}):
+        with pytest.raises(CorruptError, match="NaN or infinite"):
+            shadow.fold(state, step=1)
+    assert shadow.n_averaged == 0
+
+
 def test_integers_and_bools_take_the_latest_value() -> None:
     """Counters and masks are not averaged."""
     value = folded(SwaRule(), STEPS, dtype=torch.float32).value()
@@ -227,6 +313,13 @@ def test_nothing_folded_is_no_average() -> None:
     for ask in (shadow.value, shadow.state):
         with pytest.raises(NoAverageYetError):
             ask()
+
+
+def test_a_window_is_refused() -> None:
+    """A window forgets, which no fold can do; the refusal shows the command that makes it from files."""
+    with pytest.raises(InvalidInputError, match="wa average … --rule window:last=8") as caught:
+        ShadowWeights(parse_rule("lawa:last=8"))  # type: ignore[arg-type]
+    assert caught.value.code == "not_a_lerp_rule"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, None])

@@ -1,0 +1,479 @@
+"""Promises about `wa average`, the offline door: real processes, real files, a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from wa_core.averaging.offline import average_files
+from wa_core.averaging.rules import parse_rule
+from wa_core.tensors import read_checkpoint, serialize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from support.command import Wa
+    from support.seaweed import Seaweed
+
+STEPS = (100, 200, 1000)
+
+
+def state(step: int) -> dict[str, Tensor]:
+    """Weights of one step."""
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "layer.weight": torch.randn(20, 30, generator=generator),
+        "layer.half": torch.randn(50, generator=generator).bfloat16(),
+        "norm.num_batches_tracked": torch.tensor(step),
+    }
+
+
+def expected(rule: str) -> dict[str, Tensor]:
+    """The average by torch, in float64."""
+    coefficients = parse_rule(rule).coefficients(list(STEPS))
+    states = {step: state(step) for step in coefficients}
+    first = next(iter(states.values()))
+    return {
+        name: sum((states[step][name].double() * part for step, part in coefficients.items()), torch.zeros(())).to(
+            tensor.dtype
+        )
+        if tensor.is_floating_point()
+        else state(STEPS[-1])[name]
+        for name, tensor in first.items()
+    }
+
+
+def assert_average(path: Path, rule: str) -> None:
+    """The file holds the average."""
+    assert_tensors(read_checkpoint([path.read_bytes()]).tensors, rule)
+
+
+def assert_tensors(found: Mapping[str, Tensor], rule: str) -> None:
+    """The tensors are the average."""
+    wanted = expected(rule)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-6 if tensor.dtype == torch.float32 else 8e-3, atol=1e-6
+        )
+
+
+@pytest.fixture
+def run(lonely_wa: Wa) -> Wa:
+    """The command in a folder with three checkpoints below `run/`."""
+    (lonely_wa.folder / "run").mkdir()
+    for step in STEPS:
+        (lonely_wa.folder / "run" / f"step_{step}.safetensors").write_bytes(serialize(state(step)))
+    return lonely_wa
+
+
+@pytest.mark.parametrize(
+    "sources", [["run/step_*.safetensors"], ["run"], [f"run/step_{s}.safetensors" for s in STEPS]]
+)
+def test_patterns_folders_and_files_are_averaged(run: Wa, sources: list[str]) -> None:
+    """However the checkpoints are named, the average is the rule's; stdout is the file's name alone."""
+    done = run("average", *sources, "--rule", "ema:half_life=500", "-o", "ema.safetensors")
+
+    assert (done.returncode, done.stdout) == (0, "ema.safetensors\n"), done.stderr
+    assert "3 checkpoints" in done.stderr
+    assert_average(run.folder / "ema.safetensors", "ema:half_life=500")
+    assert not list(run.folder.glob(".*"))
+
+
+def test_the_output_says_what_it_is(run: Wa) -> None:
+    """The file's metadata names rule, steps, coefficients and, when asked for, digests."""
+    done = run("average", "run", "-r", "swa", "-o", "swa.safetensors", "--digests", "--json")
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    metadata = read_checkpoint([(run.folder / "swa.safetensors").read_bytes()]).metadata
+    sources = json.loads(metadata["sources"])
+    assert (metadata["rule"], metadata["first_step"], metadata["last_step"]) == ("swa", "100", "1000")
+    assert [source["step"] for source in sources] == list(STEPS)
+    assert [source["sha256"] for source in sources] == [source["sha256"] for source in report["sources"]]
+    assert all(len(next(iter(source["sha256"].values()))) == 64 for source in sources)
+    assert report["files"] == ["swa.safetensors"]
+
+
+def test_a_dry_run_writes_nothing_and_says_all(run: Wa) -> None:
+    """Coefficients, a policy for every tensor and the memory are told beforehand, for people and for programs."""
+    told = run("average", "run", "-r", "ema:half_life=500", "--dry-run")
+    as_json = run("average", "run", "-r", "ema:half_life=500", "--dry-run", "--json")
+
+    assert (told.returncode, as_json.returncode) == (0, 0), told.stderr + as_json.stderr
+    for word in ("COEFFICIENT", "layer.weight", "latest", "MB of memory"):
+        assert word in told.stdout
+    plan = json.loads(as_json.stdout)
+    coefficients = {source["step"]: source["coefficient"] for source in plan["sources"]}
+    assert coefficients == pytest.approx(parse_rule("ema:half_life=500").coefficients(list(STEPS)))
+    assert {tensor["name"]: tensor["policy"] for tensor in plan["tensors"]} == {
+        "layer.weight": "average",
+        "layer.half": "average",
+        "norm.num_batches_tracked": "latest",
+    }
+    assert plan["memory_bytes"] > 0
+    assert [path.name for path in run.folder.iterdir()] == ["run"]
+
+
+def test_safetensors_are_averaged_without_torch(run: Wa) -> None:
+    """Neither torch nor ray is imported for a merge of safetensors files."""
+    code = (
+        "import sys; from services.cli.main import main; "
+        "code = main(['average', 'run', '-r', 'swa', '-o', 'swa.safetensors']); "
+        "sys.exit(code or ('torch' in sys.modules) * 10 + ('ray' in sys.modules) * 20)"
+    )
+    command = [sys.executable, "-c", code]
+
+    assert (
+        subprocess.run(command, cwd=run.folder, capture_output=True, check=False, env=run.environment).returncode
+        == 0
+    )
+    assert_average(run.folder / "swa.safetensors", "swa")
+
+
+def test_other_commands_do_not_wait_for_numpy(run: Wa) -> None:
+    """The command line starts without the libraries that only averaging needs."""
+    code = "import sys, services.cli.main; sys.exit('numpy' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=run.environment).returncode == 0
+
+
+def test_lightning_checkpoints_are_averaged_in_the_order_of_their_steps(run: Wa) -> None:
+    """`.ckpt` files whose names tell nothing are ordered by the steps that they record; `.pt` comes out."""
+    for name, step in zip("cab", STEPS, strict=True):
+        torch.save({"state_dict": state(step), "global_step": step, "epoch": 1}, run.folder / f"{name}.ckpt")
+
+    done = run("average", "*.ckpt", "-r", "ema:half_life=500", "-o", "ema.pt")
+
+    assert done.returncode == 0, done.stderr
+    assert_tensors(torch.load(run.folder / "ema.pt", weights_only=True), "ema:half_life=500")
+
+
+def test_hugging_face_folders_in_and_out(run: Wa) -> None:
+    """A Trainer's checkpoint folders become a folder that has the model's configuration."""
+    for step in STEPS:
+        folder = run.folder / "trainer" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        shutil.copy(run.folder / "run" / f"step_{step}.safetensors", folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"step": step}))
+        torch.save({"lr": step}, folder / "scheduler.pt")
+
+    done = run("average", "trainer", "-r", "swa", "-o", "averaged")
+
+    assert (done.returncode, done.stdout) == (0, "averaged\n"), done.stderr
+    assert_average(run.folder / "averaged" / "model.safetensors", "swa")
+    assert json.loads((run.folder / "averaged" / "config.json").read_text()) == {"step": 1000}
+
+
+def test_steps_can_be_given(run: Wa) -> None:
+    """With --steps the names do not matter."""
+    for name, step in zip("xyz", STEPS, strict=True):
+        shutil.copy(run.folder / "run" / f"step_{step}.safetensors", run.folder / f"{name}.safetensors")
+    sources = ["x.safetensors", "y.safetensors", "z.safetensors"]
+
+    refused = run("average", *sources, "-r", "swa", "-o", "out.safetensors")
+    done = run("average", *sources, "-r", "ema:half_life=500", "-o", "out.safetensors", "--steps", "100,200,1000")
+
+    assert refused.returncode == 2
+    assert "--steps" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert_average(run.folder / "out.safetensors", "ema:half_life=500")
+
+
+def test_checkpoints_in_a_bucket_are_averaged(run: Wa, seaweed: Seaweed) -> None:
+    """An s3:// prefix, a pattern and single objects are read where they are, with WA_S3_* settings."""
+    store = seaweed.new_store()
+    for step in STEPS:
+        path = run.folder / "run" / f"step_{step}.safetensors"
+        store.put(f"models/7b/step_{step}.safetensors", path.read_bytes())
+    run.environment |= {
+        "WA_S3_ENDPOINT": seaweed.endpoint_url,
+        "WA_S3_ACCESS_KEY": seaweed.access_key,
+        "WA_S3_SECRET_KEY": seaweed.secret_key,
+    }
+    base = f"s3://{store.bucket}/models"
+
+    for number, sources in enumerate(
+        [[f"{base}/7b"], [f"{base}/*/step_*"], [f"{base}/7b/step_{step}.safetensors" for step in STEPS]]
+    ):
+        done = run("average", *sources, "-r", "swa", "-o", f"{number}.safetensors")
+        assert done.returncode == 0, done.stderr
+        assert_average(run.folder / f"{number}.safetensors", "swa")
+
+    missing = run("average", f"{base}/13b", "-r", "swa", "-o", "none.safetensors")
+    assert missing.returncode == 2
+    assert "13b" in missing.stderr
+
+
+def test_another_average_is_rebuilt_out_of_snapshots(lonely_wa: Wa) -> None:
+    """With --rebuild, snapshots of two power-function averages give a third one, as near as was predicted."""
+    # One-hot: the value at index t is 1 in the checkpoint of step t alone, so an average is its own coefficients.
+    folder = lonely_wa.folder
+    (folder / "run").mkdir()
+    for step in range(1, 33):
+        hot = torch.zeros(33, dtype=torch.float64)
+        hot[step] = 1
+        (folder / "run" / f"step_{step}.safetensors").write_bytes(serialize({"w": hot}))
+    for sigma in ("0.05", "0.1"):
+        for last in (8, 16, 24, 32):
+            sources = [folder / "run" / f"step_{step}.safetensors" for step in range(1, last + 1)]
+            average_files(sources, parse_rule(f"power:sigma_rel={sigma}"), folder / f"p{sigma}-{last}.safetensors")
+    wanted = parse_rule("power:sigma_rel=0.08").coefficients(list(range(1, 33)))
+
+    command = ("average", "p*.safetensors", "-r", "power:sigma_rel=0.08", "--rebuild", "--max-error", "0.2")
+    told = lonely_wa(*command, "--dry-run", "--json")
+    done = lonely_wa(*command, "-o", "rebuilt.safetensors")
+    refused = lonely_wa("average", "p*.safetensors", "-r", "swa", "--rebuild", "-o", "swa.safetensors")
+
+    assert (told.returncode, done.returncode) == (0, 0), told.stderr + done.stderr
+    rebuild = json.loads(told.stdout)["rebuild"]
+    found = read_checkpoint([(folder / "rebuilt.safetensors").read_bytes()])
+    predicted = torch.zeros(33, dtype=torch.float64)
+    for step, value in rebuild["coefficients"]:
+        predicted[step] = value
+    torch.testing.assert_close(found.tensors["w"], predicted, rtol=0, atol=1e-12)
+    exact = torch.tensor([wanted.get(step, 0.0) for step in range(33)], dtype=torch.float64)
+    error = float((found.tensors["w"] - exact).norm() / exact.norm())
+    assert error == pytest.approx(rebuild["profile_error"], abs=1e-9)
+    assert found.metadata["last_step"] == "32"
+    assert dict(json.loads(found.metadata["coefficients"])) == pytest.approx(dict(rebuild["coefficients"]))
+    assert refused.returncode == 2
+    assert "noise gain" in refused.stderr
+
+
+NUM_LINKS = 40
+
+
+@pytest.fixture
+def long_run(lonely_wa: Wa) -> Wa:
+    """The command in a folder whose merge takes a second or more."""
+    folder = lonely_wa.folder / "run"
+    folder.mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).standard_normal(8 << 20, dtype=np.float32)
+        (lonely_wa.folder / f"{number}.data").write_bytes(serialize({"w": torch.from_numpy(values)}))
+    for step in range(NUM_LINKS):
+        os.link(lonely_wa.folder / f"{step % 2}.data", folder / f"step_{step}.safetensors")
+    return lonely_wa
+
+
+LONG = ("average", "run", "-r", "ema:half_life=7", "--threads", "1")
+
+
+def interrupt(wa: Wa, output: str, signal_number: int) -> tuple[int, str]:
+    """Start a merge and stop it as soon as it has noted some of its work; exit code and stderr."""
+    process = wa.start(*LONG, "-o", output)
+    journal = wa.folder / f".{output}.part" / "journal.jsonl"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not journal.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_a_killed_merge_goes_on_and_gives_the_same_bytes(long_run: Wa) -> None:
+    """SIGKILL at any moment costs time alone: the same command finishes the work with the bits of one go."""
+    code, _ = interrupt(long_run, "killed.safetensors", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (long_run.folder / "killed.safetensors").exists()
+
+    again = long_run(*LONG, "-o", "killed.safetensors")
+    once = long_run(*LONG, "-o", "once.safetensors")
+
+    assert (again.returncode, once.returncode) == (0, 0), again.stderr + once.stderr
+    assert "going on" in again.stderr
+    assert (long_run.folder / "killed.safetensors").read_bytes() == (
+        long_run.folder / "once.safetensors"
+    ).read_bytes()
+    assert not list(long_run.folder.glob(".*"))
+
+
+def test_80_ctrl_c_keeps_the_work_unless_a_source_changes(long_run: Wa) -> None:
+    """Ctrl-C is exit 130 and says that work is kept; work on sources that have changed since is thrown away."""
+    code, errors = interrupt(long_run, "out.safetensors", signal.SIGINT)
+    assert code == 130
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    os.utime(long_run.folder / "run" / "step_3.safetensors")
+
+    again = long_run(*LONG, "-o", "out.safetensors")
+
+    assert again.returncode == 0, again.stderr
+    assert "going on" not in again.stderr
+
+
+HEADER = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+
+
+def file_of(header: bytes, data: bytes = b"\0" * 8, *, length: int | None = None) -> bytes:
+    """A safetensors file with any header."""
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+BAD_FILES = {
+    "40 empty": (b"", "empty"),
+    "41 seven bytes": (b"1234567", "ends after 7 bytes"),
+    "42 header 2^63": (file_of(HEADER, length=2**63), "header claims"),
+    "43 header longer than the file": (file_of(HEADER, length=5000), "header claims"),
+    "44 header over 16 MB": (file_of(HEADER, length=17 << 20), "over the limit"),
+    "45 no JSON": (file_of(b"{not json at all}"), "not JSON"),
+    "46 truncated": (file_of(HEADER, b"\0" * 7), "byte"),
+    "47 trailing": (file_of(HEADER, b"\0" * 9), "byte"),
+    "48 overlap": (
+        file_of(HEADER[:-1] + b',"v":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}', b"\0" * 12),
+        "overlap",
+    ),
+    "49 hole": (
+        file_of(HEADER[:-1] + b',"v":{"dtype":"F32","shape":[2],"data_offsets":[12,20]}}', b"\0" * 20),
+        "gap",
+    ),
+    "50 offsets": (file_of(HEADER.replace(b"[2]", b"[3]")), "takes 12 bytes"),
+    "51 overflow": (file_of(HEADER.replace(b"[2]", b"[4294967296,4294967296,0]")), "more bytes than any machine"),
+    "52 dtype": (file_of(HEADER.replace(b"F32", b"Q32")), "Q32"),
+    "53 duplicate": (file_of(HEADER[:-1] + b"," + HEADER[1:]), "twice"),
+    "54 name": (file_of(HEADER.replace(b'"w"', b'"../w"')), "../w"),
+    "55 no tensors": (file_of(b"{}", b""), "no tensors"),
+    "57 pickle": (pickle.dumps({"w": [0.0] * 9}), "pickle"),
+    "58 HTML": (b"<!DOCTYPE html><html></html>", "web page"),
+    "59 NaN": (serialize({"w": torch.tensor([1.0, float("nan")])}), "NaN"),
+    "60 missing": (serialize({"v": torch.zeros(2)}), "missing: 'w'"),
+    "61 broadcastable": (serialize({"w": torch.zeros(1)}), "float32[1]"),
+    "62 float became int": (serialize({"w": torch.zeros(2, dtype=torch.int32)}), "int32"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_40_to_62_a_bad_checkpoint_is_refused_by_name(lonely_wa: Wa, case: str) -> None:
+    """Exit 1, one clear line that names the file, no traceback, no output and nothing left over."""
+    content, words = BAD_FILES[case]
+    (lonely_wa.folder / "step_1.safetensors").write_bytes(serialize({"w": torch.zeros(2)}))
+    (lonely_wa.folder / "step_2.safetensors").write_bytes(content)
+
+    done = lonely_wa("average", "step_*.safetensors", "-r", "swa", "-o", "out.safetensors")
+
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert "step_2.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in lonely_wa.folder.iterdir()) == ["step_1.safetensors", "step_2.safetensors"]
+
+
+def test_56_a_hundred_thousand_tensors_are_averaged(lonely_wa: Wa) -> None:
+    """Many small tensors are slow at worst, never a failure."""
+    header = {f"t{n}": {"dtype": "F32", "shape": [1], "data_offsets": [4 * n, 4 * n + 4]} for n in range(100_000)}
+    content = file_of(json.dumps(header).encode(), np.arange(100_000, dtype="<f4").tobytes())
+    for step in (1, 2):
+        (lonely_wa.folder / f"step_{step}.safetensors").write_bytes(content)
+
+    done = lonely_wa("average", "step_*.safetensors", "-r", "swa", "-o", "out.safetensors")
+
+    assert done.returncode == 0, done.stderr
+    assert read_checkpoint([(lonely_wa.folder / "out.safetensors").read_bytes()]).tensors["t99999"].item() == 99999
+
+
+def test_69_a_hostile_pt_runs_nothing(lonely_wa: Wa) -> None:
+    """A pickle that would make a file makes none; exit 1, and the message names what it asked for."""
+    canary = lonely_wa.folder / "canary"
+    torch.save({"state_dict": state(1), "x": _Canary(str(canary))}, lonely_wa.folder / "step_1.pt")
+
+    done = lonely_wa("average", "step_1.pt", "-r", "swa", "-o", "out.safetensors")
+
+    assert done.returncode == 1
+    assert "posix.system" in done.stderr
+    assert "step_1.pt" in done.stderr
+    assert not canary.exists()
+
+
+class _Canary:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["average", "gone.safetensors", "-r", "swa", "-o", "o.safetensors"], "SOURCE"),
+        (["average", "run/*.gguf", "-r", "swa", "-o", "o.safetensors"], "SOURCE"),
+        (["average", "run", "-r", "sva", "-o", "o.safetensors"], "--rule"),
+        (["average", "run", "-r", "swa"], "--output"),
+        (["average", "run", "-r", "swa", "-o", "o.safetensors", "--format", "gguf"], "--format"),
+        (["average", "run", "-r", "swa", "-o", "o.safetensors", "--dtype", "int8"], "--dtype"),
+        (["average", "run", "-r", "swa", "-o", "o.safetensors", "--max-shard-size", "many"], "--max-shard-size"),
+        (["average", "run", "-r", "swa", "-o", "o.safetensors", "--steps", "1,x"], "--steps"),
+        (["average", "run", "-r", "swa", "-o", "o.safetensors", "--threads", "0"], "--threads"),
+        (["average", "run"], "--rule"),
+        (["average", "run", "-r", "swa", "-o", "."], "--output"),
+        (["average", "run", "-r", "swa", "-o", "average.txt"], "--format"),
+        (["average", "s3://", "-r", "swa", "-o", "o.safetensors"], "SOURCE"),
+        (["average", "s3://Not_A_Bucket/x", "-r", "swa", "-o", "o.safetensors"], "SOURCE"),
+        (["average", "run/step_100.safetensors", "-r", "swa", "-o", "run/step_100.safetensors"], "SOURCE"),
+    ],
+)
+def test_76_a_bad_option_or_file_is_exit_2_with_its_place(run: Wa, arguments: list[str], place: str) -> None:
+    """Wrong usage: exit 2, and the message names the option or argument."""
+    done = run(*arguments)
+
+    assert done.returncode == 2
+    assert place in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in run.folder.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("output", ["none/out.safetensors", "file/out.safetensors", "/proc/out.safetensors"])
+def test_79_an_unwritable_output_is_exit_1_before_anything_is_read(run: Wa, output: str) -> None:
+    """The output is tried first: exit 1 and a line that names it, though the sources are bad too."""
+    (run.folder / "file").write_text("in the way")
+    (run.folder / "run" / "step_200.safetensors").write_bytes(b"")
+
+    done = run("average", "run", "-r", "swa", "-o", output)
+
+    assert done.returncode == 1
+    assert f"{output} cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_82_a_pipe_gets_no_colour_and_no_bar_and_a_terminal_gets_a_bar(run: Wa) -> None:
+    """What is piped is plain; a person at a terminal sees how far it is, on stderr."""
+    piped = run("average", "run", "-r", "swa", "-o", "out.safetensors")
+    assert "\x1b" not in piped.stdout + piped.stderr
+    assert len(piped.stderr.splitlines()) == 1
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli", "average", "run", "-r", "swa", "-o", "out.safetensors"],
+        cwd=run.folder, env=run.environment | {"TERM": "xterm"}, stdout=subprocess.PIPE, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:
+        pass  # Linux says so at the end of a terminal
+    finally:
+        os.close(ours)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, b"out.safetensors\n")
+    assert "━".encode() in shown

@@ -1,0 +1,449 @@
+"""The offline merge against rational arithmetic, and what it does with bad checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from support.averaging import WatchedStore
+from support.bad_files import BAD_FILES
+from support.checkpoints import exact_average, network, save
+from wa_core.averaging.offline import MergeOptions, average_files
+from wa_core.averaging.plan import plan_average
+from wa_core.averaging.rules import Rule, parse_rule
+from wa_core.averaging.sources import open_object, open_source
+from wa_core.averaging.tensor_policy import Policy
+from wa_core.errors import (
+    CorruptError,
+    IncompatibleError,
+    InvalidInputError,
+    StoreUnavailableError,
+    WeightAveragingError,
+)
+from wa_core.store.memory import MemoryStore
+from wa_core.tensors import read_checkpoint, serialize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from support.seaweed import Seaweed
+
+RULES = ["swa", "ema:half_life=60", "ema:decay=0.9,init=first", "swa:start_step=40", "window:last=3,shape=cosine"]
+STEPS = [3, 20, 40, 41, 100]
+SWA = parse_rule("swa")
+
+
+def averaged(folder: Path, states: dict[int, dict[str, Tensor]], rule: Rule = SWA, **options: Any) -> bytes:
+    """The output file of a merge of `states`."""
+    out = folder / "out.safetensors"
+    average_files(save(folder, states), rule, out, options=MergeOptions(**options))
+    return out.read_bytes()
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The texts in a file's header, as the safetensors library reads them."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def refused(folder: Path, paths: list[Path], code: str, **how: Any) -> WeightAveragingError:
+    """The error of a merge that must leave no trace."""
+    before = sorted(folder.iterdir())
+    with pytest.raises(WeightAveragingError) as caught:
+        average_files(paths, how.pop("rule", SWA), folder / "out.safetensors", **how)
+    assert caught.value.code == code
+    assert "\n" not in caught.value.message
+    assert sorted(folder.iterdir()) == before, "nothing may be written"
+    return caught.value
+
+
+@pytest.mark.parametrize("spelling", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_average_is_the_exact_one_rounded_once(tmp_path: Path, spelling: str, dtype: torch.dtype) -> None:
+    """Every float tensor equals the rational weighted sum rounded once (float64: to a few last places)."""
+    rule = parse_rule(spelling)
+    states = {step: network(step, dtype=dtype, size=11) for step in STEPS}
+
+    found = read_checkpoint([averaged(tmp_path, states, rule)]).tensors
+
+    coefficients = rule.coefficients(STEPS)
+    # 1/5 is no float: a mean is exact only with the fraction.
+    is_mean = spelling.startswith("swa")
+    parts = [Fraction(1, len(coefficients)) if is_mean else Fraction(value) for value in coefficients.values()]
+    for name in ("conv.weight", "big", "scalar"):
+        expected = exact_average([states[step][name] for step in coefficients], parts)
+        if dtype == torch.float64:
+            assert torch.allclose(found[name], expected, rtol=1e-15, atol=1e-15)
+        else:
+            assert torch.equal(found[name], expected), name
+    newest = states[max(coefficients)]
+    assert torch.equal(found["bn.num_batches_tracked"], newest["bn.num_batches_tracked"])
+    assert torch.equal(found["mask"], newest["mask"])
+    assert found["nothing"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("spelling", RULES)
+@pytest.mark.parametrize("accumulator", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_constants_stay_exactly_constant(
+    tmp_path: Path, spelling: str, accumulator: Any, dtype: torch.dtype
+) -> None:
+    """Equal checkpoints average to themselves, bit for bit, statistics included."""
+    state = network(1, dtype=dtype)
+    out = averaged(tmp_path, dict.fromkeys(STEPS, state), parse_rule(spelling), accumulator_dtype=accumulator)
+    assert serialize(read_checkpoint([out]).tensors) == serialize(state)
+
+
+def test_the_float32_accumulator_is_good_to_its_own_precision(tmp_path: Path) -> None:
+    """Summing in float32 is allowed and stays within a few of its units in the last place."""
+    states = {step: network(step) for step in range(1, 30)}
+    found = read_checkpoint([averaged(tmp_path, states, accumulator_dtype="float32")]).tensors
+    exact = torch.stack([state["big"].double() for state in states.values()]).mean(0)
+    assert torch.allclose(found["big"].double(), exact, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("spelling", ["swa", "ema:half_life=60"])
+def test_batchnorm_statistics_are_pooled(tmp_path: Path, spelling: str) -> None:
+    """The pooled variance is the mean of the variances plus the variance of the means: that of the mixture."""
+    rule = parse_rule(spelling)
+    states = {step: network(step) for step in STEPS}
+    found = read_checkpoint([averaged(tmp_path, states, rule)]).tensors
+
+    weights = torch.tensor(list(rule.coefficients(STEPS).values()), dtype=torch.float64)[:, None]
+    means, variances = (
+        torch.stack([state[f"bn.running_{which}"].double() for state in states.values()])
+        for which in ("mean", "var")
+    )
+    mean = (weights * means).sum(0)
+    variance = (weights * (variances + means.square())).sum(0) - mean.square()
+    assert torch.equal(found["bn.running_mean"], mean.float())
+    assert torch.allclose(found["bn.running_var"].double(), variance, rtol=1e-7)
+
+
+@given(
+    dtypes=st.lists(
+        st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]),
+        min_size=1,
+        max_size=6,
+    ),
+    sizes=st.lists(st.integers(0, 40), min_size=6, max_size=6),
+    tile=st.integers(1, 50),
+    threads=st.integers(1, 4),
+    spelling=st.sampled_from(RULES),
+    accumulator=st.sampled_from(["float64", "float32"]),
+    order=st.permutations(range(len(STEPS))),
+)
+@settings(max_examples=40, deadline=None)
+def test_bits_do_not_depend_on_tiles_threads_or_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    dtypes: list[torch.dtype],
+    sizes: list[int],
+    tile: int,
+    threads: int,
+    spelling: str,
+    accumulator: Any,
+    order: list[int],
+) -> None:
+    """Tiles of any size, any number of threads, sources in any order: the same file, byte for byte."""
+    draw = torch.Generator().manual_seed(sum(sizes))
+    states = {
+        step: {f"t{i}": (torch.randn(sizes[i], generator=draw) * 50).to(dtype) for i, dtype in enumerate(dtypes)}
+        for step in STEPS
+    }
+    folder = tmp_path_factory.mktemp("merge")
+    paths = save(folder, states)
+    rule = parse_rule(spelling)
+    whole = MergeOptions(accumulator_dtype=accumulator, num_threads=1)
+    cut = MergeOptions(accumulator_dtype=accumulator, num_threads=threads, tile_elements=tile)
+
+    average_files(paths, rule, folder / "whole.safetensors", options=whole)
+    average_files([paths[i] for i in order], rule, folder / "cut.safetensors", options=cut)
+
+    assert (folder / "whole.safetensors").read_bytes() == (folder / "cut.safetensors").read_bytes()
+
+
+def test_the_layout_of_the_files_does_not_matter(tmp_path: Path) -> None:
+    """Files that hold the same tensors in another order, with wrappers' names or in shards average to the same."""
+    states = {step: network(step) for step in (1, 2, 3)}
+    plain = read_checkpoint([averaged(tmp_path, states)]).tensors
+    folder = tmp_path / "other"
+    folder.mkdir()
+    paths = save(folder, {1: states[1]})
+    save_file(
+        {f"module.{name}": value for name, value in reversed(states[2].items())}, folder / "step_2.safetensors"
+    )
+    names = sorted(states[3])
+    shards = folder / "step_3"
+    shards.mkdir()
+    for file, part in (("m-1.safetensors", names[:4]), ("m-2.safetensors", names[4:])):
+        save_file({name: states[3][name] for name in part}, shards / file)
+    weight_map = {name: "m-1.safetensors" if name in names[:4] else "m-2.safetensors" for name in names}
+    (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    average_files([*paths, folder / "step_2.safetensors", shards], SWA, folder / "out.safetensors")
+
+    found = load_file(folder / "out.safetensors")
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_tied_tensors_are_averaged_once_and_restored(tmp_path: Path) -> None:
+    """A tie that all checkpoints have is kept; one that some have lost costs space and no correctness."""
+    states = {}
+    for step in (1, 2):
+        shared = torch.full((3,), float(step))
+        states[step] = {"head": shared, "embed": shared}
+    out = averaged(tmp_path, states)
+    both = read_checkpoint([out]).tensors
+    assert both["head"] is both["embed"]
+    assert both["head"].tolist() == [1.5] * 3
+
+    states[2]["head"] = torch.full((3,), 4.0)
+    found = read_checkpoint([averaged(tmp_path, states)]).tensors
+    assert found["embed"].tolist() == [1.5] * 3
+    assert found["head"].tolist() == [2.5] * 3
+
+
+def test_the_output_says_what_it_is(tmp_path: Path) -> None:
+    """The header tells that these are averaged weights, the rule, and every source's step, part and digest."""
+    paths = save(tmp_path, {step: network(step) for step in (10, 20, 30)})
+    rule = parse_rule("swa:start_step=15")
+    options = MergeOptions(digests=True, metadata={"note": "mine"})
+
+    report = average_files(paths, rule, tmp_path / "out.safetensors", options=options)
+
+    texts = metadata_of(tmp_path / "out.safetensors")
+    assert texts["weights"] == "averaged"
+    assert (texts["rule"], texts["n_averaged"], texts["first_step"], texts["last_step"]) == (
+        "swa:start_step=15", "2", "20", "30",
+    )  # fmt: skip
+    assert texts["note"] == "mine"
+    assert json.loads(texts["sources"]) == [
+        {
+            "name": path.name,
+            "step": step,
+            "coefficient": 0.5,
+            "size_bytes": path.stat().st_size,
+            "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest()},
+        }
+        for step, path in zip((20, 30), paths[1:], strict=True)
+    ]
+    assert report.files == (tmp_path / "out.safetensors",)
+    assert report.plan.coefficients == {20: 0.5, 30: 0.5}
+    assert list(report.plan.left_out) == [str(paths[0])]
+
+
+def test_the_plan_tells_everything_beforehand(tmp_path: Path) -> None:
+    """A dry run says what becomes of each tensor and how much is read and written, and it is so."""
+    paths = save(tmp_path, {step: network(step) for step in STEPS})
+    sources = [open_source(path) for path in paths]
+    plan = plan_average(sources, parse_rule("ema:half_life=60"), steps=STEPS, latest=["scal*"])
+    done: list[tuple[int, int]] = []
+
+    average_files(
+        sources,
+        parse_rule("ema:half_life=60"),
+        tmp_path / "out.safetensors",
+        steps=STEPS,
+        latest=["scal*"],
+        options=MergeOptions(on_progress=lambda *at: done.append(at), num_threads=1),
+    )
+
+    policies = {name: decision.policy for name, decision in plan.decisions.items()}
+    assert policies["conv.weight"] is Policy.AVERAGE
+    assert policies["bn.running_mean"] is Policy.POOLED_MEAN
+    assert policies["bn.running_var"] is Policy.POOLED_VAR
+    assert policies["mask"] is policies["bn.num_batches_tracked"] is policies["scalar"] is Policy.LATEST
+    assert done[-1] == (plan.read_bytes, plan.read_bytes)
+    assert load_file(tmp_path / "out.safetensors")["scalar"] == network(100)["scalar"]
+    assert plan.write_bytes == sum(tensor.nbytes for tensor in network(1).values())
+    for source in sources:
+        source.close()
+
+
+@pytest.mark.parametrize(("number", "data", "code"), BAD_FILES[::4])
+def test_a_bad_checkpoint_among_good_ones_is_named(tmp_path: Path, number: int, data: bytes, code: str) -> None:
+    """40-58: one damaged file stops the merge with its name and code, and nothing is written."""
+    paths = save(tmp_path, {step: network(step) for step in (1, 2, 3)})
+    paths[1].write_bytes(data)
+    error = refused(tmp_path, paths, code)
+    assert isinstance(error, CorruptError), number
+    assert str(paths[1]) in error.message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["big", "scalar", "bn.running_mean", "bn.running_var"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nan_and_infinity_are_refused(tmp_path: Path, value: float, name: str, dtype: torch.dtype) -> None:
+    """59: one bad number in one checkpoint is found, and its file and tensor are named."""
+    states = {step: network(step, dtype=dtype) for step in (1, 2, 3)}
+    states[2][name].reshape(-1)[-1] = value
+    paths = save(tmp_path, states)
+    error = refused(tmp_path, paths, "not_finite")
+    assert str(paths[1]) in error.message
+    assert repr(name) in error.message
+
+
+def test_bools_must_be_zero_or_one(tmp_path: Path) -> None:
+    """A bool tensor with other bytes is damaged."""
+    paths = save(tmp_path, {1: network(1), 2: network(2)})
+    body = bytearray(paths[1].read_bytes())
+    assert read_checkpoint([bytes(body)]).tensors["mask"].numel() == 5
+    body[-1] = 7  # bools are written last
+    paths[1].write_bytes(bytes(body))
+    assert str(paths[1]) in refused(tmp_path, paths, "bad_value").message
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"extra": torch.ones(1)}, "tensors_differ"),
+        ({"big": torch.ones(3, 1)}, "shape_changed"),
+        ({"scalar": torch.ones(1)}, "shape_changed"),
+        ({"big": torch.ones(3, 301, dtype=torch.int32)}, "dtype_changed"),
+        ({"big": torch.ones(3, 301, dtype=torch.float16)}, "dtype_changed"),
+    ],
+)
+def test_another_architecture_is_refused(tmp_path: Path, change: dict[str, Tensor], code: str) -> None:
+    """60-62: extra tensors, other shapes (broadcastable ones too) and other dtypes are listed and refused."""
+    paths = save(tmp_path, {1: network(1), 2: network(2) | change, 3: network(3)})
+    error = refused(tmp_path, paths, code)
+    assert isinstance(error, IncompatibleError)
+    assert str(paths[1]) in error.message
+    assert repr(next(iter(change))) in error.message
+
+
+def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    """60: what a checkpoint lacks is listed."""
+    lacking = {name: value for name, value in network(2).items() if name != "big"}
+    paths = save(tmp_path, {1: network(1), 2: lacking})
+    assert "missing: 'big'" in refused(tmp_path, paths, "tensors_differ").message
+
+
+def test_complex_tensors_are_refused(tmp_path: Path) -> None:
+    """What cannot be averaged is refused before anything is read, with the reason."""
+    paths = save(tmp_path, {step: {"w": torch.ones(2, dtype=torch.complex64)} for step in (1, 2)})
+    assert "complex" in refused(tmp_path, paths, "unsupported_dtype").message
+
+
+def test_records_are_checked_before_anything_is_visible(tmp_path: Path) -> None:
+    """64: a checkpoint whose bytes are not the recorded ones is refused, asked for digests or not."""
+    paths = save(tmp_path, {1: network(1), 2: network(2)})
+    sources = [open_source(path, sha256="0" * 64, step=step) for step, path in enumerate(paths)]
+    with pytest.raises(CorruptError) as caught:
+        average_files(sources, SWA, tmp_path / "out.safetensors")
+    assert caught.value.code == "digest_mismatch"
+    assert not (tmp_path / "out.safetensors").exists()
+    for source in sources:
+        source.close()
+
+
+def test_calls_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+    """No sources, none that counts, one twice, one step twice, an output over an input: each is an error."""
+    paths = save(tmp_path, {1: network(1), 2: network(2)})
+    refused(tmp_path, [], "invalid_input")
+    refused(tmp_path, paths, "invalid_input", rule=parse_rule("swa:start_step=9"))
+    refused(tmp_path, [paths[0], paths[0]], "invalid_input")
+    refused(tmp_path, paths, "ambiguous_steps", steps=[4, 4])
+    refused(tmp_path, paths, "ambiguous_steps", steps=[4])
+    for out in (paths[0], tmp_path):
+        with pytest.raises(InvalidInputError):
+            average_files(paths, SWA, out)
+    for wrong in ({"accumulator_dtype": "bfloat16"}, {"num_threads": 0}, {"tile_elements": 0}):
+        with pytest.raises(InvalidInputError):
+            MergeOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    """79: a folder that is not there is an error before any data is read."""
+    paths = save(tmp_path, {1: network(1), 2: network(2)})
+    with pytest.raises(InvalidInputError, match=r"missing/out\.safetensors cannot be written"):
+        average_files(paths, SWA, tmp_path / "missing" / "out.safetensors")
+
+
+def test_an_older_output_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    """A merge that fails leaves the file that was there before."""
+    paths = save(tmp_path, {1: network(1), 2: {"w": torch.ones(1)}})
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"older")
+    with pytest.raises(IncompatibleError):
+        average_files(paths, SWA, out)
+    assert out.read_bytes() == b"older"
+
+    average_files(paths[:1], SWA, out)
+    assert load_file(out).keys() == network(1).keys()
+
+
+def test_objects_in_a_store_are_averaged_with_one_read(seaweed: Seaweed, tmp_path: Path) -> None:
+    """From a real store the result is that of local files, and every averaged byte is read once."""
+    states = {step: {"w": network(step, size=70_001)["big"]} for step in STEPS}
+    local = averaged(tmp_path, states)
+    store = WatchedStore(seaweed.new_store())
+    for step, state in states.items():
+        store.put(f"ck/step_{step}.safetensors", serialize(state))
+    sources = [open_object(store, f"ck/step_{step}.safetensors") for step in STEPS]
+    headers = dict(store.bytes_read)
+
+    average_files(sources, SWA, tmp_path / "remote.safetensors", options=MergeOptions(tile_elements=9_999))
+
+    assert (tmp_path / "remote.safetensors").read_bytes() == local
+    size = states[3]["w"].nbytes
+    assert {key: count - headers[key] for key, count in store.bytes_read.items()} == dict.fromkeys(headers, size)
+
+
+def test_a_store_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
+    """F10: a source that cannot be reached any more is a transient error, and nothing is written."""
+
+    class Gone(WatchedStore):
+        def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Any:
+            if start > 1000:
+                raise StoreUnavailableError("the store does not answer")
+            return super().stream(key, start=start, end=end)
+
+    store = Gone(MemoryStore())
+    for step in (1, 2):
+        store.put(f"step_{step}", serialize({"w": torch.ones(5000)}))
+    sources = [open_object(store, f"step_{step}") for step in (1, 2)]
+    with pytest.raises(StoreUnavailableError, match="step_1: the store does not answer"):
+        average_files(sources, SWA, tmp_path / "out.safetensors", options=MergeOptions(tile_elements=100))
+    assert list(tmp_path.iterdir()) == []
+
+
+_MEASURED = """
+import resource, sys
+from wa_core.averaging.offline import average_files
+from wa_core.averaging.rules import SwaRule
+average_files(sys.argv[2:], SwaRule(), sys.argv[1])
+# Not ru_maxrss: a child inherits its parent's peak until it has its own pages.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak.split()[1]) // 1024, "torch" in sys.modules)
+"""
+
+
+def test_memory_is_bounded_and_torch_stays_out(tmp_path: Path) -> None:
+    """F23: merging four files of 160 MB takes under 120 MB in all, and torch is never imported."""
+    paths = save(tmp_path, {step: {"w": torch.full((40_000_000,), float(step))} for step in range(1, 5)})
+    out = tmp_path / "out.safetensors"
+
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, out, *paths], capture_output=True, text=True, check=True, timeout=120
+    )
+
+    peak_mb, has_torch = done.stdout.split()
+    assert int(peak_mb) < 120
+    assert has_torch == "False"
+    with safe_open(out, "pt") as file:
+        assert file.get_slice("w")[:3].tolist() == [2.5, 2.5, 2.5]

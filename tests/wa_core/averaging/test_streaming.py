@@ -1,0 +1,369 @@
+"""The streaming fold against ShadowWeights, bit for bit, and what it does when something fails on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from support.averaging import WatchedStore
+from support.checkpoints import network, save
+from support.faulty import Fault, FaultyStore
+from wa_core.averaging.output import SafetensorsWriter
+from wa_core.averaging.rules import EmaRule, SwaRule, parse_rule
+from wa_core.averaging.shadow import ShadowWeights
+from wa_core.averaging.sources import open_object, open_source
+from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streaming import fold_source
+from wa_core.errors import (
+    CorruptError,
+    IncompatibleError,
+    InvalidInputError,
+    NoAverageYetError,
+    StoreUnavailableError,
+)
+from wa_core.store.memory import MemoryStore
+from wa_core.tensors import read_checkpoint, serialize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from support.seaweed import Seaweed
+    from wa_core.averaging.rules import Rule
+
+RULES: list[Rule] = [
+    SwaRule(),
+    EmaRule(half_life_steps=60),
+    EmaRule(decay=0.9, init="first"),
+    SwaRule(start_step=40),
+]
+STEPS = [3, 20, 40, 41, 100]
+TORCH = {"float32": torch.float32, "float64": torch.float64}
+
+
+def fold(shadows: list[StreamedShadow], state: dict[str, Tensor], *, step: int, **how: Any) -> Any:
+    """Fold a state from a store in memory."""
+    store = MemoryStore()
+    store.put("model.safetensors", serialize(state))
+    return fold_source(open_object(store, "model.safetensors"), shadows, step=step, **how)
+
+
+def kept(shadow: StreamedShadow, folder: Path) -> bytes:
+    """The state that a shadow writes."""
+    path = folder / "state.safetensors"
+    shadow.write_state(SafetensorsWriter(path))
+    return path.read_bytes()
+
+
+def value(shadow: StreamedShadow, folder: Path) -> dict[str, Tensor]:
+    """The average that a shadow writes."""
+    path = folder / "value.safetensors"
+    shadow.write_value(SafetensorsWriter(path), metadata={"weights": "averaged"})
+    return read_checkpoint([path.read_bytes()]).tensors
+
+
+def assert_same(shadow: StreamedShadow, reference: ShadowWeights, folder: Path) -> None:
+    """The same accumulators, coefficients and average, to the last bit."""
+    found = read_checkpoint([kept(shadow, folder)])
+    tensors, metadata = reference.state()
+    assert serialize(found.tensors) == serialize(tensors)
+    assert found.metadata["shadow"] == metadata["shadow"]
+    assert shadow.coefficients() == reference.coefficients()
+    assert serialize(value(shadow, folder)) == serialize(reference.value())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("checkpoint_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_in_file", [False, True])
+def test_four_averages_have_the_bits_of_shadow_weights(
+    tmp_path: Path, dtype: Any, checkpoint_dtype: torch.dtype, *, is_in_file: bool
+) -> None:
+    """One read folds a checkpoint into every average that counts it, with ShadowWeights' bits."""
+    folder = tmp_path if is_in_file else None
+    shadows = [StreamedShadow(rule, dtype=dtype, scratch_folder=folder) for rule in RULES]
+    references = [ShadowWeights(rule, dtype=TORCH[dtype]) for rule in RULES]
+
+    for step in STEPS:
+        state = network(step, dtype=checkpoint_dtype)
+        report = fold(shadows, state, step=step)
+        assert report.is_folded == tuple(reference.fold(state, step=step) for reference in references)
+
+    for shadow, reference in zip(shadows, references, strict=True):
+        assert_same(shadow, reference, tmp_path)
+        shadow.close()
+
+
+@given(
+    block=st.integers(1, 300),
+    stretch=st.integers(16, 5000),
+    connections=st.integers(1, 4),
+    restarts=st.sets(st.sampled_from(STEPS)),
+    rule=st.sampled_from(RULES),
+    dtype=st.sampled_from(["float32", "float64"]),
+    checkpoint_dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+@settings(max_examples=40, deadline=None)
+def test_bits_do_not_depend_on_blocks_connections_or_restarts(
+    tmp_path_factory: pytest.TempPathFactory,
+    block: int,
+    stretch: int,
+    connections: int,
+    restarts: set[int],
+    rule: Rule,
+    dtype: Any,
+    checkpoint_dtype: torch.dtype,
+) -> None:
+    """Any cut into blocks and requests, any number of connections, and restarts at any point: the same bits."""
+    folder = tmp_path_factory.mktemp("fold")
+    reference = ShadowWeights(rule, dtype=TORCH[dtype])
+    shadow = StreamedShadow(rule, dtype=dtype)
+    how = {"block": block, "stretch_bytes": stretch, "num_connections": connections}
+    for step in STEPS:
+        state = network(step, dtype=checkpoint_dtype, size=97)
+        reference.fold(state, step=step)
+        fold([shadow], state, step=step, **how)
+        if step in restarts and shadow.n_averaged:
+            kept(shadow, folder)
+            shadow.close()
+            source = open_source(folder / "state.safetensors")
+            shadow = StreamedShadow.restore(rule, source, scratch_folder=folder)
+            source.close()
+    assert_same(shadow, reference, folder)
+    shadow.close()
+
+
+def test_either_shadow_goes_on_from_the_others_state(tmp_path: Path) -> None:
+    """What ShadowWeights kept is restored into a streamed shadow and the other way round."""
+    rule = EmaRule(half_life_steps=60)
+    reference = ShadowWeights(rule)
+    reference.fold(network(3), step=3)
+    tensors, metadata = reference.state()
+    path = tmp_path / "shadow.safetensors"
+    path.write_bytes(serialize(tensors, metadata=metadata))
+
+    source = open_source(path)
+    shadow = StreamedShadow.restore(rule, source)
+    source.close()
+    fold([shadow], network(20), step=20)
+    reference.fold(network(20), step=20)
+    assert_same(shadow, reference, tmp_path)
+
+    found = read_checkpoint([kept(shadow, tmp_path)])
+    back = ShadowWeights.restore(rule, found.tensors, found.metadata)
+    assert serialize(back.value()) == serialize(reference.value())
+
+
+def test_ties_are_folded_once_and_written_back(tmp_path: Path) -> None:
+    """Tied tensors have one accumulator; a copy that lost the tie is folded while its values are the same."""
+    shared = torch.randn(50)
+    shadow = StreamedShadow(SwaRule())
+    fold([shadow], {"head": shared, "embed": shared}, step=1)
+    assert [slot.name for slot in shadow.slots()] == ["embed"]
+    fold([shadow], {"head": shared + 1, "embed": shared + 1}, step=2)
+
+    found = value(shadow, tmp_path)
+    assert found["head"] is found["embed"]
+    with pytest.raises(IncompatibleError) as caught:
+        fold([shadow], {"head": shared, "embed": shared + 1}, step=3)
+    assert caught.value.code == "ties_changed"
+    assert not shadow.is_broken
+    assert shadow.n_averaged == 2
+
+
+def test_every_byte_is_read_once_from_a_real_store(seaweed: Seaweed, tmp_path: Path) -> None:
+    """Three averages, one read: the store sends the object's size and no byte more; the digest comes with it."""
+    state = {"w": torch.randn(300_001), "b": torch.randn(1000).bfloat16(), "n": torch.tensor(3)}
+    body = serialize(state)
+    store = WatchedStore(seaweed.new_store())
+    store.put("ck/model.safetensors", body)
+    shadows = [StreamedShadow(rule, scratch_folder=tmp_path) for rule in RULES[:3]]
+
+    source = open_object(store, "ck/model.safetensors", size_bytes=len(body))
+    report = fold_source(source, shadows, step=1, digests=True, stretch_bytes=100_000)
+
+    assert store.bytes_read == {"ck/model.safetensors": len(body)}
+    assert report.sha256 == {"model.safetensors": hashlib.sha256(body).hexdigest()}
+    for shadow in shadows:
+        assert serialize(value(shadow, tmp_path)) == serialize(state)
+        shadow.close()
+
+
+def test_nothing_is_read_when_no_rule_counts_the_step() -> None:
+    """A checkpoint before every start costs no byte."""
+    store = WatchedStore(MemoryStore())
+    store.put("m.safetensors", serialize(network(1)))
+    source = open_object(store, "m.safetensors")
+    before = dict(store.bytes_read)
+    report = fold_source(source, [StreamedShadow(SwaRule(start_step=9))], step=1)
+    assert report.is_folded == (False,)
+    assert store.bytes_read == before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_bad_number_breaks_the_touched_shadows(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
+    """59: NaN or infinity is found in the same read; the half-folded shadow cannot be used, its last state can."""
+    shadow = StreamedShadow(SwaRule())
+    fold([shadow], network(1, dtype=dtype), step=1)
+    before = kept(shadow, tmp_path)
+    state = network(2, dtype=dtype)
+    state["scalar"].fill_(bad)
+
+    with pytest.raises(CorruptError, match=r"model\.safetensors: tensor 'scalar'") as caught:
+        fold([shadow], state, step=2)
+
+    assert caught.value.code == "not_finite"
+    assert shadow.is_broken
+    with pytest.raises(InvalidInputError, match="restore it"):
+        fold([shadow], network(3, dtype=dtype), step=3)
+    with pytest.raises(NoAverageYetError):
+        kept(shadow, tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(before)
+    source = open_source(tmp_path / "state.safetensors")
+    again = StreamedShadow.restore(SwaRule(), source)
+    source.close()
+    assert kept(again, tmp_path) == before
+
+
+def test_large_numbers_are_not_taken_for_infinity(tmp_path: Path) -> None:
+    """Values near the end of float32's range, whose sum overflows, are folded."""
+    state = {"w": torch.full((1000,), 3e38)}
+    shadow = StreamedShadow(SwaRule())
+    fold([shadow], state, step=1)
+    assert serialize(value(shadow, tmp_path)) == serialize(state)
+
+
+def test_other_bytes_than_recorded_are_refused() -> None:
+    """64: the digest is taken in the same read, and a wrong one breaks the fold."""
+    store = MemoryStore()
+    store.put("m.safetensors", serialize(network(1)))
+    shadow = StreamedShadow(SwaRule())
+    with pytest.raises(CorruptError) as caught:
+        fold_source(open_object(store, "m.safetensors", sha256="0" * 64), [shadow], step=1)
+    assert caught.value.code == "digest_mismatch"
+    assert shadow.is_broken
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"extra": torch.ones(1)}, "tensors_differ"),
+        ({"big": torch.ones(3, 1)}, "shape_changed"),
+        ({"big": torch.ones(3, 301, dtype=torch.int32)}, "dtype_changed"),
+    ],
+)
+def test_another_architecture_is_refused_before_anything_is_read(change: dict[str, Tensor], code: str) -> None:
+    """60-62: the header tells, so the shadow stays whole and goes on with the next checkpoint."""
+    shadow = StreamedShadow(SwaRule())
+    fold([shadow], network(1), step=1)
+    with pytest.raises(IncompatibleError, match=r"model\.safetensors: ") as caught:
+        fold([shadow], network(2) | change, step=2)
+    assert caught.value.code == code
+    fold([shadow], network(3), step=3)
+    assert list(shadow.coefficients()) == [1, 3]
+
+
+def test_complex_tensors_and_steps_backwards_are_refused() -> None:
+    """What cannot be averaged, and a step that does not go forward, are refused at once."""
+    shadow = StreamedShadow(SwaRule())
+    with pytest.raises(IncompatibleError) as caught:
+        fold([shadow], {"w": torch.ones(2, dtype=torch.complex64)}, step=1)
+    assert caught.value.code == "unsupported_dtype"
+    fold([shadow], network(5), step=5)
+    with pytest.raises(InvalidInputError):
+        fold([shadow], network(5), step=5)
+    with pytest.raises(InvalidInputError):
+        StreamedShadow(parse_rule("window:last=3"))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError):
+        StreamedShadow(SwaRule(), dtype="bfloat16")  # type: ignore[arg-type]
+
+
+def test_bools_must_be_zero_or_one() -> None:
+    """A bool tensor with other bytes is damaged."""
+    store = MemoryStore()
+    body = bytearray(serialize({"w": torch.ones(4), "mask": torch.tensor([True, False])}))
+    body[-1] = 7
+    store.put("m.safetensors", bytes(body))
+    with pytest.raises(CorruptError) as caught:
+        fold_source(open_object(store, "m.safetensors"), [StreamedShadow(SwaRule())], step=1)
+    assert caught.value.code == "bad_value"
+
+
+def test_a_store_that_fails_half_way_breaks_the_fold() -> None:
+    """F6: a read that is cut ends in a transient error, never in a shadow with holes."""
+    store = FaultyStore(MemoryStore())
+    store.put("m.safetensors", serialize(network(1, size=50_000)))
+    source = open_object(store, "m.safetensors")
+    shadow = StreamedShadow(SwaRule())
+    store.next_call("stream", Fault.TRUNCATE)
+    with pytest.raises(StoreUnavailableError, match=r"m\.safetensors: "):
+        fold_source(source, [shadow], step=1, stretch_bytes=1000)
+    assert shadow.is_broken
+
+
+def test_a_scratch_folder_that_is_not_there_is_said_before_reading(tmp_path: Path) -> None:
+    """F22: no room for the accumulators is an error before the first byte, with the folder's name."""
+    store = WatchedStore(MemoryStore())
+    store.put("m.safetensors", serialize(network(1)))
+    source = open_object(store, "m.safetensors")
+    before = dict(store.bytes_read)
+    with pytest.raises(StoreUnavailableError, match="missing"):
+        fold_source(source, [StreamedShadow(SwaRule(), scratch_folder=tmp_path / "missing")], step=1)
+    assert store.bytes_read == before
+
+
+def test_a_damaged_state_is_not_restored(tmp_path: Path) -> None:
+    """A state of another rule, or a plain checkpoint, is no shadow."""
+    shadow = StreamedShadow(SwaRule())
+    fold([shadow], network(1), step=1)
+    kept(shadow, tmp_path)
+    paths = save(tmp_path, {1: network(1)})
+    for path, rule in ((tmp_path / "state.safetensors", EmaRule(decay=0.5)), (paths[0], SwaRule())):
+        source = open_source(path)
+        with pytest.raises(CorruptError) as caught:
+            StreamedShadow.restore(rule, source)
+        assert caught.value.code == "bad_shadow"
+        source.close()
+
+
+_MEASURED = """
+import sys
+from pathlib import Path
+import torch
+from wa_core.averaging.rules import SwaRule
+from wa_core.averaging.sources import open_source
+from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streaming import fold_source
+def rss_mb(which):
+    line = next(line for line in open("/proc/self/status") if line.startswith(which))
+    return int(line.split()[1]) // 1024
+torch.ones(1 << 20).lerp_(torch.ones(1 << 20), 0.5)
+before = rss_mb("VmHWM")
+shadows = [StreamedShadow(SwaRule(), scratch_folder=Path(sys.argv[1])) for _ in range(2)]
+for step, path in enumerate(sys.argv[2:]):
+    source = open_source(path)
+    fold_source(source, shadows, step=step)
+    source.close()
+print(rss_mb("VmHWM") - before)
+"""
+
+
+def test_memory_is_bounded_by_blocks_with_a_scratch_file(tmp_path: Path) -> None:
+    """F23: folding 320 MB files into two averages on disk takes less than 120 MB on top of torch itself."""
+    paths = save(tmp_path, {step: {"w": torch.full((80_000_000,), float(step))} for step in (1, 2)})
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, tmp_path, *paths],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert int(done.stdout) < 120

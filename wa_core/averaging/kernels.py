@@ -1,0 +1,72 @@
+"""Accumulators of lists of tensors, blended by one kernel per device and dtype where torch has one.
+
+It knows tensors; what is averaged, and with which weights, is its callers' affair. The invariant: an accumulator
+never has less precision than float32, nor than what is folded into it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements converted at a time: on the CPU so few that they are still in cache when they are folded; elsewhere so
+# many that starting kernels costs nothing, and so few that the copies take little memory.
+_CPU_BATCH = 1 << 20
+_BATCH = 1 << 24
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that averages tensors of `dtype`: at least float32; integers and bools stay as they are."""
+    if dtype.is_floating_point:
+        return torch.promote_types(torch.float32, dtype) if torch.finfo(dtype).bits >= 16 else torch.float32  # noqa: PLR2004
+    return torch.complex64 if dtype == torch.complex32 else dtype
+
+
+def new_accumulator(like: Tensor, values: Tensor | None = None) -> Tensor:
+    """A tensor of `like`'s shape and device with the accumulator's dtype and a copy of `values` (or of `like`)."""
+    source = (like if values is None else values).detach()
+    dtype = torch.promote_types(accumulator_dtype(source.dtype), accumulator_dtype(like.dtype))
+    return torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(source)
+
+
+def blend(averages: list[Tensor], tensors: list[Tensor], *, weight: float) -> None:
+    """``average += weight * (tensor - average)`` in place, pair by pair; integers and bools take the latest.
+
+    Args:
+        averages: accumulators, each on its tensor's device and of its shape.
+        tensors: what to fold in.
+        weight: in [0, 1].
+    """
+    kinds: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    for average, tensor in zip(averages, tensors, strict=True):
+        into, source = kinds[average.device, average.dtype, tensor.dtype]
+        into.append(average)
+        source.append(tensor)
+    for (_, dtype, tensor_dtype), (into, source) in kinds.items():
+        if not (dtype.is_floating_point or dtype.is_complex):
+            torch._foreach_copy_(into, source)
+        elif dtype == tensor_dtype:
+            torch._foreach_lerp_(into, source, weight)
+        else:
+            _blend_converted(into, source, weight)
+
+
+def _blend_converted(averages: list[Tensor], tensors: list[Tensor], weight: float) -> None:
+    size = _CPU_BATCH if averages[0].device.type == "cpu" else _BATCH
+    into: list[Tensor] = []
+    sources: list[Tensor] = []
+    for average, tensor in zip(averages, tensors, strict=True):
+        is_flat = average.is_contiguous() and tensor.is_contiguous()
+        into += torch.split(average.view(-1), size) if is_flat else [average]
+        sources += torch.split(tensor.view(-1), size) if is_flat else [tensor]
+    begin = num_elements = 0
+    for end, piece in enumerate(into, 1):
+        num_elements += piece.numel()
+        if num_elements >= size or end == len(into):
+            wide = [torch.empty_like(piece) for piece in into[begin:end]]
+            torch._foreach_copy_(wide, sources[begin:end])
+            torch._foreach_lerp_(into[begin:end], wide, weight)
+            begin, num_elements = end, 0

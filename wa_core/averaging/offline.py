@@ -1,0 +1,211 @@
+"""The offline merge: one average of checkpoints that are all there, written as one output.
+
+It goes tile by tile through all sources and keeps no accumulator, so memory is a few tiles, whatever the model's
+size. It knows sources, a rule and a writer; no service and no torch. The invariant: every element of the output is
+the same function of the same elements of the sources, so the bits depend neither on the tiles' size nor on the
+number of threads; and nothing is visible before everything was found sound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wa_core.averaging.output import SafetensorsWriter
+from wa_core.averaging.plan import AveragePlan, plan_average
+from wa_core.averaging.sources import open_source
+from wa_core.averaging.tiles import Merge
+from wa_core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from wa_core.averaging.blocks import AccumulatorDtype
+    from wa_core.averaging.output import Writer
+    from wa_core.averaging.rules import AnyRule
+    from wa_core.averaging.sources import Source
+
+# Elements of a tile. Local files: what is summed stays in the processor's cache. Stores: few large requests.
+_LOCAL_TILE = 1 << 17
+_REMOTE_TILE = 1 << 21
+
+
+@dataclass(frozen=True, slots=True)
+class AverageReport:
+    """What was written: the plan, now with digests, the files, and how long it took."""
+
+    plan: AveragePlan
+    files: tuple[Path, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOptions:
+    """How `average_files` works; none of these changes a bit of the average but `accumulator_dtype`.
+
+    Attributes:
+        accumulator_dtype: what is summed in; float64 tensors are always summed in float64.
+        digests: note the SHA-256 of every source file (one more pass; recorded digests are always checked).
+        metadata: more texts for the output's header.
+        num_threads: tiles in work at a time.
+        tile_elements: the largest tile; chosen by where the sources are when None.
+        on_progress: called with bytes read and bytes in all, after every tile, from any thread.
+    """
+
+    accumulator_dtype: AccumulatorDtype = "float64"
+    digests: bool = False
+    metadata: Mapping[str, str] | None = None
+    num_threads: int = 2
+    tile_elements: int | None = None
+    on_progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulator_dtype not in ("float64", "float32"):
+            raise InvalidInputError(f"accumulator_dtype is {self.accumulator_dtype!r}; use 'float64' or 'float32'")
+        if self.num_threads < 1 or (self.tile_elements is not None and self.tile_elements < 1):
+            raise InvalidInputError("num_threads and tile_elements must be 1 or more")
+
+
+def average_files(
+    sources: Sequence[Source | str | os.PathLike[str]],
+    rule: AnyRule,
+    out: str | os.PathLike[str] | Writer,
+    *,
+    steps: Sequence[int] | None = None,
+    total_steps: int | None = None,
+    latest: Iterable[str] = (),
+    options: MergeOptions | None = None,
+) -> AverageReport:
+    """Average checkpoints into one file.
+
+    Args:
+        sources: paths, which are opened and closed here, or open sources, which stay open.
+        rule: how much each counts.
+        out: a path for one safetensors file, or a writer.
+        steps: one for each source; when not given, those that the sources know, or else their names tell.
+        total_steps: the run's length, for rules that need it.
+        latest: shell patterns of float tensors that keep their newest value instead.
+        options: how to work.
+
+    Raises:
+        InvalidInputError, IncompatibleError: as for `plan_average`; or the output cannot be written.
+        CorruptError: a source is damaged or has NaN or infinity (`not_finite`); nothing was written.
+        StoreUnavailableError: a source cannot be reached; nothing was written.
+    """
+    started = time.monotonic()
+    with ExitStack() as stack:
+        opened = [_open(source, stack) for source in sources]
+        plan = plan_average(opened, rule, steps=steps, total_steps=total_steps, latest=latest)
+        writer = SafetensorsWriter(_check_out(Path(out), sources)) if isinstance(out, str | os.PathLike) else out
+        by_name = {source.name: source for source in opened}
+        used = [by_name[use.name] for use in plan.sources]
+        plan, files = _write(plan, used, writer, options or MergeOptions())
+    return AverageReport(plan, files, seconds=time.monotonic() - started)
+
+
+def _open(source: Source | str | os.PathLike[str], stack: ExitStack) -> Source:
+    if not isinstance(source, str | os.PathLike):
+        return source
+    opened = open_source(source)
+    stack.callback(opened.close)
+    return opened
+
+
+def _check_out(out: Path, sources: Iterable[Source | str | os.PathLike[str]]) -> Path:
+    paths = [Path(source) for source in sources if isinstance(source, str | os.PathLike)]
+    if out.is_dir() or any(out.exists() and out.samefile(path) for path in paths):
+        what = "is a folder" if out.is_dir() else "is one of the checkpoints to average"
+        raise InvalidInputError(f"{out} {what}; choose another name for the output", code="output")
+    return out
+
+
+def _write(
+    plan: AveragePlan, used: Sequence[Source], writer: Writer, options: MergeOptions
+) -> tuple[AveragePlan, tuple[Path, ...]]:
+    needs_digests = options.digests or any(source.has_records for source in used)
+    blank = [dict.fromkeys(source.files, "0" * 64) if needs_digests else {} for source in used]
+    try:
+        writer.begin(plan.tensors, ties=plan.ties, metadata=_texts(_with_digests(plan, blank), options))
+        with _digesting(used if needs_digests else ()) as finish:
+            _merge(plan, used, writer, options)
+            plan = _with_digests(plan, finish() or blank)
+        return plan, writer.commit(_texts(plan, options))
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def _merge(plan: AveragePlan, used: Sequence[Source], writer: Writer, options: MergeOptions) -> None:
+    chosen = _REMOTE_TILE if any(source.is_remote for source in used) else _LOCAL_TILE
+    Merge(
+        used,
+        coefficients=[use.coefficient for use in plan.sources],
+        tensors=plan.tensors,
+        decisions=plan.decisions,
+        writer=writer,
+        accumulator=options.accumulator_dtype,
+        tile_elements=options.tile_elements or chosen,
+        on_read=_counter(plan.read_bytes, options.on_progress),
+    ).run(num_threads=options.num_threads)
+
+
+def _counter(total_bytes: int, on_progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    if on_progress is None:
+        return lambda _: None
+    lock, done = threading.Lock(), 0
+
+    def on_read(num_bytes: int) -> None:
+        nonlocal done
+        with lock:
+            done += num_bytes
+            on_progress(done, total_bytes)
+
+    return on_read
+
+
+@contextmanager
+def _digesting(sources: Sequence[Source]) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    # Beside the merge, in a thread of its own: hashing lets go of the interpreter's lock.
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+        waiting = [pool.submit(source.digests) for source in sources]
+        try:
+            yield lambda: [digests.result() for digests in waiting]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _with_digests(plan: AveragePlan, digests: Sequence[Mapping[str, str]]) -> AveragePlan:
+    uses = [replace(use, sha256=sha256) for use, sha256 in zip(plan.sources, digests, strict=True)]
+    return replace(plan, sources=tuple(uses))
+
+
+def _texts(plan: AveragePlan, options: MergeOptions) -> dict[str, str]:
+    """What the output says of itself. No time and no folder: the same average gives the same file."""
+    sources = [
+        {
+            "name": use.name.rstrip("/").rpartition("/")[2],
+            "step": use.step,
+            "coefficient": use.coefficient,
+            "size_bytes": use.size_bytes,
+            **({"sha256": dict(use.sha256)} if use.sha256 else {}),
+        }
+        for use in plan.sources
+    ]
+    return {
+        **(options.metadata or {}),
+        "format": "pt",
+        "weights": "averaged",
+        "rule": plan.rule,
+        "n_averaged": str(len(plan.sources)),
+        "first_step": str(plan.sources[0].step),
+        "last_step": str(plan.sources[-1].step),
+        "accumulator_dtype": options.accumulator_dtype,
+        "sources": json.dumps(sources, separators=(",", ":")),
+    }

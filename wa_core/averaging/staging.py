@@ -1,0 +1,148 @@
+"""Work in progress beside an output: a folder that a killed merge leaves behind and the next one goes on from.
+
+It knows files and byte ranges; no tensors, rules or formats. The invariant: `has` is true only for bytes that were
+on the disk before they were noted, in a folder whose job (sources, rule, options) is the same one, and only one
+process at a time holds the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from wa_core.errors import ConflictError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+_JOB, _JOURNAL = "job.json", "journal.jsonl"
+_SYNC_EVERY_S = 0.5
+
+
+class Staging:
+    """The folder `.NAME.part` beside the output NAME.
+
+    Args:
+        output: what is being made; its folder must exist and be writable.
+        job: everything that decides the output's bytes; work on another job is thrown away.
+
+    Raises:
+        InvalidInputError: `output_not_writable`.
+        ConflictError: another process is at work on the same output.
+    """
+
+    def __init__(self, output: Path, *, job: Sequence[object]) -> None:
+        self.output = output
+        self.folder = output.with_name(f".{output.name}.part")
+        self._mutex = threading.Lock()
+        self._pending: list[tuple[str, int, int]] = []
+        self._done: dict[str, list[tuple[int, int]]] = {}
+        self._next_sync_at = 0.0
+        self._is_syncing = False
+        self._lock = -1
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._take_lock()
+            self._load(hashlib.sha256(json.dumps(list(job)).encode()).hexdigest())
+        except OSError as error:
+            self.close()
+            raise unwritable(output, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a killed merge has left work that counts."""
+        return bool(self._done)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """What was noted of these tensors does not hold: the file they were in is gone."""
+        for name in names:
+            self._done.pop(name, None)
+
+    def has(self, name: str, begin: int, end: int) -> bool:
+        """Whether a merge before this one has finished these bytes of a tensor."""
+        return any(first <= begin and end <= last for first, last in self._done.get(name, ()))
+
+    def note(self, name: str, begin: int, end: int, *, sync: Callable[[], None]) -> None:
+        """Say that these bytes are written; from time to time, `sync` is called and what was said is recorded."""
+        with self._mutex:
+            self._pending.append((name, begin, end))
+            if self._is_syncing or time.monotonic() < self._next_sync_at:
+                return
+            self._is_syncing = True
+            pending, self._pending = self._pending, []
+        # The data first: a journal must not say more than the disk holds, even after a power cut.
+        sync()
+        with (self.folder / _JOURNAL).open("a") as journal:
+            journal.write("".join(json.dumps(entry) + "\n" for entry in pending))
+            journal.flush()
+            os.fsync(journal.fileno())
+        with self._mutex:
+            self._is_syncing, self._next_sync_at = False, time.monotonic() + _SYNC_EVERY_S
+
+    def remove(self) -> None:
+        """Throw the folder away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder and keep it."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"another process is writing {self.output} at this moment; wait for it, or choose another output"
+            ) from None
+
+    def _load(self, job: str) -> None:
+        noted = self.folder / _JOB
+        if noted.exists() and noted.read_text() == job:
+            self._done = _read_journal(self.folder / _JOURNAL)
+            return
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        noted.write_text(job)
+
+
+def unwritable(output: Path, error: OSError) -> InvalidInputError:
+    """The error for an output that cannot be written, now or any more."""
+    return InvalidInputError(
+        f"{output} cannot be written: {error.strerror or error}; free the space, or choose another place with -o",
+        code="output_not_writable",
+    )
+
+
+def _read_journal(path: Path) -> dict[str, list[tuple[int, int]]]:
+    done: dict[str, list[tuple[int, int]]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            name, begin, end = json.loads(line)
+        except ValueError:
+            break  # the last line of a killed process
+        done.setdefault(str(name), []).append((int(begin), int(end)))
+    return {name: _merged(ranges) for name, ranges in done.items()}
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((begin, end))
+    return found

@@ -1,0 +1,279 @@
+"""One average as the streaming fold keeps it: accumulators in memory or in a scratch file, block by block.
+
+It is what `ShadowWeights` is for whole state dicts, with the same bits and the same kept form, so that either goes
+on from the other's state. It knows a rule, specs and storage; not where checkpoints come from. The invariant:
+outside of a fold every accumulator has taken the same checkpoints, or the shadow is marked as broken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from wa_core.averaging.rules import next_coefficients, require_lerp
+from wa_core.averaging.scratch import FileStorage, MemoryStorage
+from wa_core.averaging.snapshot import ShadowDescription, bad_shadow
+from wa_core.averaging.sources import StoredTensor, specs_of
+from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
+from wa_core.header import DTYPE_BYTES
+from wa_core.specs import TensorSpec, check_spec, format_dtype_name, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from wa_core.averaging.blocks import AccumulatorDtype, Raw
+    from wa_core.averaging.output import Writer
+    from wa_core.averaging.rules import Rule
+    from wa_core.averaging.scratch import Storage
+    from wa_core.averaging.sources import Source
+
+_ALIGNMENT = 64
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One accumulator: `dtype` is torch's name of what it holds; it begins at byte `begin` of the storage."""
+
+    name: str
+    dtype: str
+    item_bytes: int
+    num_elements: int
+    begin: int
+
+
+class StreamedShadow:
+    """The running average of checkpoints under a rule; `wa_core.averaging.streaming.fold_source` folds into it.
+
+    Args:
+        rule: how much each checkpoint counts.
+        dtype: what is accumulated in; float64 tensors always in float64.
+        scratch_folder: where the accumulators' file is made; None keeps them in memory.
+
+    Raises:
+        InvalidInputError: the rule is a window, which cannot be folded, or the dtype is another one.
+    """
+
+    def __init__(
+        self, rule: Rule, *, dtype: AccumulatorDtype = "float32", scratch_folder: Path | None = None
+    ) -> None:
+        if dtype not in ("float32", "float64"):
+            raise InvalidInputError(f"accumulators must be 'float32' or 'float64', not {dtype!r}")
+        self.rule = require_lerp(rule)
+        self.is_broken = False
+        self._about = ShadowDescription(rule.spelling, dtype, specs=(), ties={}, coefficients={})
+        self._scratch_folder = scratch_folder
+        self._slots: dict[str, Slot] = {}
+        self._storage: Storage | None = None
+
+    @property
+    def n_averaged(self) -> int:
+        """How many checkpoints have been folded."""
+        return len(self._about.coefficients)
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last fold, or None before the first."""
+        return max(self._about.coefficients, default=None)
+
+    def coefficients(self) -> dict[int, float]:
+        """Step -> the part of that checkpoint in the average, in folding order; they sum to 1."""
+        return dict(self._about.coefficients)
+
+    def next_weight(self, step: int) -> float | None:
+        """What the checkpoint of `step` will weigh, or None when the rule does not count it.
+
+        Raises:
+            InvalidInputError: `step` does not go forward, or the shadow is broken.
+        """
+        if self.is_broken:
+            raise InvalidInputError(
+                "a fold into this shadow failed half-way; restore it from its last state, then fold again"
+            )
+        if not self.rule.counts(step):
+            return None
+        return self.rule.weight(n_averaged=self.n_averaged, step=step, prev_step=self.last_step)
+
+    def check(self, source: Source) -> None:
+        """Refuse a checkpoint that cannot be folded here; make room before the first one.
+
+        Raises:
+            IncompatibleError: a tensor cannot be averaged, or is not as in the first checkpoint.
+            StoreUnavailableError: there is no room for the accumulators.
+        """
+        specs = specs_of(source)
+        if not self._about.specs:
+            self._check_supported(source.name, specs)
+            self._make_room(replace(self._about, specs=specs, ties=dict(source.ties)))
+            return
+        try:
+            check_spec(self._about.specs, specs)
+        except IncompatibleError as error:
+            raise IncompatibleError(f"{source.name}: {error.message}", code=error.code) from None
+        for alias, name in self._about.ties.items():
+            self._check_tie(source, source.ties.get(alias, alias), source.ties.get(name, name))
+
+    def slots(self) -> Iterator[Slot]:
+        """The accumulators, in the order of the storage."""
+        yield from self._slots.values()
+
+    def keep(self, slot: Slot, begin: int, raw: Raw) -> None:
+        """Put the latest bytes at element `begin` of an accumulator that is not averaged."""
+        self._used_storage.save(slot.begin + begin * slot.item_bytes, raw)
+
+    def blend(self, slot: Slot, begin: int, values: Tensor, *, weight: float) -> None:
+        """Fold one block of values, float32 or float64, at element `begin`."""
+        wide = values.to(getattr(torch, slot.dtype))
+        place = slot.begin + begin * slot.item_bytes
+        if self.n_averaged == 0:
+            self._used_storage.save(place, wide.numpy().view(np.uint8))
+            return
+        raw = self._used_storage.load(place, wide.numel() * slot.item_bytes)
+        # The lerp form has a quarter or less of the rounding error of d * shadow + (1 - d) * source.
+        torch.from_numpy(raw).view(wide.dtype).lerp_(wide, weight)
+        self._used_storage.save(place, raw)
+
+    def finish_fold(self, step: int, weight: float) -> None:
+        """All blocks of the checkpoint of `step` are folded."""
+        coefficients = next_coefficients(self._about.coefficients, step=step, weight=weight)
+        self._about = replace(self._about, coefficients=coefficients)
+
+    def write_state(self, writer: Writer) -> None:
+        """Write what `restore` needs: the file that `ShadowWeights.state` describes.
+
+        Raises:
+            NoAverageYetError: nothing has been folded.
+        """
+        tensors = {slot.name: self._stored(slot, slot.dtype) for slot in self.slots()}
+        self._write(writer, tensors, metadata=self._about.texts(), ties={})
+
+    def write_value(self, writer: Writer, *, metadata: Mapping[str, str]) -> None:
+        """Write the average in the checkpoints' dtypes.
+
+        Raises:
+            NoAverageYetError: nothing has been folded.
+        """
+        dtypes = {spec.name: spec.dtype for spec in self._about.specs}
+        tensors = {slot.name: self._stored(slot, dtypes[slot.name]) for slot in self.slots()}
+        self._write(writer, tensors, metadata=metadata, ties=self._about.ties)
+
+    @classmethod
+    def restore(cls, rule: Rule, source: Source, *, scratch_folder: Path | None = None) -> StreamedShadow:
+        """The shadow whose state `source` is; folding on gives the bits of a shadow that never stopped.
+
+        Raises:
+            CorruptError: code `bad_shadow`, when it is not a whole state of this rule.
+        """
+        about = ShadowDescription.parse(source.metadata, rule=rule.spelling)
+        if tuple(sorted(tensor.spec for tensor in source.tensors.values())) != about.stored or source.ties:
+            raise bad_shadow("its tensors are not those that its description names")
+        dtype: AccumulatorDtype = "float64" if about.dtype == "float64" else "float32"
+        shadow = cls(rule, dtype=dtype, scratch_folder=scratch_folder)
+        shadow._make_room(about)
+        try:
+            shadow._load(source)
+        except BaseException:
+            shadow.close()
+            raise
+        return shadow
+
+    def close(self) -> None:
+        """Give the accumulators' space back; the shadow is as if nothing had been folded."""
+        if self._storage is not None:
+            self._storage.close()
+        self._storage, self._slots = None, {}
+        self._about = replace(self._about, specs=(), ties={}, coefficients={})
+
+    @property
+    def _used_storage(self) -> Storage:
+        if self._storage is None:
+            raise NoAverageYetError("nothing has been folded yet; fold a checkpoint that the rule counts first")
+        return self._storage
+
+    def _make_room(self, about: ShadowDescription) -> None:
+        slots: dict[str, Slot] = {}
+        end = 0
+        for spec in about.stored:
+            item = DTYPE_BYTES[format_dtype_name(spec.dtype)]
+            slots[spec.name] = slot = Slot(spec.name, spec.dtype, item, math.prod(spec.shape), end)
+            end += -(-slot.num_elements * item // _ALIGNMENT) * _ALIGNMENT
+        folder = self._scratch_folder
+        self._storage = MemoryStorage(end) if folder is None else FileStorage(folder, end)
+        self._slots, self._about = slots, about
+
+    def _load(self, source: Source) -> None:
+        for slot in self.slots():
+            for begin, size in _cut(slot.num_elements * slot.item_bytes):
+                raw = np.empty(size, np.uint8)
+                source.read_into(slot.name, begin, raw.data)
+                self.keep(slot, begin // slot.item_bytes, raw)
+
+    def _check_supported(self, name: str, specs: tuple[TensorSpec, ...]) -> None:
+        refused = [f"{spec.name!r} {spec}" for spec in specs if spec.dtype.startswith("complex")]
+        if refused:
+            raise IncompatibleError(
+                f"{name}: only real tensors can be averaged, not {shorten(refused)}; convert them first",
+                code="unsupported_dtype",
+            )
+
+    def _check_tie(self, source: Source, alias: str, name: str) -> None:
+        # A copied state dict may have lost its ties; that does no harm while the values are still the same.
+        if alias == name:
+            return
+        for begin, size in _cut(source.tensors[name].size_bytes):
+            one, other = np.empty((2, size), np.uint8)
+            source.read_into(alias, begin, one.data)
+            source.read_into(name, begin, other.data)
+            if not np.array_equal(one, other):
+                raise IncompatibleError(
+                    f"{source.name}: {alias!r} and {name!r} were one tensor in the first checkpoint and differ "
+                    f"now; checkpoints of one run must keep their architecture. Start a new average",
+                    code="ties_changed",
+                )
+
+    def _stored(self, slot: Slot, dtype: str) -> StoredTensor:
+        shape = next(spec.shape for spec in self._about.specs if spec.name == slot.name)
+        name = format_dtype_name(dtype)
+        return StoredTensor(TensorSpec(slot.name, dtype, shape), name, slot.num_elements * DTYPE_BYTES[name])
+
+    def _write(
+        self,
+        writer: Writer,
+        tensors: Mapping[str, StoredTensor],
+        *,
+        metadata: Mapping[str, str],
+        ties: Mapping[str, str],
+    ) -> None:
+        if self.is_broken or not self._about.coefficients:
+            raise NoAverageYetError("nothing has been folded yet, or a fold failed half-way; there is no average")
+        try:
+            # Widest elements first, so that every tensor is aligned to its own element size.
+            order = sorted(tensors.values(), key=lambda tensor: (-tensor.item_bytes, tensor.spec.name))
+            writer.begin(order, ties=ties, metadata=metadata)
+            for tensor in order:
+                self._write_tensor(writer, self._slots[tensor.spec.name], tensor)
+            writer.commit(metadata)
+        except BaseException:
+            writer.abort()
+            raise
+
+    def _write_tensor(self, writer: Writer, slot: Slot, tensor: StoredTensor) -> None:
+        into: torch.dtype = getattr(torch, tensor.spec.dtype)
+        for begin, size in _cut(slot.num_elements * slot.item_bytes):
+            raw = self._used_storage.load(slot.begin + begin, size)
+            if tensor.spec.dtype != slot.dtype:
+                values = torch.from_numpy(raw).view(getattr(torch, slot.dtype))
+                raw = values.to(into).view(torch.uint8).numpy()
+            writer.write(slot.name, begin // slot.item_bytes * tensor.item_bytes, raw.data)
+
+
+def _cut(size_bytes: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, size_bytes, _BLOCK_BYTES):
+        yield begin, min(_BLOCK_BYTES, size_bytes - begin)

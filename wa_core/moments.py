@@ -1,0 +1,169 @@
+"""Count, mean and spread of a layer's inputs, exact and mergeable.
+
+It knows tensors; it does not know layers or models. The invariant: moments computed apart and merged are those of
+all values together, to float64 rounding, however the values are cut, ordered or laid out in memory, and however
+far their mean is from zero. The same values cut in the same way give the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from wa_core.errors import InvalidInputError
+
+# Values converted to float64 at a time: 1 MiB of them, so that a block is still in cache when it is summed.
+_BLOCK = 1 << 17
+# Values per channel whose mean is the pivot: deviations from it are summed, so that a large mean costs no digits.
+_PIVOT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What shards compute apart and then merge: the moments of all values of each channel.
+
+    Attributes:
+        n: values per channel.
+        mean: float64, shape (channels,).
+        m2: float64, shape (channels,): the sum of squared deviations.
+        num_batches: how many batches they are of.
+    """
+
+    n: int
+    mean: Tensor
+    m2: Tensor
+    num_batches: int = 1
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> Self:
+        """The moments of one batch of shape (N, channels, …)."""
+        values = _readable(inputs)
+        n = values.numel() // max(values.shape[1], 1)
+        if n == 0:
+            zeros = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+            return cls(0, zeros, zeros)
+        if values.device.type != "cpu":
+            dims = [dim for dim in range(values.ndim) if dim != 1]
+            variance, mean = torch.var_mean(values.double(), dim=dims, correction=0)
+            return cls(n, mean, variance * n)
+        pivot, total, squares = _sums(values)
+        # The pivot is the mean of some of the values, so it cannot be far from the mean in terms of the spread
+        # that it is part of: m2 >= k (mean - pivot)² for k values, and this difference loses at most n / k.
+        return cls(n, pivot + total / n, (squares - total * total / n).clamp_(min=0))
+
+    def merge(self, other: Self) -> Self:
+        """The moments of both sets of inputs together.
+
+        Source: Chan, Golub & LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+        Variances", eq. 2.1.
+        """
+        num_batches = self.num_batches + other.num_batches
+        if not self.n or not other.n:
+            return replace(self if self.n else other, num_batches=num_batches)
+        n = self.n + other.n
+        delta = other.mean.to(self.mean.device) - self.mean
+        m2 = self.m2 + other.m2.to(self.m2.device) + delta * delta * (self.n * other.n / n)
+        return replace(self, n=n, mean=self.mean + delta * (other.n / n), m2=m2, num_batches=num_batches)
+
+    @property
+    def variance(self) -> Tensor:
+        """The population variance, float64, shape (channels,)."""
+        return self.m2 / self.n
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceMoments(Moments):
+    """Means over instances of each instance's own mean and variance: what InstanceNorm normalises with.
+
+    Here `n` counts instances, whatever their size, and the spread between instances is left out.
+    """
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> Self:
+        """The moments of one batch of shape (N, channels, …)."""
+        values = _readable(inputs).double().flatten(2)
+        n = len(values)
+        if values.numel() == 0:
+            zeros = values.new_zeros(values.shape[1])
+            return cls(0, zeros, zeros)
+        variance, mean = torch.var_mean(values, dim=2, correction=0)
+        return cls(n, mean.mean(0), variance.sum(0))
+
+    def merge(self, other: Self) -> Self:
+        """The moments of both sets of instances together."""
+        n = self.n + other.n
+        mean = self.mean + (other.mean.to(self.mean.device) - self.mean) * (other.n / max(n, 1))
+        m2 = self.m2 + other.m2.to(self.m2.device)
+        return replace(self, n=n, mean=mean, m2=m2, num_batches=self.num_batches + other.num_batches)
+
+
+def check_moments(name: str, moments: Moments) -> None:
+    """Refuse moments that give no statistics.
+
+    Raises:
+        InvalidInputError: code `calibration_failed`: too few values, or NaN or infinity among them.
+    """
+    needed = 1 if isinstance(moments, InstanceMoments) else 2
+    if moments.n < needed:
+        raise InvalidInputError(
+            f"BatchNorm layer {name!r} saw {moments.n} value(s) per channel in all the calibration data, and a "
+            f"variance needs at least {needed}; the model is unchanged. Pass more data",
+            code="calibration_failed",
+        )
+    if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.m2).all()):
+        raise InvalidInputError(
+            f"the inputs of BatchNorm layer {name!r} hold NaN or infinity; the model is unchanged. Check the "
+            f"calibration data, and whether the weights have diverged",
+            code="calibration_failed",
+        )
+
+
+def _readable(inputs: Tensor) -> Tensor:
+    # Apple's GPUs have no float64.
+    return inputs.detach().cpu() if inputs.device.type == "mps" else inputs.detach()
+
+
+def _sums(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per channel: a value near the mean, and the sums of the deviations from it and of their squares."""
+    channels = values.shape[1]
+    channels_last = values.movedim(1, -1)
+    if channels_last.is_contiguous():
+        return _sum_columns(channels_last.reshape(-1, channels))
+    matrix = values.reshape(len(values) * channels, -1)
+    pivot = matrix[:channels, :_PIVOT].double().mean(1)
+    total, squares = _sum_rows(matrix, pivot.repeat(len(values)))
+    return pivot, total.view(-1, channels).sum(0), squares.view(-1, channels).sum(0)
+
+
+def _sum_columns(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    height, width = matrix.shape
+    step = max(1, _BLOCK // width)
+    pivot = matrix[:_PIVOT].double().mean(0)
+    room = torch.empty((min(step, height), width), dtype=torch.float64)
+    ones = torch.ones(min(step, height), dtype=torch.float64)
+    total, squares = torch.zeros_like(pivot), torch.zeros_like(pivot)
+    for begin in range(0, height, step):
+        block = matrix[begin : begin + step]
+        # Converted and shifted in place: one operation on both dtypes would convert into fresh memory each time.
+        deviations = room[: len(block)].copy_(block).sub_(pivot)
+        total += ones[: len(block)] @ deviations
+        squares += ones[: len(block)] @ deviations.square_()
+    return pivot, total, squares
+
+
+def _sum_rows(matrix: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = matrix.shape
+    step = max(1, _BLOCK // width)
+    room = torch.empty((min(step, height), width), dtype=torch.float64)
+    ones = torch.ones(width, dtype=torch.float64)
+    total, norms = torch.empty_like(pivot), torch.empty_like(pivot)
+    for begin in range(0, height, step):
+        rows = slice(begin, begin + step)
+        block = matrix[rows]
+        deviations = room[: len(block)].copy_(block).sub_(pivot[rows, None])
+        torch.mv(deviations, ones, out=total[rows])
+        torch.linalg.vector_norm(deviations, dim=1, out=norms[rows])
+    return total, norms.square_()
