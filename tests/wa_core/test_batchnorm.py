@@ -390,7 +390,7 @@ def test_constant_inputs_have_no_variance() -> None:
 
 
 def test_half_precision_models_normalise_as_in_training() -> None:
-    """With bfloat16 weights and buffers, deeper layers see what training shows them, as far as bfloat16 carries."""
+    """With bfloat16 weights and buffers, deeper layers see what training shows them, to bfloat16's precision."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).bfloat16()
     data = (100 + torch.randn(64, 3)).bfloat16()

@@ -117,7 +117,7 @@ class WeightedSum:
             if self._is_anchored:
                 np.add(self._sum, self._anchor, out=self._sum)
             elif self._is_mean:
-                np.divide(self._sum, len(self._coefficients), out=self._sum)
+                self._divide(len(self._coefficients))
         return self._sum
 
     def has_only_finite(self, values: Floats) -> bool:
@@ -131,6 +131,12 @@ class WeightedSum:
         with np.errstate(over="ignore", invalid="ignore"):
             return math.isfinite(float(np.add.reduce(values)))
 
+    def _divide(self, num: int) -> None:
+        if num & (num - 1):
+            np.divide(self._sum, num, out=self._sum)
+        else:  # as exact, and several times as fast
+            np.multiply(self._sum, 1 / num, out=self._sum)
+
     def _add_block(self, block: slice, values: Floats) -> None:
         into, scratch = self._sum[block], self._scratch[: len(values)]
         coefficient = self._coefficients[self._num_added]
@@ -141,8 +147,10 @@ class WeightedSum:
             np.subtract(values, self._anchor[block], out=scratch)
             np.multiply(scratch, coefficient, out=scratch)
             np.add(into, scratch, out=into)
+        elif self._num_added == 0 and self._is_mean:
+            np.copyto(into, values)
         elif self._num_added == 0:
-            np.multiply(values, 1.0 if self._is_mean else coefficient, out=into, dtype=np.float64)
+            np.multiply(values, coefficient, out=into, dtype=np.float64)
         elif self._is_mean:
             np.add(into, values, out=into)
         else:

@@ -8,11 +8,14 @@ is written that is larger than the source could honestly hold.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import mmap
+import os
 import pickle
 import resource
+import signal
 import sys
 import warnings
 import zipfile
@@ -42,11 +45,13 @@ _CHUNK_BYTES = 16 << 20
 _MAX_DEPTH = 3
 _FORMAT_DTYPES = {torch_dtype_name(name): name for name in DTYPE_BYTES}
 _SHOWN = 8
+_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the arguments say: VERB SOURCE TARGET LIMITS; 0 when it is done."""
-    verb, source, target, limits = arguments
+    """Do what the arguments say: VERB SOURCE TARGET LIMITS PARENT_PID; 0 when it is done."""
+    verb, source, target, limits, parent = arguments
+    _end_with(int(parent))
     _limit(**json.loads(limits))
     try:
         _VERBS[verb](Path(source), Path(target))
@@ -244,6 +249,15 @@ def _check_total(tensors: Sequence[StoredTensor], source_bytes: int) -> None:
             f"has {source_bytes}: they are views that repeat the same values; save contiguous tensors",
             code="expanded_tensor",
         )
+
+
+def _end_with(parent: int) -> None:
+    """Die when the parent does: one that was killed cannot stop us, and nobody wants the result."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux; elsewhere the limits must do
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 def _limit(*, memory_bytes: int, file_bytes: int, seconds: int) -> None:

@@ -121,7 +121,8 @@ def _run_child(verb: str, source: Path, target: Path, limits: ConversionLimits) 
     # A folder of the child's own beside the target: whatever it leaves behind when it is stopped goes with it.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         made = Path(folder) / target.name
-        arguments = [verb, str(source.resolve()), str(made.resolve()), json.dumps(asdict(limits))]
+        paths = [str(source.resolve()), str(made.resolve())]
+        arguments = [verb, *paths, json.dumps(asdict(limits)), str(os.getpid())]
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", _CHILD, *arguments],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 from typing import TYPE_CHECKING, Protocol
 
 from wa_core.errors import InvalidInputError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.sources import StoredTensor
 
+_FLUSH_BYTES = 128 << 20
 _ANY_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _NEW_FILE = _ANY_FILE | os.O_EXCL
 
@@ -81,6 +83,10 @@ class SafetensorsWriter:
         self._header: dict[str, object] = {}
         self._header_bytes = 0
         self._data_bytes = 0
+        self._mutex = threading.Lock()
+        self._num_unflushed = 0
+        self._flushing: threading.Thread | None = None
+        self._flush_error: OSError | None = None
 
     def begin(
         self, tensors: Sequence[StoredTensor], *, ties: Mapping[str, str], metadata: Mapping[str, str]
@@ -110,6 +116,7 @@ class SafetensorsWriter:
 
     def write(self, name: str, begin: int, data: memoryview) -> None:
         """Put `data` at byte `begin` of tensor `name`."""
+        self._flush_soon(len(data))
         self._pwrite(LENGTH_BYTES + self._header_bytes + self._offsets[name] + begin, data)
 
     def commit(self, metadata: Mapping[str, str]) -> tuple[Path, ...]:
@@ -121,6 +128,7 @@ class SafetensorsWriter:
             raise InvalidInputError(f"the metadata grew by {len(text) - self._header_bytes} bytes since `begin`")
         self._pwrite(0, memoryview(len(text).to_bytes(LENGTH_BYTES, "little") + text))
         try:
+            self._await_flush()
             os.fsync(self._fd)
             self._close()
             self._part.replace(self._path)
@@ -137,6 +145,7 @@ class SafetensorsWriter:
     def sync(self) -> None:
         """Wait until what was written is on the disk."""
         try:
+            self._await_flush()
             os.fdatasync(self._fd)
         except OSError as error:
             raise self._failed(error) from error
@@ -158,7 +167,33 @@ class SafetensorsWriter:
         except OSError as error:
             raise self._failed(error) from error
 
+    def _flush_soon(self, num_bytes: int) -> None:
+        # The disk works beside the merge, so that the wait at the end is for the last bytes only.
+        with self._mutex:
+            self._num_unflushed += num_bytes
+            is_busy = self._flushing is not None and self._flushing.is_alive()
+            if is_busy or self._num_unflushed < _FLUSH_BYTES:
+                return
+            self._num_unflushed = 0
+            self._flushing = threading.Thread(target=self._flush, name="flush")
+            self._flushing.start()
+
+    def _flush(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            # The system tells of a failed write only once: `commit` must not take the file for whole.
+            self._flush_error = error
+
+    def _await_flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.join()
+        if self._flush_error is not None:
+            raise self._flush_error
+
     def _close(self) -> None:
+        if self._flushing is not None:
+            self._flushing.join()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from torch.distributed import checkpoint as dcp
 
 from wa_core.averaging.offline import average_files
 from wa_core.averaging.rules import parse_rule
@@ -61,6 +62,13 @@ def expected(rule: str) -> dict[str, Tensor]:
 def assert_average(path: Path, rule: str) -> None:
     """The file holds the average."""
     assert_tensors(read_checkpoint([path.read_bytes()]).tensors, rule)
+
+
+def assert_tensors_equal(path: Path, wanted: Mapping[str, Tensor]) -> None:
+    """The file holds exactly these tensors."""
+    found = read_checkpoint([path.read_bytes()]).tensors
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 def assert_tensors(found: Mapping[str, Tensor], rule: str) -> None:
@@ -181,6 +189,22 @@ def test_hugging_face_folders_in_and_out(run: Wa) -> None:
     assert json.loads((run.folder / "averaged" / "config.json").read_text()) == {"step": 1000}
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_folder_of_distributed_checkpoints_is_averaged(run: Wa) -> None:
+    """Folders that torch.distributed.checkpoint wrote are sources like any other."""
+    for step in STEPS[:2]:
+        saved = {"model": state(step), "optim": {"lr": 0.1}}
+        dcp.save(saved, checkpoint_id=run.folder / "sharded" / f"step-{step}", no_dist=True)
+
+    done = run("average", "sharded", "-r", "swa", "-o", "out.safetensors")
+    told = run("average", "run", "-r", "swa", "--steps", "1,2,3", "--dry-run", "--json")
+
+    assert done.returncode == 0, done.stderr
+    metadata = read_checkpoint([(run.folder / "out.safetensors").read_bytes()]).metadata
+    assert [use["step"] for use in json.loads(metadata["sources"])] == [100, 200]
+    assert [use["step"] for use in json.loads(told.stdout)["sources"]] == [1, 2, 3]
+
+
 def test_steps_can_be_given(run: Wa) -> None:
     """With --steps the names do not matter."""
     for name, step in zip("xyz", STEPS, strict=True):
@@ -215,6 +239,12 @@ def test_checkpoints_in_a_bucket_are_averaged(run: Wa, seaweed: Seaweed) -> None
         done = run("average", *sources, "-r", "swa", "-o", f"{number}.safetensors")
         assert done.returncode == 0, done.stderr
         assert_average(run.folder / f"{number}.safetensors", "swa")
+
+    torch.save(state(100), run.folder / "one.pt")
+    store.put("models/torch/step_100.pt", (run.folder / "one.pt").read_bytes())
+    one = run("average", f"{base}/torch", "-r", "swa", "-o", "one.safetensors")
+    assert one.returncode == 0, one.stderr
+    assert_tensors_equal(run.folder / "one.safetensors", state(100))
 
     missing = run("average", f"{base}/13b", "-r", "swa", "-o", "none.safetensors")
     assert missing.returncode == 2

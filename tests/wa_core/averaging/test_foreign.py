@@ -7,21 +7,22 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
+from support.descendants import descendants
 from wa_core.averaging.foreign import ConversionLimits, convert_checkpoint, export_pt, is_torch_format
 from wa_core.averaging.sources import open_source
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError, WeightAveragingError
 from wa_core.tensors import read_checkpoint, serialize
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from wa_core.tensors import Checkpoint
 
 
@@ -53,6 +54,14 @@ def assert_same(found: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
     for name, tensor in expected.items():
         assert found.tensors[name].dtype == tensor.dtype
         assert torch.equal(found.tensors[name], tensor), name
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is alive; one that has ended and that nobody has waited for is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class Canary:
@@ -295,6 +304,29 @@ def test_this_side_of_the_conversion_does_not_import_torch() -> None:
     code = "import sys, wa_core.averaging.foreign; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    """A merge that is killed leaves no conversion running."""
+    torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "m.pt")
+    code = (
+        "import sys; from pathlib import Path; from wa_core.averaging.foreign import convert_checkpoint; "
+        "convert_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    arguments = [str(tmp_path / "m.pt"), str(tmp_path / "out.safetensors")]
+    parent = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    deadline = time.monotonic() + 60
+    while not (children := descendants(parent.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    parent.kill()
+    parent.wait()
+
+    while any(is_running(pid) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_every_refusal_names_the_file(tmp_path: Path) -> None:
