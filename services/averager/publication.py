@@ -7,6 +7,7 @@ code cannot change the weights that are served.
 from __future__ import annotations
 
 import io
+import json
 import math
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ def provenance(manifest: AverageManifest, batchnorm: BatchNormSummary) -> dict[s
         "n_averaged": str(manifest.n_averaged),
         "first_step": str(manifest.first_step),
         "last_step": str(manifest.last_step),
+        "coefficients": json.dumps(list(manifest.coefficients.items())),
         "batchnorm": batchnorm.status,
     }
 

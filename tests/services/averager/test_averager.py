@@ -23,6 +23,7 @@ from support.averaging import (
 )
 from support.runs import HandmadeRun, random_weights
 from wa_core import layout
+from wa_core.averaging.rebuild import recorded_coefficients
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
@@ -30,7 +31,7 @@ from wa_core.catalog.runs import list_active
 from wa_core.errors import StoreUnavailableError
 from wa_core.records import AttemptFailed, AverageManifest, BatchNormSummary, RunState
 from wa_core.store.memory import MemoryStore
-from wa_core.tensors import serialize
+from wa_core.tensors import read_checkpoint, serialize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,6 +83,17 @@ def test_a_run_ends_when_its_averages_are_published() -> None:
     assert sum(manifest.coefficients.values()) == pytest.approx(1, abs=1e-12)
     assert [aside.step for aside in manifest.skipped] == [10]
     assert manifest.files.keys() == {layout.MODEL_FILE, layout.PICKLE_FILE}
+
+
+def test_a_served_file_says_what_is_in_it() -> None:
+    """The metadata of a download names run, rule and coefficients, so that it can be rebuilt from later."""
+    store = MemoryStore()
+    run = finished_run(store)
+    run_until_idle(averager(store))
+    manifest = newest(run, "ema")
+    metadata = read_checkpoint(store.stream(manifest.files[layout.MODEL_FILE].key)).metadata
+    assert (metadata["weights"], metadata["run_id"], metadata["rule"]) == ("averaged", run.run_id, AVERAGES["ema"])
+    assert recorded_coefficients(metadata) == manifest.coefficients
 
 
 def test_integers_take_the_latest_value() -> None:
