@@ -52,8 +52,8 @@ def targets() -> str:
     ]
     loads = [f"{data['load_average_15_min']:.1f}" for path in RESULTS.glob("*.json") if (data := _about(path))]
     note = (
-        f"Load averages (15 minutes) when results were written: {', '.join(loads) or 'not recorded'}. Above the number "
-        f"of CPUs, something else was running, and even ratios are rough."
+        f"Load averages (15 minutes) when results were written: {', '.join(loads) or 'not recorded'}. "
+        f"Above the number of CPUs, something else was running, and even ratios are rough."
     )
     return f"## Promises\n\n{results.table(['', 'promise', 'measured', 'kept'], rows)}\n{note}\n"
 
