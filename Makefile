@@ -34,7 +34,7 @@ type: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.digits_seeds
+	$(BIN)/python -m benchmarks
 
 up: setup
 	$(BIN)/wa up

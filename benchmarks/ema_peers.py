@@ -22,7 +22,7 @@ from benchmarks.peers import SCRIPTS, python_of
 SIZES = {"25M": (720, 48, 15), "350M": (2_048, 83, 5)}
 DTYPES = ("float32", "bfloat16")
 # A small model is enough for the error, after as many updates as a real run has.
-ERROR = (128, 4, 5_000)
+ERROR = (128, 4, 1_000)
 PEERS = {
     "AveragedModel": "torch",
     "ema-pytorch": "ema-pytorch",

@@ -1,10 +1,10 @@
 """The in-memory update of an average of 25 million float32 parameters, beside torch's own.
 
-`python -m benchmarks.memory_update` times, alternating in one process, one update of torch's `AveragedModel` (its
-foreach path), of `WeightAverage` and of `ShadowWeights`, for the running mean and for an EMA; medians and ratios go
-to `benchmarks/results/memory_update.{json,md}`. `ShadowWeights.fold` also walks `state_dict()`, checks names, shapes
-and dtypes, and refuses NaN and infinity before it changes anything, so it has to read the weights twice; the row
-`AveragedModel, checked` is AveragedModel after the same refusal.
+`python -m benchmarks.memory_update` times, alternating in one process, one update of torch's `AveragedModel`
+(its foreach path), of `WeightAverage` and of `ShadowWeights`, for the running mean and for an EMA; medians and
+ratios go to `benchmarks/results/memory_update.{json,md}`. `ShadowWeights.fold` also walks `state_dict()`,
+checks names, shapes and dtypes, and refuses NaN and infinity before it changes anything, so it has to read the
+weights twice; the row `AveragedModel, checked` is AveragedModel after the same refusal.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def write(name: str, *, data: Mapping[str, Any], text: str) -> None:
     """Write both files and print the text."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")
+    # A load far above the benchmark's own says that something else was running.
+    about = {"machine": machine(), "load_average_15_min": os.getloadavg()[2]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(about | dict(data), indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(text)
     print(text)

@@ -17,8 +17,9 @@ from wa_core.errors import InvalidInputError
 
 # Values converted to float64 at a time: 1 MiB of them, so that a block is still in cache when it is summed.
 _BLOCK = 1 << 17
-# Values per channel whose mean is the pivot: deviations from it are summed, so that a large mean costs no digits.
-_PIVOT = 64
+# From mean² / variance = 10⁶ on, sums of squares in float64 have lost 6 of their 16 digits, so the values are gone
+# through again around the mean just found. Most layers' inputs never come near.
+_LARGE_MEAN = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,10 @@ class Moments:
             dims = [dim for dim in range(values.ndim) if dim != 1]
             variance, mean = torch.var_mean(values.double(), dim=dims, correction=0)
             return cls(n, mean, variance * n)
-        pivot, total, squares = _sums(values)
-        # The pivot is the mean of some of the values, so it cannot be far from the mean in terms of the spread
-        # that it is part of: m2 >= k (mean - pivot)² for k values, and this difference loses at most n / k.
-        return cls(n, pivot + total / n, (squares - total * total / n).clamp_(min=0))
+        mean, m2 = _moments(values, around=None)
+        if bool((mean.square() * n > _LARGE_MEAN * m2).any()):
+            mean, m2 = _moments(values, around=mean)
+        return cls(n, mean, m2)
 
     def merge(self, other: Self) -> Self:
         """The moments of both sets of inputs together.
@@ -126,44 +127,50 @@ def _readable(inputs: Tensor) -> Tensor:
     return inputs.detach().cpu() if inputs.device.type == "mps" else inputs.detach()
 
 
-def _sums(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per channel: a value near the mean, and the sums of the deviations from it and of their squares."""
-    channels = values.shape[1]
+def _moments(values: Tensor, *, around: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations of each channel, from sums of deviations from `around` (or from 0)."""
+    channels, n = values.shape[1], values.numel() // values.shape[1]
     channels_last = values.movedim(1, -1)
     if channels_last.is_contiguous():
-        return _sum_columns(channels_last.reshape(-1, channels))
-    matrix = values.reshape(len(values) * channels, -1)
-    pivot = matrix[:channels, :_PIVOT].double().mean(1)
-    total, squares = _sum_rows(matrix, pivot.repeat(len(values)))
-    return pivot, total.view(-1, channels).sum(0), squares.view(-1, channels).sum(0)
+        total, squares = _sum_columns(channels_last.reshape(-1, channels), around)
+    else:
+        matrix = values.reshape(len(values) * channels, -1)
+        by_row = _sum_rows(matrix, None if around is None else around.repeat(len(values)))
+        total, squares = (sums.view(-1, channels).sum(0) for sums in by_row)
+    mean = total / n
+    m2 = (squares - total * mean).clamp_(min=0)
+    return (mean if around is None else around + mean), m2
 
 
-def _sum_columns(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sum_columns(matrix: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
     height, width = matrix.shape
     step = max(1, _BLOCK // width)
-    pivot = matrix[:_PIVOT].double().mean(0)
     room = torch.empty((min(step, height), width), dtype=torch.float64)
     ones = torch.ones(min(step, height), dtype=torch.float64)
-    total, squares = torch.zeros_like(pivot), torch.zeros_like(pivot)
+    total, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     for begin in range(0, height, step):
         block = matrix[begin : begin + step]
-        # Converted and shifted in place: one operation on both dtypes would convert into fresh memory each time.
-        deviations = room[: len(block)].copy_(block).sub_(pivot)
+        # Converted in place: an operation on both dtypes would convert into fresh memory each time.
+        deviations = room[: len(block)].copy_(block)
+        if around is not None:
+            deviations.sub_(around)
         total += ones[: len(block)] @ deviations
         squares += ones[: len(block)] @ deviations.square_()
-    return pivot, total, squares
+    return total, squares
 
 
-def _sum_rows(matrix: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
+def _sum_rows(matrix: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
     height, width = matrix.shape
     step = max(1, _BLOCK // width)
     room = torch.empty((min(step, height), width), dtype=torch.float64)
     ones = torch.ones(width, dtype=torch.float64)
-    total, norms = torch.empty_like(pivot), torch.empty_like(pivot)
+    total, norms = torch.empty(height, dtype=torch.float64), torch.empty(height, dtype=torch.float64)
     for begin in range(0, height, step):
         rows = slice(begin, begin + step)
         block = matrix[rows]
-        deviations = room[: len(block)].copy_(block).sub_(pivot[rows, None])
+        deviations = room[: len(block)].copy_(block)
+        if around is not None:
+            deviations.sub_(around[rows, None])
         torch.mv(deviations, ones, out=total[rows])
         torch.linalg.vector_norm(deviations, dim=1, out=norms[rows])
     return total, norms.square_()

@@ -5,10 +5,13 @@ of the recursion that all of them implement: copy the first weights, then ``e +=
 """
 
 import copy
+import importlib.util
 import json
+import runpy
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +41,11 @@ def make(model: nn.Module) -> tuple[Callable[[], object], Callable[[], dict[str,
         ema = EMA(model, beta=DECAY, min_value=DECAY, update_after_step=0, update_every=1, use_foreach=True)
         return ema.update, lambda: dict(ema.ema_model.state_dict())
     if kind == "timm ModelEmaV3":
-        from timm.utils import ModelEmaV3
+        # Its file alone: `import timm` needs torchvision's compiled part, which has no build for every torch.
+        folder = Path(next(iter(importlib.util.find_spec("timm").submodule_search_locations)))
+        model_ema = runpy.run_path(str(folder / "utils" / "model_ema.py"))["ModelEmaV3"]
 
-        timm_ema = ModelEmaV3(model, decay=DECAY, foreach=True)
+        timm_ema = model_ema(model, decay=DECAY, foreach=True)
         first = iter([True])
 
         def update() -> None:

@@ -1,0 +1,132 @@
+"""`docs/benchmarks.md`, put together from `benchmarks/results/*.md`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import results
+from benchmarks.results import RESULTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OUT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+CHAPTERS = {
+    "offline_merge": ("Averaging local files", "python -m benchmarks.offline_merge"),
+    "store_fold": ("Folding a checkpoint from S3", "python -m benchmarks.store_fold"),
+    "memory_update": ("Updating an average in memory", "python -m benchmarks.memory_update"),
+    "ema_peers": ("Exponential averages in memory, beside every peer", "python -m benchmarks.ema_peers"),
+    "batchnorm": ("BatchNorm recalibration", "python -m benchmarks.batchnorm"),
+    "accuracy": ("Accuracy", "python -m benchmarks.accuracy"),
+    "digits_seeds": ("Does averaging win?", "python -m benchmarks.digits_seeds"),
+}
+INTRODUCTION = """# Benchmarks
+
+Written by `make bench`; do not edit. Every peer runs in a virtual environment of its own with pinned versions
+(`benchmarks/peers.py`), on the same inputs, in turn with ours. Single measurements are in
+`benchmarks/results/*.json`, with the machine they were taken on.
+"""
+
+
+def main() -> None:
+    """Write the page from whatever results there are."""
+    parts = [INTRODUCTION]
+    for prefix, (title, command) in CHAPTERS.items():
+        found = sorted(RESULTS.glob(f"{prefix}*.md"))
+        if found:
+            parts.append(f"## {title}\n\n`{command}`\n")
+            parts += [_without_title(path.read_text()).strip() + "\n" for path in found]
+    parts.insert(1, targets())
+    OUT.write_text("\n".join(parts))
+    print(OUT)
+
+
+def targets() -> str:
+    """What was promised beside what these results say."""
+    rows = [
+        [what, promise, f"{found:.3g}", "yes" if is_met else "**no**"]
+        for what, promise, found, is_met in (*_offline(), *_fold(), *_batchnorm(), *_accuracy())
+    ]
+    loads = [f"{data['load_average_15_min']:.1f}" for path in RESULTS.glob("*.json") if (data := _about(path))]
+    note = (
+        f"Load averages (15 minutes) when results were written: {', '.join(loads) or 'not recorded'}. "
+        f"Above the number of CPUs, something else was running, and even ratios are rough."
+    )
+    return f"## Promises\n\n{results.table(['', 'promise', 'measured', 'kept'], rows)}\n{note}\n"
+
+
+def _about(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_text())
+    return data if isinstance(data, dict) and "load_average_15_min" in data else {}
+
+
+def _load(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _offline() -> Iterator[tuple[str, str, float, bool]]:
+    if not (data := _load("offline_merge-350M-float32")):
+        return
+    kinds = data["kinds"]
+    ours = kinds["wa average"]
+    for kind, wanted in (("load_file, add_", 2.5), ("mergekit linear", 8.0)):
+        ratio = kinds[kind]["median_s"] / ours["median_s"]
+        yield (
+            f"mean of 8 files of 350M parameters: times as fast as {kind}",
+            f">= {wanted}",
+            ratio,
+            ratio >= wanted,
+        )
+    yield "its peak memory, MB", "< 500", ours["peak_rss_bytes"] / 1e6, ours["peak_rss_bytes"] < 500e6
+
+
+def _fold() -> Iterator[tuple[str, str, float, bool]]:
+    if not (data := _load("store_fold-350M")):
+        return
+    seconds = {kind: median(values) for kind, values in data["seconds"].items()}
+    slow = {kind: median(values) for kind, values in data["slow_link_seconds"].items()}
+    fastest = min(value for kind, value in seconds.items() if kind.startswith("curl") or kind == "boto3 to a file")
+    for count, limit in ((1, 1.1), (4, 1.3)):
+        kind = f"fold into {count} average{'s' if count > 1 else ''}"
+        ratio = seconds[kind] / fastest
+        yield f"{kind}: times the fastest plain download", f"<= {limit}", ratio, ratio <= limit
+        ratio = slow[kind] / slow["curl to nowhere"]
+        yield f"{kind}, slow link: times the download", "<= 1.05", ratio, ratio <= 1.05
+    ratio = seconds["boto3 to a file, load_file, lerp"] / seconds["fold into 1 average"]
+    yield "fold into 1 average: times as fast as download, load_file, lerp", ">= 4", ratio, ratio >= 4
+    ratio = data["bytes_on_the_wire_of_two_folds"] / 2 / data["size_bytes"]
+    yield "reads of each byte", "1", ratio, ratio < 1.01
+
+
+def _batchnorm() -> Iterator[tuple[str, str, float, bool]]:
+    if not (data := _load("batchnorm")):
+        return
+    ratio = median(data["seconds"]["recalibrate"]) / median(data["seconds"]["update_bn"])
+    yield "recalibrate, ResNet-18: times update_bn", "<= 1", ratio, ratio <= 1
+    error = max(found["recalibrate"] for found in data["errors"].values())
+    yield "its largest variance error on seven data sets", "<= 1e-7", error, error <= 1e-7
+
+
+def _accuracy() -> Iterator[tuple[str, str, float, bool]]:
+    for row in _load("accuracy").get("rows", ()):
+        error = row["ulp"]["ShadowWeights, float64"]
+        limit = 1 if row["dtype"] == "float32" else 0.5
+        yield (
+            f"{row['case']}, {row['folds']:,} folds of {row['dtype']}: units of the last place",
+            f"<= {limit}",
+            error,
+            error <= limit,
+        )
+
+
+def _without_title(text: str) -> str:
+    first, _, rest = text.partition("\n")
+    return rest if first.startswith("# ") else text
+
+
+if __name__ == "__main__":
+    main()
