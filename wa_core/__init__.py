@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wa_core.averaging.offline import average_files
+    from wa_core.averaging.files.offline import average_files
     from wa_core.averaging.rules import EmaRule, PowerEmaRule, SwaRule, parse_rule
     from wa_core.averaging.shadow import ShadowWeights
     from wa_core.averaging.windows import WindowRule
@@ -53,7 +53,7 @@ _MODULES = {
     "SwaRule": "averaging.rules",
     "WeightAverage": "optimizer",
     "WindowRule": "averaging.windows",
-    "average_files": "averaging.offline",
+    "average_files": "averaging.files.offline",
     "parse_rule": "averaging.rules",
     "probe_store": "store.probe",
     "recalibrate": "batchnorm",

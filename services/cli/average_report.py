@@ -9,8 +9,8 @@ from services.cli.console import answer, print_table
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from wa_core.averaging.offline import AverageReport
-    from wa_core.averaging.plan import AveragePlan
+    from wa_core.averaging.files.offline import AverageReport
+    from wa_core.averaging.files.plan import AveragePlan
     from wa_core.averaging.posthoc import RebuildPlan
 
 _BASE_BYTES = 64 << 20  # the interpreter with NumPy

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from services.runtime.settings import Settings
 from services.runtime.stores import open_store
-from wa_core.averaging.foreign import TORCH_SUFFIXES, convert_checkpoint, is_dcp_folder, is_torch_format
-from wa_core.averaging.parts import FilePart
-from wa_core.averaging.sources import FilesSource, open_object, open_source
+from wa_core.averaging.files.foreign import TORCH_SUFFIXES, convert_checkpoint, is_dcp_folder, is_torch_format
+from wa_core.averaging.files.parts import FilePart
+from wa_core.averaging.files.sources import FilesSource, open_object, open_source
 from wa_core.errors import InvalidInputError, ObjectNotFoundError
 
 if TYPE_CHECKING:

@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from services.cli.console import say
-from wa_core.averaging.casting import CastingWriter
-from wa_core.averaging.foreign import TORCH_SUFFIXES
-from wa_core.averaging.offline import MergeOptions, average_files
-from wa_core.averaging.plan import plan_average
-from wa_core.averaging.rebuild import RebuildWriter, newest_last, plan_sources
-from wa_core.averaging.staging import Staging
-from wa_core.averaging.steps import check_steps, find_steps
+from wa_core.averaging.files.casting import CastingWriter
+from wa_core.averaging.files.foreign import TORCH_SUFFIXES
+from wa_core.averaging.files.offline import MergeOptions, average_files
+from wa_core.averaging.files.plan import plan_average
+from wa_core.averaging.files.rebuild import RebuildWriter, newest_last, plan_sources
+from wa_core.averaging.files.staging import Staging
+from wa_core.averaging.files.steps import check_steps, find_steps
+from wa_core.averaging.files.writers import StagedWriter, find_companions
 from wa_core.averaging.tensor_policy import Policy
-from wa_core.averaging.writers import StagedWriter, find_companions
 from wa_core.errors import InvalidInputError, TransientError, WeightAveragingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from services.cli.inputs import Found
-    from wa_core.averaging.blocks import AccumulatorDtype
-    from wa_core.averaging.offline import AverageReport
-    from wa_core.averaging.output import Writer
-    from wa_core.averaging.plan import AveragePlan
+    from wa_core.averaging.files.blocks import AccumulatorDtype
+    from wa_core.averaging.files.offline import AverageReport
+    from wa_core.averaging.files.output import Writer
+    from wa_core.averaging.files.plan import AveragePlan
+    from wa_core.averaging.files.sources import FilesSource, Source
+    from wa_core.averaging.files.writers import OutputFormat
     from wa_core.averaging.posthoc import RebuildPlan
     from wa_core.averaging.rules import AnyRule
-    from wa_core.averaging.sources import FilesSource, Source
-    from wa_core.averaging.writers import OutputFormat
 
 _FOLDER_SHARD_BYTES = 5 * 10**9  # what Hugging Face's own writers use
 _FORMAT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

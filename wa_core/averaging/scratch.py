@@ -18,7 +18,7 @@ from wa_core.errors import StoreUnavailableError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wa_core.averaging.blocks import Raw
+    from wa_core.averaging.files.blocks import Raw
 
 
 class Storage(Protocol):

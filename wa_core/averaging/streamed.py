@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from wa_core.averaging.files.sources import StoredTensor, specs_of
 from wa_core.averaging.rules import next_coefficients, require_lerp
 from wa_core.averaging.scratch import FileStorage, MemoryStorage
 from wa_core.averaging.snapshot import ShadowDescription, bad_shadow
-from wa_core.averaging.sources import StoredTensor, specs_of
 from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
 from wa_core.header import DTYPE_BYTES
 from wa_core.specs import TensorSpec, check_spec, format_dtype_name, shorten
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wa_core.averaging.blocks import AccumulatorDtype, Raw
-    from wa_core.averaging.output import Writer
+    from wa_core.averaging.files.blocks import AccumulatorDtype, Raw
+    from wa_core.averaging.files.output import Writer
+    from wa_core.averaging.files.sources import Source
     from wa_core.averaging.rules import Rule
     from wa_core.averaging.scratch import Storage
-    from wa_core.averaging.sources import Source
 
 _ALIGNMENT = 64
 _BLOCK_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from wa_core.averaging.prefetch import NUM_CONNECTIONS, STRETCH_BYTES, prefetched
+from wa_core.averaging.files.prefetch import NUM_CONNECTIONS, STRETCH_BYTES, prefetched
 from wa_core.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wa_core.averaging.blocks import Raw
-    from wa_core.averaging.sources import FilesSource, Piece, Stretch
+    from wa_core.averaging.files.blocks import Raw
+    from wa_core.averaging.files.sources import FilesSource, Piece, Stretch
     from wa_core.averaging.streamed import Slot, StreamedShadow
 
 # Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average.

@@ -23,7 +23,7 @@ from support.averaging import (
 )
 from support.runs import HandmadeRun, random_weights
 from wa_core import layout
-from wa_core.averaging.rebuild import recorded_coefficients
+from wa_core.averaging.files.rebuild import recorded_coefficients
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations

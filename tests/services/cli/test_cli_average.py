@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from wa_core.averaging.offline import average_files
+from wa_core.averaging.files.offline import average_files
 from wa_core.averaging.rules import parse_rule
 from wa_core.tensors import read_checkpoint, serialize
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from support.averaging import WatchedStore
 from support.checkpoints import network, save
 from support.faulty import Fault, FaultyStore
-from wa_core.averaging.output import SafetensorsWriter
+from wa_core.averaging.files.output import SafetensorsWriter
+from wa_core.averaging.files.sources import open_object, open_source
 from wa_core.averaging.rules import EmaRule, SwaRule, parse_rule
 from wa_core.averaging.shadow import ShadowWeights
-from wa_core.averaging.sources import open_object, open_source
 from wa_core.averaging.streamed import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 from wa_core.errors import (
@@ -339,7 +339,7 @@ import sys
 from pathlib import Path
 import torch
 from wa_core.averaging.rules import SwaRule
-from wa_core.averaging.sources import open_source
+from wa_core.averaging.files.sources import open_source
 from wa_core.averaging.streamed import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 def rss_mb(which):

@@ -1,8 +1,8 @@
 """Files in torch's own formats (`.pt`, `.ckpt`, DCP folders), turned into safetensors by a limited child process.
 
 Such files are pickles: reading one may run code, or ask for any amount of memory. So no process of ours opens
-them itself. The child (`wa_core.averaging.conversion`) reads them with ``weights_only``, under limits of memory,
-time and file size, in an environment without credentials. This module knows processes and no torch. The
+them itself. The child (`wa_core.averaging.files.conversion`) reads them with ``weights_only``, under limits of
+memory, time and file size, in an environment without credentials. This module knows processes and no torch. The
 invariant: `convert_checkpoint` leaves either a complete safetensors file or nothing.
 """
 
@@ -27,7 +27,7 @@ WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "module", "weights", "
 TORCH_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin"})
 _DCP_METADATA = ".metadata"
 _GIB = 1 << 30
-_CHILD = "wa_core.averaging.conversion"
+_CHILD = "wa_core.averaging.files.conversion"
 #: All that the child sees of our environment: nothing that could hold a secret.
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "SYSTEMROOT")
 

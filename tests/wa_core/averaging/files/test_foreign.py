@@ -17,8 +17,8 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from support.descendants import descendants
-from wa_core.averaging.foreign import ConversionLimits, convert_checkpoint, export_pt, is_torch_format
-from wa_core.averaging.sources import open_source
+from wa_core.averaging.files.foreign import ConversionLimits, convert_checkpoint, export_pt, is_torch_format
+from wa_core.averaging.files.sources import open_source
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError, WeightAveragingError
 from wa_core.tensors import read_checkpoint, serialize
 
@@ -212,7 +212,7 @@ def test_a_conversion_over_its_limits_is_stopped(tmp_path: Path) -> None:
 
 def test_the_child_sees_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the environment the child gets a short list of names, none of which holds a secret."""
-    from wa_core.averaging.foreign import _environment
+    from wa_core.averaging.files.foreign import _environment
 
     monkeypatch.setenv("WA_S3_SECRET_KEY", "s3cret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
@@ -301,7 +301,7 @@ def test_a_pt_file_written_here_loads_with_weights_only(tmp_path: Path) -> None:
 
 def test_this_side_of_the_conversion_does_not_import_torch() -> None:
     """Only the child needs torch."""
-    code = "import sys, wa_core.averaging.foreign; sys.exit('torch' in sys.modules)"
+    code = "import sys, wa_core.averaging.files.foreign; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -310,7 +310,7 @@ def test_the_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
     """A merge that is killed leaves no conversion running."""
     torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "m.pt")
     code = (
-        "import sys; from pathlib import Path; from wa_core.averaging.foreign import convert_checkpoint; "
+        "import sys; from pathlib import Path; from wa_core.averaging.files.foreign import convert_checkpoint; "
         "convert_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     arguments = [str(tmp_path / "m.pt"), str(tmp_path / "out.safetensors")]

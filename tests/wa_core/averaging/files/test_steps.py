@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wa_core.averaging.steps import check_steps, find_steps
+from wa_core.averaging.files.steps import check_steps, find_steps
 from wa_core.errors import InvalidInputError
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
-    from wa_core.averaging.blocks import Raw
-    from wa_core.averaging.sources import FilesSource, Stretch
+    from wa_core.averaging.files.blocks import Raw
+    from wa_core.averaging.files.sources import FilesSource, Stretch
 
 # Measured against a store on the same machine: two connections, 16 MiB ranges.
 NUM_CONNECTIONS = 2

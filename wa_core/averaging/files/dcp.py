@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from wa_core.averaging.foreign import WEIGHT_KEYS, unsafe_pickle
+from wa_core.averaging.files.foreign import WEIGHT_KEYS, unsafe_pickle
 from wa_core.errors import CorruptError, IncompatibleError
 from wa_core.specs import canonical_name, name_collision
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from wa_core.averaging.sources import StoredTensor
+    from wa_core.averaging.files.sources import StoredTensor
 
 _FLUSH_BYTES = 128 << 20
 _ANY_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC

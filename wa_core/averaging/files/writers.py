@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from wa_core.averaging.foreign import export_pt
-from wa_core.averaging.output import SafetensorsWriter
-from wa_core.averaging.staging import unwritable
+from wa_core.averaging.files.foreign import export_pt
+from wa_core.averaging.files.output import SafetensorsWriter
+from wa_core.averaging.files.staging import unwritable
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from wa_core.averaging.sources import StoredTensor
-    from wa_core.averaging.staging import Staging
+    from wa_core.averaging.files.sources import StoredTensor
+    from wa_core.averaging.files.staging import Staging
 
 OutputFormat = Literal["safetensors", "pt", "hf"]
 #: Files beside the weights without which a folder does not load, or not as the same model.

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from wa_core.averaging.output import Writer
+    from wa_core.averaging.files.output import Writer
+    from wa_core.averaging.files.sources import Source, StoredTensor
     from wa_core.averaging.posthoc import RebuildPlan
     from wa_core.averaging.rules import AnyRule
-    from wa_core.averaging.sources import Source, StoredTensor
 
 COEFFICIENTS_KEY = "coefficients"
 

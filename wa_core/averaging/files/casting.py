@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wa_core.averaging.blocks import narrow, widen
+from wa_core.averaging.files.blocks import narrow, widen
 from wa_core.header import DTYPE_BYTES
 from wa_core.specs import torch_dtype_name
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from wa_core.averaging.output import Writer
-    from wa_core.averaging.sources import StoredTensor
+    from wa_core.averaging.files.output import Writer
+    from wa_core.averaging.files.sources import StoredTensor
 
 
 class CastingWriter:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.checkpoints import nearest
-from wa_core.averaging.blocks import BLOCK, WeightedSum, is_finite, narrow, widen
+from wa_core.averaging.files.blocks import BLOCK, WeightedSum, is_finite, narrow, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from support.averaging import WatchedStore
 from support.bad_files import BAD_FILES
 from support.checkpoints import exact_average, network, save
-from wa_core.averaging.offline import MergeOptions, average_files
-from wa_core.averaging.plan import plan_average
+from wa_core.averaging.files.offline import MergeOptions, average_files
+from wa_core.averaging.files.plan import plan_average
+from wa_core.averaging.files.sources import open_object, open_source
 from wa_core.averaging.rules import Rule, parse_rule
-from wa_core.averaging.sources import open_object, open_source
 from wa_core.averaging.tensor_policy import Policy
 from wa_core.errors import (
     CorruptError,
@@ -424,7 +424,7 @@ def test_a_store_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
 
 _MEASURED = """
 import resource, sys
-from wa_core.averaging.offline import average_files
+from wa_core.averaging.files.offline import average_files
 from wa_core.averaging.rules import SwaRule
 average_files(sys.argv[2:], SwaRule(), sys.argv[1])
 # Not ru_maxrss: a child inherits its parent's peak until it has its own pages.

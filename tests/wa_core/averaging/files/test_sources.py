@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.averaging import WatchedStore
 from support.bad_files import BAD_FILES, GOOD, f32, raw
 from support.checkpoints import network
-from wa_core.averaging.sources import INDEX_NAME, open_object, open_source
+from wa_core.averaging.files.sources import INDEX_NAME, open_object, open_source
 from wa_core.errors import (
     CorruptError,
     IncompatibleError,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.seaweed import Seaweed
-    from wa_core.averaging.sources import Source
+    from wa_core.averaging.files.sources import Source
 
 
 def bytes_of(source: Source, name: str, begin: int = 0, end: int | None = None) -> bytes:

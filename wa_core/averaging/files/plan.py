@@ -11,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wa_core.averaging.sources import StoredTensor, specs_of
-from wa_core.averaging.steps import find_steps
+from wa_core.averaging.files.sources import StoredTensor, specs_of
+from wa_core.averaging.files.steps import find_steps
 from wa_core.averaging.tensor_policy import Policy, decide_all, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError
 from wa_core.specs import TensorSpec, check_spec, shorten
@@ -20,8 +20,8 @@ from wa_core.specs import TensorSpec, check_spec, shorten
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from wa_core.averaging.files.sources import Source
     from wa_core.averaging.rules import AnyRule
-    from wa_core.averaging.sources import Source
     from wa_core.averaging.tensor_policy import Decision
 
 

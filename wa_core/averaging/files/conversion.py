@@ -1,6 +1,6 @@
-"""Between torch's own formats and safetensors, as a process: ``python -m wa_core.averaging.conversion``.
+"""Between torch's own formats and safetensors, as a process: ``python -m wa_core.averaging.files.conversion``.
 
-It is started by `wa_core.averaging.foreign` only, with a verb, a source, a target and its limits. It answers with
+Started by `wa_core.averaging.files.foreign` only, with a verb, a source, a target and its limits. It answers with
 one line of JSON on stdout. It knows torch; it does not know what the weights are for. The invariant: the limits
 are in force before a byte of the source is read, nothing is unpickled but tensors and plain values, and no tensor
 is written that is larger than the source could honestly hold.
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from wa_core.averaging.foreign import WEIGHT_KEYS, unsafe_pickle
-from wa_core.averaging.output import SafetensorsWriter
-from wa_core.averaging.sources import StoredTensor
+from wa_core.averaging.files.foreign import WEIGHT_KEYS, unsafe_pickle
+from wa_core.averaging.files.output import SafetensorsWriter
+from wa_core.averaging.files.sources import StoredTensor
 from wa_core.errors import CorruptError, IncompatibleError, WeightAveragingError
 from wa_core.header import DTYPE_BYTES, LENGTH_BYTES, parse_header, parse_length
 from wa_core.specs import TensorSpec, parse_ties, torch_dtype_name
@@ -79,7 +79,7 @@ def convert_pt(source: Path, target: Path) -> None:
 
 def convert_dcp(source: Path, target: Path) -> None:
     """A folder of `torch.distributed.checkpoint` to safetensors, tensor by tensor, without a process group."""
-    from wa_core.averaging.dcp import DcpFolder  # a second of imports that other files do not need
+    from wa_core.averaging.files.dcp import DcpFolder  # a second of imports that other files do not need
 
     folder = DcpFolder(source)
     tensors = [_stored_tensor(name, *folder.describe(name)) for name in folder.names]

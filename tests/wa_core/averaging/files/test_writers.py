@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from wa_core.averaging.casting import CastingWriter
-from wa_core.averaging.offline import average_files
+from wa_core.averaging.files.casting import CastingWriter
+from wa_core.averaging.files.offline import average_files
+from wa_core.averaging.files.sources import FilesSource, open_source
+from wa_core.averaging.files.staging import Staging
+from wa_core.averaging.files.writers import StagedWriter, find_companions
 from wa_core.averaging.rules import SwaRule
-from wa_core.averaging.sources import FilesSource, open_source
-from wa_core.averaging.staging import Staging
-from wa_core.averaging.writers import StagedWriter, find_companions
 from wa_core.errors import ConflictError, InvalidInputError
 from wa_core.tensors import read_checkpoint, serialize
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wa_core.averaging.writers import OutputFormat
+    from wa_core.averaging.files.writers import OutputFormat
 
 STEPS = (10, 20, 30)
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wa_core.averaging.blocks import AccumulatorDtype, Raw, WeightedSum, is_finite, narrow, widen
+from wa_core.averaging.files.blocks import AccumulatorDtype, Raw, WeightedSum, is_finite, narrow, widen
 from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import CorruptError, IncompatibleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from wa_core.averaging.blocks import Floats
-    from wa_core.averaging.output import Writer
-    from wa_core.averaging.sources import Source, StoredTensor
+    from wa_core.averaging.files.blocks import Floats
+    from wa_core.averaging.files.output import Writer
+    from wa_core.averaging.files.sources import Source, StoredTensor
     from wa_core.averaging.tensor_policy import Decision
 
 _WIDEST_BYTES = 8

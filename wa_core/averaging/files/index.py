@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wa_core.errors import CorruptError
 
 if TYPE_CHECKING:
-    from wa_core.averaging.parts import Part
+    from wa_core.averaging.files.parts import Part
 
 _LIMIT_BYTES = 64 << 20
 _SHARD = re.compile(r"[^/\\]{1,250}\.safetensors")

@@ -18,19 +18,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wa_core.averaging.output import SafetensorsWriter
-from wa_core.averaging.plan import AveragePlan, plan_average
-from wa_core.averaging.sources import open_source
-from wa_core.averaging.tiles import Merge
+from wa_core.averaging.files.output import SafetensorsWriter
+from wa_core.averaging.files.plan import AveragePlan, plan_average
+from wa_core.averaging.files.sources import open_source
+from wa_core.averaging.files.tiles import Merge
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from wa_core.averaging.blocks import AccumulatorDtype
-    from wa_core.averaging.output import Writer
+    from wa_core.averaging.files.blocks import AccumulatorDtype
+    from wa_core.averaging.files.output import Writer
+    from wa_core.averaging.files.sources import Source
     from wa_core.averaging.rules import AnyRule
-    from wa_core.averaging.sources import Source
 
 # Elements of a tile. Local files: what is summed stays in the processor's cache. Stores: few large requests.
 _LOCAL_TILE = 1 << 17

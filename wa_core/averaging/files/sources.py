@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from wa_core.averaging.index import bad_index, parse_index
-from wa_core.averaging.parts import FilePart, ObjectPart, cut_off, read_header
+from wa_core.averaging.files.index import bad_index, parse_index
+from wa_core.averaging.files.parts import FilePart, ObjectPart, cut_off, read_header
 from wa_core.errors import CorruptError, StoreUnavailableError, WeightAveragingError
 from wa_core.header import DTYPE_BYTES
 from wa_core.specs import TensorSpec, canonical_name, name_collision, parse_ties, shorten, torch_dtype_name
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
-    from wa_core.averaging.parts import Part
+    from wa_core.averaging.files.parts import Part
     from wa_core.header import Header
     from wa_core.store.base import ObjectStore
 
