@@ -90,7 +90,7 @@ class Scaling(Request):
 
 
 class CheckpointPolicy(Request):
-    """When checkpoints are taken, and which of them a cleaner may keep."""
+    """When checkpoints are taken, and how many of the last must be kept. Nothing deletes any of them so far."""
 
     every_steps: int = Field(default=20, ge=1, le=10_000_000)
     keep_last: int | None = Field(default=None, ge=1)
