@@ -17,9 +17,9 @@ from wa_core.errors import InvalidInputError
 
 # Values converted to float64 at a time: 1 MiB of them, so that a block is still in cache when it is summed.
 _BLOCK = 1 << 17
-# From mean² / variance = 10⁶ on, sums of squares in float64 have lost 6 of their 16 digits, so the values are gone
+# From mean² / variance = 10⁴ on, sums of squares in float64 have lost 4 of their 16 digits, so the values are gone
 # through again around the mean just found. Most layers' inputs never come near.
-_LARGE_MEAN = 1e6
+_LARGE_MEAN = 1e4
 
 
 @dataclass(frozen=True, slots=True)
