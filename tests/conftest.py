@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from support.seaweed import Seaweed, running_seaweed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# Where CI decides, the same examples every time; everywhere else new ones are looked for at every run.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
