@@ -8,7 +8,6 @@ keeps two invariants: what was offered is committed in order, or an error says s
 
 from __future__ import annotations
 
-import io
 import math
 import queue
 import threading
@@ -16,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from wa_core import layout
@@ -27,7 +25,7 @@ from wa_core.clock import Clock, SystemClock
 from wa_core.errors import InvalidInputError, StoreUnavailableError, TransientError
 from wa_core.records import CheckpointCommitted, FileRef, RunState
 from wa_core.specs import spec_digest
-from wa_core.tensors import canonical_state_dict, serialize, spec_of
+from wa_core.tensors import canonical_state_dict, pickled, serialize, spec_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -181,7 +179,7 @@ class CheckpointPublisher:
         )
         bodies = {layout.MODEL_FILE: serialize(snapshot.state)}
         if snapshot.trainer_state is not None:
-            bodies[layout.TRAINER_FILE] = _pickled(snapshot.trainer_state)
+            bodies[layout.TRAINER_FILE] = pickled(snapshot.trainer_state)
         files = self._upload(prefix, bodies, step=snapshot.entry.step)
         digest = spec_digest(spec_of(snapshot.state))
         entry = snapshot.entry.model_copy(update={"files": files, "spec_digest": digest})
@@ -231,9 +229,3 @@ def _on_host(value: Any, *, copies: dict[object, Tensor]) -> Any:  # noqa: ANN40
     if isinstance(value, list | tuple):
         return type(value)([_on_host(item, copies=copies) for item in value])
     return value
-
-
-def _pickled(trainer_state: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(trainer_state, buffer)
-    return buffer.getvalue()

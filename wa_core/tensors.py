@@ -11,6 +11,7 @@ maps every other name to the one written, and reading restores them.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -146,6 +147,13 @@ def serialize(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(LENGTH_BYTES, "little"), text, *bodies])
+
+
+def pickled(state: object) -> bytes:
+    """`state` as `torch.save` writes it; of tensors and plain values it loads with ``weights_only=True``."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def _bytes_of(name: str, tensor: Tensor) -> memoryview:

@@ -6,7 +6,6 @@ code cannot change the weights that are served.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import torch
 
 from wa_core import layout
 from wa_core.records import Assessment, BatchNormSummary, Evaluation
-from wa_core.tensors import serialize
+from wa_core.tensors import pickled, serialize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +44,7 @@ def assessed_files(
     )
     metadata = provenance(manifest, batchnorm)
     safetensors = serialize(served, metadata=metadata, restore_ties=True)
-    return assessment, {layout.MODEL_FILE: safetensors, layout.PICKLE_FILE: pickled(served)}
+    return assessment, {layout.MODEL_FILE: safetensors, layout.PICKLE_FILE: pickled(dict(served))}
 
 
 def provenance(manifest: AverageManifest, batchnorm: BatchNormSummary) -> dict[str, str]:
@@ -62,13 +61,6 @@ def provenance(manifest: AverageManifest, batchnorm: BatchNormSummary) -> dict[s
         "coefficients": json.dumps(list(manifest.coefficients.items())),
         "batchnorm": batchnorm.status,
     }
-
-
-def pickled(state: Mapping[str, Tensor]) -> bytes:
-    """`state` as `torch.save` writes it; loads with ``weights_only=True``."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
 
 
 def _evaluation(step: int, metrics: dict[str, float] | None) -> Evaluation | None:
