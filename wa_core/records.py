@@ -265,6 +265,13 @@ class Cancelled(LogEntry):
     kind: Literal["cancelled"] = "cancelled"
 
 
+class AverageAdded(LogEntry):
+    """The run should have one more average; said in any state, also after the end, and changes none."""
+
+    kind: Literal["average_added"] = "average_added"
+    average: AverageRequest
+
+
 Entry = Annotated[
     Submitted
     | AttemptStarted
@@ -277,7 +284,8 @@ Entry = Annotated[
     | TrainingFinished
     | Succeeded
     | Failed
-    | Cancelled,
+    | Cancelled
+    | AverageAdded,
     Field(discriminator="kind"),
 ]
 entry_adapter: TypeAdapter[Entry] = TypeAdapter(Entry)

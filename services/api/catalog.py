@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from services.api.patience import DEADLINE_S, StoreAwayError
 from wa_core import layout
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.runs import RunLog, fetch_spec, lineage, list_run_ids
+from wa_core.catalog.runs import RunLog, fetch_spec, lineage, list_run_ids, requested_averages
 from wa_core.errors import (
     AlreadyFinishedError,
     AverageNotFoundError,
@@ -82,6 +82,11 @@ class RunSnapshot:
     def attempt(self) -> int:
         """The newest attempt, 0 before the first."""
         return self.entries[-1].attempt if self.entries else 0
+
+    @property
+    def wanted(self) -> list[AverageRequest]:
+        """The averages asked for, in the order of `averages`."""
+        return requested_averages(self.spec, self.entries)
 
     @property
     def lineage(self) -> list[CheckpointCommitted]:
@@ -161,7 +166,7 @@ class Catalog:
             entries=entries,
             desired_state=desired,
             heartbeat=None if is_over else self._heartbeat(run_id, "trainer"),
-            averages=tuple(self.average(run_id, wanted.name) for wanted in run.spec.request.averages),
+            averages=tuple(self._average(run_id, wanted.name) for wanted in requested_averages(run.spec, entries)),
         )
 
     def snapshots(self, run_ids: Iterable[str]) -> list[RunSnapshot]:
@@ -194,7 +199,12 @@ class Catalog:
         Raises:
             AverageNotFoundError: the run has no average of this name.
         """
-        averages = {average.name: average for average in self.spec(run_id).request.averages}
+        submitted = {average.name: average for average in self.spec(run_id).request.averages}
+        if name in submitted:
+            return submitted[name]
+        averages = {
+            average.name: average for average in requested_averages(self.spec(run_id), self.entries(run_id))
+        }
         if name not in averages:
             raise AverageNotFoundError(
                 f"run {run_id} has no average {name[:100]!r}; it has {', '.join(averages) or 'none'}"
@@ -207,7 +217,11 @@ class Catalog:
         Raises:
             AverageNotFoundError: the run has no average of this name.
         """
-        generations = self.generations(run_id, name)
+        self.wanted(run_id, name)
+        return self._average(run_id, name)
+
+    def _average(self, run_id: str, name: str) -> AverageSnapshot:
+        generations = self._generations(run_id, name)
         newest = next(generations, None)
         if newest is None or newest.files:
             return AverageSnapshot(name, newest, newest)
@@ -220,6 +234,9 @@ class Catalog:
             AverageNotFoundError: the run has no average of this name.
         """
         self.wanted(run_id, name)
+        return self._generations(run_id, name)
+
+    def _generations(self, run_id: str, name: str) -> Iterator[AverageManifest]:
         known = Generations(self.store, run_id, name)
         return (self._manifest(known, number) for number in reversed(known.numbers()))
 
@@ -249,8 +266,7 @@ class Catalog:
         if not run.lock.acquire(timeout=DEADLINE_S):
             raise StoreAwayError(f"other requests wait for its answer about run {run_id}")
         try:
-            if not run.log.state.is_terminal:
-                run.log.refresh()
+            run.log.refresh()  # an ended run's, too: an average may have been added
             yield run
         finally:
             run.lock.release()

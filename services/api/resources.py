@@ -50,7 +50,7 @@ def run_resource(run: RunSnapshot) -> RunResource:
         config=request.config,
         scaling=request.scaling,
         checkpoint=request.checkpoint,
-        averages=request.averages,
+        averages=run.wanted,
         labels=request.labels,
         priority=request.priority,
         max_failures=request.max_failures,
@@ -66,19 +66,21 @@ def run_resource(run: RunSnapshot) -> RunResource:
 
 def averaging_state(run: RunSnapshot) -> AveragingState:
     """What the averaging of a run is doing: the least finished of its averages at work decides."""
-    if run.state is RunState.SUCCEEDED or not run.averages:
+    if not run.averages:
         return AveragingState.PUBLISHED
-    states = {_average_state(average, run.lineage) for average in run.averages}
+    states = {_average_state(average, run) for average in run.averages}
     order = (AveragingState.FOLDING, AveragingState.ASSESSING, AveragingState.WAITING, AveragingState.PUBLISHED)
     return next(state for state in order if state in states)
 
 
-def _average_state(average: AverageSnapshot, checkpoints: Sequence[CheckpointCommitted]) -> AveragingState:
+def _average_state(average: AverageSnapshot, run: RunSnapshot) -> AveragingState:
     newest = average.newest
     if newest is None or not newest.folded:
-        return AveragingState.WAITING
-    surviving = {checkpoint.seq for checkpoint in checkpoints}
-    if behind(newest, checkpoints) or not surviving.issuperset(newest.folded):
+        # Of a run that has ended, what counts none of the checkpoints waits for nothing.
+        is_over = run.state.is_terminal and not behind(newest, run.lineage)
+        return AveragingState.PUBLISHED if is_over else AveragingState.WAITING
+    surviving = {checkpoint.seq for checkpoint in run.lineage}
+    if behind(newest, run.lineage) or not surviving.issuperset(newest.folded):
         return AveragingState.FOLDING
     return AveragingState.PUBLISHED if newest.assessment else AveragingState.ASSESSING
 
@@ -183,7 +185,7 @@ def _newest_step(run: RunSnapshot, beat: Heartbeat | None) -> tuple[int, dict[st
     told: list[tuple[int, dict[str, float]]] = [(0, {})]
     if run.lineage:
         told.append((run.lineage[-1].step, run.lineage[-1].metrics))
-    told += [(entry.step, entry.metrics) for entry in run.entries[-3:] if isinstance(entry, TrainingFinished)]
+    told += [(entry.step, entry.metrics) for entry in run.entries if isinstance(entry, TrainingFinished)][-1:]
     if beat is not None:
         told.append((beat.step or 0, beat.metrics))
     step = max(at for at, _ in told)

@@ -27,7 +27,7 @@ from wa_core.errors import (
     TransientError,
     WeightAveragingError,
 )
-from wa_core.records import AttemptFailed, AttemptStarted, Cancelled, Failed, Heartbeat, RunState
+from wa_core.records import AttemptFailed, AttemptStarted, AverageAdded, Cancelled, Failed, Heartbeat, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -279,7 +279,8 @@ class Runner:
 
         What a heartbeat says is only compared with what it said before, so clocks that disagree do no harm.
         """
-        last, run_id = run_log.entries[-1], run_log.run_id
+        last = next(entry for entry in reversed(run_log.entries) if not isinstance(entry, AverageAdded))
+        run_id = run_log.run_id
         if isinstance(last, AttemptFailed) and last.reason == RUNNER_STOPPED:
             return True
         if runner_id == self.config.runner_id or is_provably_gone(runner_id):

@@ -15,7 +15,7 @@ from services.api.app import create_app
 from services.runtime.lifecycle import Stop
 from wa_core import layout
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.runs import RunLog, submit
+from wa_core.catalog.runs import RunLog, add_average, submit
 from wa_core.clock import SystemClock
 from wa_core.records import (
     Assessment,
@@ -86,6 +86,10 @@ class ApiRun:
             step=step, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64, metrics=metrics
         )
         return self.log.append(entry)
+
+    def add(self, name: str, *, rule: str = "swa:start_step=20") -> None:
+        """Add an average."""
+        add_average(self.store, self.run_id, AverageRequest(name=name, rule=rule), clock=self.clock)
 
     def fold(self, name: str = "swa", *, body: bytes | None = None, loss: float | None = 0.5) -> AverageManifest:
         """Publish the next generation over the whole lineage; with `body`, assessed and with weights."""

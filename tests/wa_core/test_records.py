@@ -73,6 +73,7 @@ def test_every_entry_reads_back(kind: type[LogEntry]) -> None:
         "runner_id": "r",
         "reason": "x",
         "at": NOW,
+        "average": {"name": "ema", "rule": "ema:half_life=60"},
     }
     entry = kind.model_validate({name: value for name, value in given.items() if name in kind.model_fields})
 

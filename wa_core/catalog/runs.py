@@ -21,6 +21,8 @@ from wa_core.errors import (
 from wa_core.records import (
     AttemptFailed,
     AttemptStarted,
+    AverageAdded,
+    AverageRequest,
     Cancelled,
     CancelRequested,
     CheckpointCommitted,
@@ -41,7 +43,7 @@ from wa_core.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
@@ -88,6 +90,15 @@ def lineage(entries: Sequence[LogEntry]) -> list[CheckpointCommitted]:
     return surviving
 
 
+def requested_averages(spec: RunSpec, entries: Iterable[LogEntry]) -> list[AverageRequest]:
+    """The averages that a run should have: those submitted, then those added, in order. A name's first counts."""
+    added = (entry.average for entry in entries if isinstance(entry, AverageAdded))
+    wanted: dict[str, AverageRequest] = {}
+    for average in (*spec.request.averages, *added):
+        wanted.setdefault(average.name, average)
+    return list(wanted.values())
+
+
 def submit(store: ObjectStore, request: RunRequest, *, clock: Clock) -> RunSpec:
     """Create a run, queued.
 
@@ -102,6 +113,27 @@ def submit(store: ObjectStore, request: RunRequest, *, clock: Clock) -> RunSpec:
     commit(store, layout.run_spec(spec.run_id), spec)
     RunLog(store, spec.run_id, clock=clock).append(Submitted())
     return spec
+
+
+def add_average(store: ObjectStore, run_id: str, request: AverageRequest, *, clock: Clock) -> AverageAdded:
+    """Ask for one more average of a run, whatever its state; an averager finds the run by its active marker.
+
+    The marker comes first, so that no crash leaves an average that nobody looks for; and again afterwards, since
+    an averager that was just finishing the run may have taken the first one away. A needless marker is cleared.
+
+    Raises:
+        RunNotFoundError: there is no such run.
+        ConflictError: the run has an average of this name (`average_exists`).
+        TransientError: the store is away; the average may or may not have been added.
+    """
+    spec = fetch_spec(store, run_id)
+    marker = Marker(run_id=run_id, at=clock.now()).model_dump_json().encode()
+    store.put(layout.active_marker(run_id), marker)
+    if request.name in {average.name for average in spec.request.averages}:
+        raise _average_exists(run_id, request.name)
+    added = RunLog(store, run_id, clock=clock).append(AverageAdded(average=request))
+    store.put(layout.active_marker(run_id), marker)
+    return added
 
 
 def fetch_spec(store: ObjectStore, run_id: str) -> RunSpec:
@@ -214,8 +246,9 @@ class RunLog:
 
         Raises:
             FencedError: a newer attempt has started.
-            AlreadyFinishedError: the run has ended.
-            ConflictError: the run is in none of the states expected.
+            AlreadyFinishedError: the run has ended, and the entry is no `AverageAdded`.
+            ConflictError: the run is in none of the states expected, or an average of the name to be added was
+                added before (`average_exists`).
             TransientError: the store is away; the entry may or may not be in the log, and appending the same
                 entry again is safe.
         """
@@ -246,11 +279,18 @@ class RunLog:
             raise FencedError(
                 f"run {self.run_id}: attempt {attempt} is over, attempt {self.attempt} has taken over"
             )
+        if isinstance(entry, AverageAdded):
+            self._check_is_new(entry.average.name)
+            return
         if self.state.is_terminal:
             raise AlreadyFinishedError(f"run {self.run_id} has already {_ENDED[self.state]}; nothing was changed")
         if expect is not None and self.state not in expect:
             kind = getattr(entry, "kind", type(entry).__name__)
             raise ConflictError(f"run {self.run_id} is {self.state}, so it cannot take {kind!r}")
+
+    def _check_is_new(self, name: str) -> None:
+        if any(isinstance(entry, AverageAdded) and entry.average.name == name for entry in self._entries):
+            raise _average_exists(self.run_id, name)
 
     def _stamp(self, entry: E) -> E:
         is_new_attempt = isinstance(entry, AttemptStarted)
@@ -273,6 +313,12 @@ class RunLog:
         if entry.seq != seq:
             raise CorruptError(f"{key} says that it is entry {entry.seq}; the log is damaged")
         self._entries.append(entry)
+
+
+def _average_exists(run_id: str, name: str) -> ConflictError:
+    return ConflictError(
+        f"run {run_id} has an average {name!r} already; give the new one another name", code="average_exists"
+    )
 
 
 _ENDED = {RunState.SUCCEEDED: "succeeded", RunState.FAILED: "failed", RunState.CANCELLED: "been cancelled"}

@@ -43,7 +43,7 @@ def list_averages(run_id: str, catalog: CatalogDep) -> Listing[AverageResource]:
     return Listing(
         data=[
             average_resource(run_id, wanted, shown=average.newest, served=average.served, checkpoints=run.lineage)
-            for wanted, average in zip(run.spec.request.averages, run.averages, strict=True)
+            for wanted, average in zip(run.wanted, run.averages, strict=True)
         ]
     )
 

@@ -125,6 +125,37 @@ def test_averaging_state_follows_the_generations(api: TestClient, store: MemoryS
     assert seen == ["waiting", "waiting", "assessing", "published", "folding"]
 
 
+def test_an_average_added_after_the_end_is_waited_for(api: TestClient, store: MemoryStore) -> None:
+    """A run that has succeeded is folding again from the moment an average is added until that is published."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    run.fold(body=b"weights")
+    run.log.append(TrainingFinished(step=20))
+    run.log.append(Succeeded())
+
+    def shown() -> tuple[str, str, list[str], int]:
+        found = api.get(f"/v1/runs/{run.run_id}").json()
+        names = [average["name"] for average in found["averages"]]
+        return found["state"], found["averaging_state"], names, found["step"]
+
+    seen = [shown()]
+    run.add("late")
+    run.add("later")
+    seen.append(shown())
+    run.fold("late", body=b"weights")
+    run.fold("later", body=b"weights")
+    seen.append(shown())
+
+    both = ["swa", "late", "later"]
+    assert seen == [
+        ("succeeded", "published", ["swa"], 20),
+        ("succeeded", "waiting", both, 20),
+        ("succeeded", "published", both, 20),
+    ]
+    assert [found["name"] for found in api.get(f"/v1/runs/{run.run_id}/averages").json()["data"]] == both
+    assert api.get(f"/v1/runs/{run.run_id}/averages/late/weights.safetensors").content == b"weights"
+
+
 def test_an_average_of_an_abandoned_branch_is_folding(api: TestClient, store: MemoryStore) -> None:
     """A published average that holds an abandoned checkpoint is not called published."""
     run = ApiRun(store).start()

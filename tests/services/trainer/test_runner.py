@@ -17,9 +17,10 @@ from support import scripted_driver
 from support.faulty import FaultyStore
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core import layout
+from wa_core.catalog.runs import add_average
 from wa_core.clock import ManualClock, SystemClock
 from wa_core.errors import StoreUnavailableError
-from wa_core.records import AttemptStarted, CancelRequested, Heartbeat, RunState
+from wa_core.records import AttemptStarted, AverageRequest, CancelRequested, Heartbeat, RunState
 from wa_core.store.local import LocalStore
 
 MakeRunner = Callable[..., Runner]
@@ -257,7 +258,10 @@ def test_an_older_runner_gives_up_a_run_that_was_taken_over(store: LocalStore, m
 
 
 def test_a_stopped_runner_leaves_its_run_to_the_next_at_once(store: LocalStore, make_runner: MakeRunner) -> None:
-    """F28: shutting down kills the drivers, says so in the log, and the next runner need not wait."""
+    """F28: shutting down kills the drivers, says so in the log, and the next runner need not wait.
+
+    An average that is added meanwhile does not hide it.
+    """
     run_id = submit_run(store, digits_request(max_failures=0))
     first = make_runner("hang")
     first.tick()
@@ -267,6 +271,7 @@ def test_a_stopped_runner_leaves_its_run_to_the_next_at_once(store: LocalStore, 
 
     assert not held.child.is_alive
     assert log_of(store, run_id).entries[-1].reason == "runner_stopped"
+    add_average(store, run_id, AverageRequest(name="late", rule="swa"), clock=SystemClock())
     second = make_runner("finish", lost_after_s=600.0)
     tick_until(second, lambda: log_of(store, run_id).state is RunState.FINALIZING)
 
