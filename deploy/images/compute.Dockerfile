@@ -2,7 +2,8 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE}
 
-RUN useradd --uid 10001 --user-group --create-home wa
+# The averager's working space is a volume; a new one takes the owner of this folder.
+RUN useradd --uid 10001 --user-group --create-home wa && install -d -o 10001 -g 10001 /scratch
 
 # Torch is by far the largest layer, so it comes first. Its index may hold nothing else: what torch needs comes from
 # the ordinary one. Empty means the ordinary one for torch too, whose Linux build brings CUDA.

@@ -2,32 +2,81 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import structlog
 import torch
 
 from services.averager.assessor import ProcessAssessor
+from services.averager.exposition import exposed
+from services.averager.scratch import Scratch
 from services.averager.worker import Averager
 from services.runtime.lifecycle import Stop, run_ticks
 from services.runtime.process import run_process
 from services.runtime.stores import open_store
 from wa_core.clock import SystemClock
+from wa_core.errors import ConfigurationError, StoreAuthError, TransientError
 
 if TYPE_CHECKING:
     from services.runtime.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 8.0
 
 
 def serve(settings: Settings) -> int:
     """Fold until told to stop."""
     torch.set_num_threads(1)  # trainers on this machine come first
     stop = Stop().install()
-    with ProcessAssessor(should_stop=lambda: stop.is_set) as assessor:
-        averager = Averager(open_store(settings), clock=SystemClock(), assessor=assessor)
-        structlog.get_logger(__name__).info("averager_ready", store=settings.store_url)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(_scratch(settings))
+        assessor = stack.enter_context(ProcessAssessor())
+        averager = Averager(
+            open_store(settings),
+            clock=SystemClock(),
+            assessor=assessor,
+            scratch=scratch,
+            should_stop=lambda: stop.is_set,
+        )
+        if settings.averager_port is not None:
+            port = settings.averager_port
+            stack.enter_context(exposed(settings.averager_host, port, idle_s=averager.idle_s))
+        _end_in_time(stop, assessor)
+        log.info("averager_ready", store=settings.store_url, scratch=str(scratch.folder))
         run_ticks(averager.tick, stop=stop, interval_s=settings.poll_interval_s)
+        with suppress(TransientError, StoreAuthError):
+            averager.close()
     return 0
+
+
+def _end_in_time(stop: Stop, assessor: ProcessAssessor) -> None:
+    """See that a stop takes effect also while a call hangs: everything is as safe as after a kill anyway."""
+
+    def watch() -> None:
+        while not stop.wait(3600.0):
+            pass
+        time.sleep(GRACE_S)
+        log.warning("ended_in_the_middle", grace_s=GRACE_S)
+        assessor.close()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="end-in-time", daemon=True).start()
+
+
+def _scratch(settings: Settings) -> Scratch:
+    try:
+        return Scratch(settings.scratch_dir, memory_bytes=settings.accumulator_memory_mb << 20)
+    except OSError as error:
+        raise ConfigurationError(
+            f"WA_SCRATCH_DIR {settings.scratch_dir} cannot be used: {error.strerror or error}; choose a folder on a "
+            f"disk with room"
+        ) from error
 
 
 if __name__ == "__main__":

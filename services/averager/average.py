@@ -1,7 +1,8 @@
-"""One average of one run: its accumulators in memory and its generations in the bucket.
+"""One average of one run: what it has taken so far, and its generations in the bucket.
 
 Invariant: memory is always the newest readable generation inside the lineage plus the checkpoints taken since,
-in log order. So a crash, or losing a generation to another worker, costs a replay and nothing else.
+in log order; or it says that it `is_broken`. So a crash, or losing a generation to another worker, costs a replay
+and nothing else.
 """
 
 from __future__ import annotations
@@ -9,47 +10,72 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import structlog
-import torch
 
-from services.averager.checkpoints import read_file
+from services.averager.accumulation import FoldedAccumulation, WindowAccumulation
 from wa_core import layout
 from wa_core.averaging.policy import AverageView
-from wa_core.averaging.rules import parse_lerp_rule
-from wa_core.averaging.shadow import ShadowWeights
+from wa_core.averaging.rules import parse_rule
+from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.files import put_file
-from wa_core.errors import CorruptError, FencedError, IncompatibleError, InvalidInputError
+from wa_core.catalog.files import put_file, put_path
+from wa_core.errors import CorruptError, FencedError, InvalidInputError
 from wa_core.records import AverageManifest, SetAside, new_write_id
-from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
+    from services.averager.accumulation import Accumulation
+    from services.averager.scratch import Scratch
+    from wa_core.averaging.files.sources import Source
+    from wa_core.averaging.streamed import StreamedShadow
     from wa_core.clock import Clock
-    from wa_core.records import Assessment, AverageRequest, CheckpointCommitted, FileRef
+    from wa_core.errors import WeightAveragingError
+    from wa_core.records import AverageRequest, CheckpointCommitted, FileRef
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 
 class RunningAverage:
-    """Takes checkpoints and publishes generations. `load` must come first, and after every `FencedError`."""
+    """Takes checkpoints and publishes generations. `load` must come first, and after every `FencedError`.
 
-    def __init__(self, store: ObjectStore, run_id: str, request: AverageRequest, *, clock: Clock) -> None:
+    Args:
+        store: the bucket.
+        run_id: the run.
+        request: the average that was asked for.
+        clock: the time source.
+        scratch: working space.
+        on_progress: called from time to time during uploads; what it raises ends them.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        run_id: str,
+        request: AverageRequest,
+        *,
+        clock: Clock,
+        scratch: Scratch,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = request.name
-        self.rule = parse_lerp_rule(request.rule)
+        self.rule = parse_rule(request.rule)
         self._store = store
         self._clock = clock
         self._request = request
         self._run_id = run_id
+        self._scratch = scratch
+        self._on_progress = on_progress
         self._generations = Generations(store, run_id, request.name)
+        self._accumulation: Accumulation = self._new_accumulation()
+        self._manifest = self._blank()
+        self._taken: list[CheckpointCommitted] = []
         self._newest_number = 0
-        self._manifest: AverageManifest
-        self._shadow: ShadowWeights
-        self._start_from(None)
+        self._assessed_number: int | None = None
+        self._num_unpublished = 0
+        self._is_loaded = self._is_dirty = False
+        self._is_state_stored = True
 
     @property
     def view(self) -> AverageView:
@@ -60,7 +86,7 @@ class RunningAverage:
             folded=frozenset(self._manifest.folded),
             num_unpublished=self._num_unpublished,
             is_dirty=self._is_dirty,
-            is_assessed=self._manifest.assessment is not None,
+            is_assessed=self._assessed_number == self._newest_number,
         )
 
     @property
@@ -68,38 +94,62 @@ class RunningAverage:
         """What the next generation will say, or what the newest says when nothing was taken since."""
         return self._manifest
 
-    def value(self) -> dict[str, torch.Tensor]:
-        """The averaged weights in the checkpoints' dtypes, BatchNorm statistics averaged like the rest."""
-        return self._shadow.value()
+    @property
+    def shadow(self) -> StreamedShadow | None:
+        """What a checkpoint is folded into before `take`; None when there is nothing to fold into."""
+        return self._accumulation.shadow
 
-    def load(self, lineage: AbstractSet[int]) -> None:
-        """Go back to the newest generation that holds nothing from outside `lineage` (log seqs)."""
+    @property
+    def is_broken(self) -> bool:
+        """Whether `load` has to come before anything else."""
+        return not self._is_loaded or (self.shadow is not None and self.shadow.is_broken)
+
+    def load(self, lineage: Mapping[int, CheckpointCommitted]) -> None:
+        """Go back to the newest generation that holds nothing from outside `lineage` (log seq -> checkpoint).
+
+        Raises:
+            TransientError: the store is away; `is_broken` until the next `load`.
+        """
+        self._is_loaded = False
         numbers = self._generations.numbers()
         self._newest_number = numbers[-1] if numbers else 0
         found = self._start_from_newest_inside(lineage)
         # A newer generation of an abandoned branch is still the newest: publish over it even with no new fold.
         self._is_dirty = found < self._newest_number
+        assessed = self._generations.assessed_numbers()
+        self._assessed_number = assessed[-1] if assessed else None
+        self._is_loaded = True
 
-    def take(self, entry: CheckpointCommitted, tensors: Mapping[str, torch.Tensor] | None) -> None:
-        """Fold a checkpoint, or set it aside with the reason; either way it is dealt with, once.
+    def prepare(self, entry: CheckpointCommitted, source: Source) -> None:
+        """Refuse a checkpoint that does not fit those before it; make room before the first one.
 
-        `tensors` may be None only when the rule does not count the checkpoint's step.
+        Raises:
+            InvalidInputError: its step is not after theirs (`step_backwards`).
+            IncompatibleError: how its tensors differ.
+            StoreUnavailableError: there is no room.
         """
-        if not self.rule.counts(entry.step):
-            reason = f"the rule {self.rule.spelling} starts at step {self.rule.start_step}"
-            return self._set_aside("skipped", entry, code="before_start", message=reason)
-        assert tensors is not None, "a checkpoint that counts must be read first"  # noqa: S101  programmer's error
-        try:
-            self._shadow.fold(tensors, step=entry.step)
-        except (CorruptError, IncompatibleError, InvalidInputError) as error:
-            return self.reject(entry, error)
-        self._advance(entry, folded=[*self._manifest.folded, entry.seq], coefficients=self._shadow.coefficients())
-        self._is_shadow_stored = False
-        return None
+        if self._taken and entry.step <= self._taken[-1].step:
+            raise InvalidInputError(
+                f"the checkpoint of step {entry.step} follows the one of step {self._taken[-1].step} in the same "
+                f"attempt; steps must go forward, a run that goes back starts a new attempt",
+                code="step_backwards",
+            )
+        self._accumulation.prepare(source, taken=self._taken)
 
-    def reject(
-        self, entry: CheckpointCommitted, error: CorruptError | IncompatibleError | InvalidInputError
-    ) -> None:
+    def take(self, entry: CheckpointCommitted) -> None:
+        """A checkpoint that counts has been read, found sound, and folded into `shadow`."""
+        folded, coefficients = self._accumulation.after(entry, taken=self._taken)
+        inside = set(folded)
+        self._taken = [known for known in (*self._taken, entry) if known.seq in inside]
+        self._advance(entry, folded=folded, coefficients=coefficients)
+        self._is_state_stored = False
+
+    def skip(self, entry: CheckpointCommitted) -> None:
+        """Record that the rule does not count a checkpoint."""
+        reason = f"the rule {self.rule.spelling} starts at step {self.rule.start_step}"
+        self._set_aside("skipped", entry, code="before_start", message=reason)
+
+    def reject(self, entry: CheckpointCommitted, error: WeightAveragingError) -> None:
         """Record that a checkpoint cannot be folded, and why; folding goes on with the next."""
         log.warning("rejected", run_id=self._run_id, average=self.name, step=entry.step, code=error.code)
         self._set_aside("rejected", entry, code=error.code, message=error.message)
@@ -110,44 +160,49 @@ class RunningAverage:
         Raises:
             FencedError: another averager published that generation first; `load` before going on.
         """
-        shadow, uploaded = self._manifest.shadow, None
-        if not self._is_shadow_stored:
-            tensors, metadata = self._shadow.state()
-            shadow = uploaded = self._upload(layout.SHADOW_FILE, serialize(tensors, metadata=metadata))
-        return self._commit(self._manifest.model_copy(update={"shadow": shadow}), uploaded=[uploaded])
+        state, uploaded = self._manifest.shadow, None
+        if not self._is_state_stored:
+            state = uploaded = self._upload_state()
+        number = self._newest_number + 1
+        stamp = {"generation": number, "at": self._clock.now(), "write_id": new_write_id(), "shadow": state}
+        manifest = self._manifest.model_copy(update=stamp)
+        try:
+            # Blobs are up before this: a crash in between leaves an orphan, never a dangling pointer.
+            self._generations.commit(manifest)
+        except FencedError:
+            self._is_loaded = False
+            if uploaded is not None:
+                self._store.delete(uploaded.key)
+            raise
+        self._manifest, self._newest_number = manifest, number
+        self._num_unpublished, self._is_dirty, self._is_state_stored = 0, False, True
+        return manifest
 
-    def publish_assessed(self, assessment: Assessment, bodies: Mapping[str, bytes]) -> AverageManifest:
-        """Commit a generation of the same folds that adds served files (by name) and their assessment.
+    def write_value(self, path: Path) -> None:
+        """Write the averaged weights in the checkpoints' dtypes, BatchNorm statistics pooled.
 
         Raises:
-            FencedError: as for `publish`.
+            CorruptError: a checkpoint of a window cannot be read any more.
         """
-        files = {file: self._upload(file, body) for file, body in bodies.items()}
-        manifest = self._manifest.model_copy(update={"assessment": assessment, "files": files})
-        return self._commit(manifest, uploaded=[*files.values()])
+        self._accumulation.write_value(path, taken=self._taken)
 
-    def _start_from_newest_inside(self, lineage: AbstractSet[int]) -> int:
-        """Restore the newest usable generation; returns its number, 0 for a fresh start."""
-        for manifest in self._generations.newest_first():
-            if not lineage >= set(manifest.folded):
-                continue
-            try:
-                self._start_from(manifest)
-            except CorruptError as error:
-                log.warning(
-                    "older_generation_used", average=self.name, unreadable=manifest.generation, code=error.code
-                )
-                continue
-            return manifest.generation
-        self._start_from(None)
-        return 0
+    def mark_assessed(self, number: int) -> None:
+        """An assessment of generation `number` is in the bucket."""
+        self._assessed_number = max(number, self._assessed_number or 0)
 
-    def _start_from(self, manifest: AverageManifest | None) -> None:
-        self._num_unpublished = 0
-        self._is_dirty = False
-        self._is_shadow_stored = True
-        self._shadow = ShadowWeights(self.rule, dtype=_DTYPES[self._request.accumulator_dtype])
-        self._manifest = manifest or AverageManifest(
+    def close(self) -> None:
+        """Give memory and scratch files back."""
+        self._accumulation.close()
+        self._is_loaded = False
+
+    def _new_accumulation(self) -> Accumulation:
+        dtype = self._request.accumulator_dtype
+        if isinstance(self.rule, WindowRule):
+            return WindowAccumulation(self._store, self.rule, dtype=dtype)
+        return FoldedAccumulation(self._store, self.rule, dtype=dtype, scratch=self._scratch)
+
+    def _blank(self) -> AverageManifest:
+        return AverageManifest(
             run_id=self._run_id,
             name=self.name,
             generation=1,
@@ -156,35 +211,47 @@ class RunningAverage:
             accumulator_dtype=self._request.accumulator_dtype,
             cursor=0,
         )
-        if manifest and manifest.shadow:
-            stored = read_file(self._store, manifest.shadow)
-            self._shadow = ShadowWeights.restore(self.rule, stored.tensors, stored.metadata)
+
+    def _start_from_newest_inside(self, lineage: Mapping[int, CheckpointCommitted]) -> int:
+        """Restore the newest usable generation; returns its number, 0 for a fresh start."""
+        for manifest in self._generations.newest_first():
+            if not lineage.keys() >= set(manifest.folded):
+                continue
+            try:
+                self._start_from(manifest, lineage)
+            except CorruptError as error:
+                log.warning(
+                    "older_generation_used", average=self.name, unreadable=manifest.generation, code=error.code
+                )
+                continue
+            return manifest.generation
+        self._start_from(None, lineage)
+        return 0
+
+    def _start_from(self, manifest: AverageManifest | None, lineage: Mapping[int, CheckpointCommitted]) -> None:
+        self._accumulation.restore(manifest)
+        self._manifest = manifest or self._blank()
+        self._taken = [lineage[seq] for seq in self._manifest.folded]
+        self._num_unpublished = 0
+        self._is_state_stored = True
 
     def _set_aside(self, pile: str, entry: CheckpointCommitted, *, code: str, message: str) -> None:
         aside = SetAside(seq=entry.seq, step=entry.step, code=code, message=message)
         self._advance(entry, **{pile: [*getattr(self._manifest, pile), aside]})
 
     def _advance(self, entry: CheckpointCommitted, **changes: object) -> None:
-        # Served files and assessment belong to the folds before this one.
-        changes |= {"cursor": entry.seq, "files": {}, "assessment": None}
-        self._manifest = self._manifest.model_copy(update=changes)
+        self._manifest = self._manifest.model_copy(update={**changes, "cursor": entry.seq})
         self._num_unpublished += 1
 
-    def _upload(self, file: str, body: bytes) -> FileRef:
-        key = layout.blob(self._run_id, self.name, nonce=layout.new_nonce(), file=file)
-        return put_file(self._store, key, body)
-
-    def _commit(self, manifest: AverageManifest, *, uploaded: list[FileRef | None]) -> AverageManifest:
-        number = self._newest_number + 1
-        stamp = {"generation": number, "at": self._clock.now(), "write_id": new_write_id()}
-        manifest = manifest.model_copy(update=stamp)
+    def _upload_state(self) -> FileRef | None:
+        state = self._accumulation.write_state(self._scratch.folder)
+        if state is None:
+            return None
+        key = layout.blob(self._run_id, self.name, nonce=layout.new_nonce(), file=layout.SHADOW_FILE)
+        if isinstance(state, bytes):
+            return put_file(self._store, key, state)
         try:
-            # Blobs are up before this: a crash in between leaves an orphan, never a dangling pointer.
-            self._generations.commit(manifest)
-        except FencedError:
-            for ref in filter(None, uploaded):
-                self._store.delete(ref.key)
-            raise
-        self._manifest, self._newest_number = manifest, number
-        self._num_unpublished, self._is_dirty, self._is_shadow_stored = 0, False, True
-        return manifest
+            return put_path(self._store, key, state, on_read=self._on_progress)
+        finally:
+            state.unlink(missing_ok=True)
+

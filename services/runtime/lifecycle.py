@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from wa_core.errors import TransientError
+from wa_core.errors import StoreAuthError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,11 @@ def run_ticks(tick: Callable[[], bool], *, stop: Stop, interval_s: float) -> Non
         try:
             is_busy = tick()
         except TransientError as error:
-            log.warning("store_away", error=error.message, retry_in_s=wait_s)
+            if not stop.is_set:
+                log.warning("store_away", error=error.message, retry_in_s=wait_s)
+        except StoreAuthError as error:
+            # Credentials can be mended while we run; until then this is the one line that an operator needs.
+            log.error("storage_auth", error=error.message, retry_in_s=wait_s)  # noqa: TRY400  the message says it all
         except Exception:  # the outermost loop: one broken run must not take the others down
             log.exception("tick_failed", retry_in_s=wait_s)
         else:

@@ -5,6 +5,7 @@ Every variable starts with `WA_`. Secrets never print themselves.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
@@ -18,6 +19,10 @@ class Settings(BaseSettings):
     machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it. Callers of the API
     send `token`, or `read_token` if they only read; with neither set the API is open. `ray_nodes_patience_s`
     is how long an attempt waits for a cluster that is too small for it, since nodes may be on their way.
+
+    The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
+    `accumulator_memory_mb` MiB in all live in files there. With `averager_port` it answers `/livez`, `/readyz` and
+    `/metrics` on that port of `averager_host`.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -37,5 +42,10 @@ class Settings(BaseSettings):
     ray_address: str | None = None
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)
     max_concurrent_runs: int = Field(default=1, ge=1)
+    scratch_dir: Path | None = None
+    accumulator_memory_mb: int = Field(default=256, ge=0)
+    averager_host: str = "127.0.0.1"
+    averager_port: int | None = Field(default=None, ge=0, le=65535)
+
     poll_interval_s: float = Field(default=0.5, gt=0)
     log_format: Literal["console", "json"] = "console"

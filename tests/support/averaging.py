@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from services.averager.assessor import Outcome
+from services.averager.assessor import AssessJob, Assessed, FinishedJob
+from services.averager.scratch import Scratch
 from services.averager.worker import Averager
+from wa_core import layout
 from wa_core.catalog.averages import Generations
 from wa_core.clock import ManualClock
-from wa_core.records import BatchNormSummary
+from wa_core.records import Assessment, BatchNormSummary, Evaluation
 from wa_core.tensors import read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wa_core.records import RunRequest
     from wa_core.store.base import ObjectStore
 
 
 class ScriptedAssessor:
-    """Answers at once with fixed metrics and no buffers; or with the outcome it was told to give."""
+    """Ends every job at once, with fixed metrics and the averages as they came, and with no other process.
 
-    def __init__(self, outcome: Outcome | None = None) -> None:
+    With `is_stuck` set, a job goes on until it is cleared, as one that takes long does.
+    """
+
+    def __init__(self, assessment: Assessment | None = None) -> None:
         self.num_jobs = 0
-        self._outcome = outcome or Outcome(
-            BatchNormSummary(status="skipped"), raw={"loss": 2.0}, before={"loss": 1.5}, after={"loss": 1.0}
+        self.is_stuck = False
+        self._job: AssessJob | None = None
+        self._assessment = assessment or Assessment(
+            raw=Evaluation(step=0, metrics={"loss": 2.0}),
+            averaged=Evaluation(step=0, metrics={"loss": 1.0}),
+            before_recalibration=Evaluation(step=0, metrics={"loss": 1.5}),
+            batchnorm=BatchNormSummary(status="skipped"),
         )
 
-    def assess(
-        self, request: RunRequest, *, raw: Mapping[str, torch.Tensor] | None, weights: Mapping[str, object]
-    ) -> dict[str, Outcome]:
-        """The scripted outcome, for every average."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether the last job has been fetched."""
+        return self._job is None
+
+    def start(self, job: AssessJob) -> None:
+        """Take a job."""
         self.num_jobs += 1
-        return dict.fromkeys(weights, self._outcome)
+        self._job = job
+
+    def poll(self) -> FinishedJob | None:
+        """The job's end, once."""
+        job = self._job
+        if job is None or self.is_stuck:
+            return None
+        self._job = None
+        assessed = (
+            Assessed(manifest, self._assessment, {layout.MODEL_FILE: job.folder / f"{name}.safetensors"})
+            for name, manifest in job.averages.items()
+        )
+        return FinishedJob(job.run_id, tuple(assessed), job.folder)
+
+    def close(self) -> None:
+        """Nothing runs."""
 
 
 class Crash(BaseException):
@@ -80,9 +108,17 @@ class WatchedStore:
             raise Crash
 
 
-def averager(store: ObjectStore, *, assessor: Any = None) -> Averager:
-    """An averager as the process would build it, with time in the test's hands."""
-    return Averager(store, clock=ManualClock(), assessor=assessor or ScriptedAssessor())
+def averager(store: ObjectStore, *, assessor: Any = None, memory_bytes: int = 1 << 28, **options: Any) -> Averager:
+    """An averager as the process would build it, with time in the test's hands.
+
+    Its working space is removed when it is forgotten; a crash leaves it to the next one, as a kill does.
+    """
+    scratch = Scratch(memory_bytes=memory_bytes)
+    worker = Averager(
+        store, clock=ManualClock(), assessor=assessor or ScriptedAssessor(), scratch=scratch, **options
+    )
+    weakref.finalize(worker, scratch.close)
+    return worker
 
 
 def run_until_idle(worker: Averager, *, max_ticks: int = 500) -> None:
@@ -95,9 +131,9 @@ def run_until_idle(worker: Averager, *, max_ticks: int = 500) -> None:
 
 def served_weights(store: ObjectStore, run_id: str, name: str) -> dict[str, torch.Tensor]:
     """What a user would download of the newest generation."""
-    manifest = Generations(store, run_id, name).newest()
-    assert manifest is not None
-    ref = manifest.files["model.safetensors"]
+    record = Generations(store, run_id, name).newest_assessment()
+    assert record is not None
+    ref = record.files["model.safetensors"]
     return read_checkpoint(store.stream(ref.key), size_bytes=ref.size_bytes, sha256=ref.sha256).tensors
 
 

@@ -33,12 +33,18 @@ class AverageView:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """What the policy needs to know of a run. `lineage` are the seqs of its surviving checkpoints, ascending."""
+    """What the policy needs to know of a run.
+
+    `lineage` are the seqs of its surviving checkpoints, ascending. Assessing goes on beside everything else:
+    `assessing` names the averages that a job of this run is at, `is_assessor_idle` says whether one may start.
+    """
 
     lineage: Sequence[int]
     is_training_over: bool
     is_assessment_due: bool
     averages: Sequence[AverageView]
+    is_assessor_idle: bool = True
+    assessing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Assess:
-    """Recalibrate and evaluate the newest generation of these averages, all in one go."""
+    """Begin to recalibrate and evaluate the newest generation of these averages, all in one go."""
 
     names: tuple[str, ...]
 
@@ -102,8 +108,10 @@ def next_action(run: RunView, *, publish_every_folds: int) -> Action:
     if fold:
         return fold
     unassessed = tuple(average.name for average in run.averages if average.folded and not average.is_assessed)
-    if unassessed and (run.is_assessment_due or run.is_training_over):
-        return Assess(unassessed)
+    if unassessed or run.assessing:
+        is_wanted = run.is_assessment_due or run.is_training_over
+        is_possible = run.is_assessor_idle and not run.assessing
+        return Assess(unassessed) if unassessed and is_wanted and is_possible else Wait()
     return Finish() if run.is_training_over else Wait()
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from wa_core.errors import CorruptError, InvalidInputError
+import stamina
+
+from wa_core.errors import CorruptError, InvalidInputError, StoreUnavailableError
 from wa_core.header import LENGTH_BYTES, parse_header, parse_length
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 _PREFIX_BYTES = 64  # enough to tell foreign files apart
+_WHOLE_BYTES = 1 << 20  # an object up to this size costs one request, not one for each of its parts
+_TRIES = 6
 
 
 class Part(Protocol):
@@ -98,7 +102,7 @@ class FilePart:
 
 
 class ObjectPart:
-    """An object in a store, read by ranges.
+    """An object in a store, read by ranges; a small one at once. A read that breaks off goes on where it broke.
 
     Args:
         store: where it is.
@@ -123,17 +127,33 @@ class ObjectPart:
         self.sha256 = sha256
         self._store = store
         self._key = key
+        self._whole: memoryview | None = None
 
     def read_into(self, begin: int, out: memoryview) -> int:
         """Fill `out` from byte `begin` on; how many bytes there were."""
-        filled = 0
-        for chunk in self._store.stream(self._key, start=begin, end=begin + len(out)):
-            out[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-        return filled
+        if self.size_bytes > _WHOLE_BYTES:
+            return self._fetch_into(begin, out)
+        if self._whole is None:
+            whole = memoryview(bytearray(self.size_bytes))
+            self._whole = whole[: self._fetch_into(0, whole)]
+        found = self._whole[begin : begin + len(out)]
+        out[: len(found)] = found
+        return len(found)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Let go of what was kept."""
+        self._whole = None
+
+    def _fetch_into(self, begin: int, out: memoryview) -> int:
+        filled = 0
+        for attempt in stamina.retry_context(
+            on=StoreUnavailableError, attempts=_TRIES, timeout=None, wait_initial=0.05, wait_max=2.0
+        ):
+            with attempt:
+                for chunk in self._store.stream(self._key, start=begin + filled, end=begin + len(out)):
+                    out[filled : filled + len(chunk)] = chunk
+                    filled += len(chunk)
+        return filled
 
 
 def read_header(part: Part) -> tuple[Header, bytes]:
