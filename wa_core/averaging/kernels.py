@@ -54,6 +54,38 @@ def blend(averages: list[Tensor], tensors: list[Tensor], *, weight: float) -> No
             _blend_converted(into, source, weight)
 
 
+def pool(
+    means: list[Tensor],
+    variances: list[Tensor],
+    new_means: list[Tensor],
+    new_variances: list[Tensor],
+    *,
+    weight: float,
+) -> None:
+    """Fold the moments of one more distribution into those of a mixture, in place, pair by pair.
+
+    ``v += w (v_i - v) + w (1 - w) (m_i - m)²`` with the mean before the fold, then ``m += w (m_i - m)``. What is
+    constant stays exactly constant, and no variance becomes negative.
+
+    Args:
+        means: of the mixtures; accumulators.
+        variances: the same.
+        new_means: to fold in, each with its accumulator's dtype and shape.
+        new_variances: the same.
+        weight: in [0, 1].
+
+    Source: the law of total variance; see `wa_core.averaging.tensor_policy`.
+    """
+    spreads = [torch.empty_like(mean) for mean in means]
+    torch._foreach_copy_(spreads, new_means)
+    torch._foreach_sub_(spreads, means)
+    torch._foreach_mul_(spreads, spreads)
+    torch._foreach_mul_(spreads, weight * (1.0 - weight))
+    torch._foreach_lerp_(variances, new_variances, weight)
+    torch._foreach_add_(variances, spreads)
+    torch._foreach_lerp_(means, new_means, weight)
+
+
 def _blend_converted(averages: list[Tensor], tensors: list[Tensor], weight: float) -> None:
     size = _CPU_BATCH if averages[0].device.type == "cpu" else _BATCH
     into: list[Tensor] = []

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wa_core.averaging.kernels import blend
+from wa_core.averaging.kernels import blend, pool
 from wa_core.averaging.rules import require_lerp
-from wa_core.averaging.snapshot import ShadowDescription, accumulator_of, bad_shadow
+from wa_core.averaging.snapshot import ShadowDescription, accumulator_of, bad_shadow, decide_stored
+from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
 from wa_core.specs import TensorSpec, check_spec
 from wa_core.tensors import canonical_state_dict, check_finite, find_ties, spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from wa_core.averaging.rules import Rule
 
@@ -33,23 +34,26 @@ _SMALL = 1 << 12
 class ShadowWeights:
     """The running average of a sequence of checkpoints under a rule.
 
-    Floating-point tensors are averaged in accumulators of `dtype` (float64 ones always in float64);
-    integer and bool tensors take the latest value.
+    Floating-point tensors are averaged in accumulators of `dtype` (float64 ones always in float64); BatchNorm's
+    running means and variances are pooled, which gives the moments of the mixture; integer and bool tensors take
+    the latest value (`wa_core.averaging.tensor_policy`).
     Tied tensors are folded once. Accumulators live on the device of the first checkpoint.
 
     Args:
         rule: how much each checkpoint counts.
         dtype: `torch.float32` or `torch.float64`; an average in less precision would stop moving.
+        latest: shell patterns (``*.inv_freq``) of float tensors that keep their newest value.
 
     Raises:
         InvalidInputError: another dtype, or a window, which cannot be folded.
     """
 
-    def __init__(self, rule: Rule, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, rule: Rule, *, dtype: torch.dtype = torch.float32, latest: Iterable[str] = ()) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise InvalidInputError(f"accumulators must be torch.float32 or torch.float64, not {dtype}")
         self.rule = require_lerp(rule)
         self.dtype = dtype
+        self._latest = tuple(latest)
         self._tensors: dict[str, Tensor] = {}
         self._shares: Tensor
         self._adopt(specs=(), ties={}, coefficients={})
@@ -122,7 +126,7 @@ class ShadowWeights:
         if not self._specs:
             raise NoAverageYetError("nothing has been folded yet, so there is no state to keep")
         about = ShadowDescription(
-            self.rule.spelling, _dtype_name(self.dtype), self._specs, self._ties, self.coefficients()
+            self.rule.spelling, _dtype_name(self.dtype), self._specs, self._ties, self.coefficients(), self._latest
         )
         return dict(self._tensors), about.texts()
 
@@ -136,7 +140,7 @@ class ShadowWeights:
         kept = ShadowDescription.parse(metadata, rule=rule.spelling)
         if spec_of(tensors) != kept.stored:
             raise bad_shadow("its tensors are not those that its description names")
-        shadow = cls(rule, dtype=_torch_dtype(kept.dtype))
+        shadow = cls(rule, dtype=_torch_dtype(kept.dtype), latest=kept.latest)
         shadow._adopt(specs=kept.specs, ties=dict(kept.ties), coefficients=kept.coefficients)
         shadow._tensors = {name: _fresh(tensor, tensor.dtype) for name, tensor in tensors.items()}
         return shadow
@@ -162,6 +166,7 @@ class ShadowWeights:
     def _adopt(
         self, *, specs: tuple[TensorSpec, ...], ties: dict[str, str], coefficients: Mapping[int, float]
     ) -> None:
+        self._policies = decide_stored(specs, ties=ties, latest=self._latest)
         self._specs, self._ties = specs, ties
         self._layout = {spec.name: (_torch_dtype(spec.dtype), torch.Size(spec.shape)) for spec in specs}
         self._steps = list(coefficients)
@@ -184,26 +189,43 @@ class ShadowWeights:
 
     def _start(self, state: Mapping[str, Tensor]) -> None:
         specs, ties = spec_of(state), find_ties(state)
-        dtype = _dtype_name(self.dtype)
-        tensors = {
-            spec.name: _fresh(state[spec.name], _torch_dtype(accumulator_of(spec.dtype, dtype)))
-            for spec in specs
-            if spec.name not in ties
-        }
-        self._tensors = tensors
         self._adopt(specs=specs, ties=ties, coefficients={})
+        dtypes = {
+            spec.name: accumulator_of(spec.dtype, _dtype_name(self.dtype), policy=self._policies[spec.name])
+            for spec in specs
+            if spec.name in self._policies
+        }
+        self._tensors = {name: _fresh(state[name], _torch_dtype(dtype)) for name, dtype in dtypes.items()}
 
     def _blend(self, state: Mapping[str, Tensor], weight: float) -> None:
-        into, sources = [], []
-        for name, shadow in self._tensors.items():
-            source = state[name].detach()
-            if shadow.is_floating_point():
-                into.append(shadow)
-                # In the shadow's layout: strided kernels round otherwise.
-                sources.append(source.to(shadow.device).contiguous())
-            else:
-                shadow.copy_(source)
-        blend(into, sources, weight=weight)
+        by_policy: dict[Policy, list[str]] = {policy: [] for policy in Policy}
+        for name, policy in self._policies.items():
+            by_policy[policy].append(name)
+        for name in by_policy[Policy.LATEST]:
+            self._tensors[name].copy_(state[name].detach())
+        averaged, means = by_policy[Policy.AVERAGE], by_policy[Policy.POOLED_MEAN]
+        blend(
+            [self._tensors[name] for name in averaged],
+            [self._placed(name, state) for name in averaged],
+            weight=weight,
+        )
+        if means:
+            self._pool(means, state, weight)
+
+    def _pool(self, means: list[str], state: Mapping[str, Tensor], weight: float) -> None:
+        variances = [partner_of(name) for name in means]
+        pool(
+            *([self._tensors[name] for name in names] for names in (means, variances)),
+            *(
+                [self._placed(name, state).to(self._tensors[name].dtype) for name in names]
+                for names in (means, variances)
+            ),
+            weight=weight,
+        )
+
+    def _placed(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+        # In the shadow's layout: strided kernels round otherwise.
+        return state[name].detach().to(self._tensors[name].device).contiguous()
 
 
 def _has_finite_sums(state: Mapping[str, Tensor]) -> bool:

@@ -14,23 +14,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from wa_core.averaging.files.passes import USUAL_PACE, reading
 from wa_core.averaging.files.sources import StoredTensor, specs_of
+from wa_core.averaging.kernels import pool
 from wa_core.averaging.rules import next_coefficients, require_lerp
 from wa_core.averaging.scratch import FileStorage, MemoryStorage
 from wa_core.averaging.snapshot import ShadowDescription, bad_shadow
+from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
 from wa_core.header import DTYPE_BYTES
-from wa_core.specs import TensorSpec, check_spec, format_dtype_name, shorten
+from wa_core.specs import TensorSpec, check_spec, format_dtype_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
     from wa_core.averaging.files.blocks import AccumulatorDtype, Raw
     from wa_core.averaging.files.output import Writer
-    from wa_core.averaging.files.sources import Source
+    from wa_core.averaging.files.passes import Pace
+    from wa_core.averaging.files.sources import FilesSource, Source
     from wa_core.averaging.rules import Rule
     from wa_core.averaging.scratch import Storage
 
@@ -44,17 +48,26 @@ class Slot:
 
     name: str
     dtype: str
+    policy: Policy
     item_bytes: int
     num_elements: int
     begin: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all elements."""
+        return self.num_elements * self.item_bytes
 
 
 class StreamedShadow:
     """The running average of checkpoints under a rule; `wa_core.averaging.streaming.fold_source` folds into it.
 
+    What becomes of each tensor is as in `wa_core.averaging.shadow.ShadowWeights`.
+
     Args:
         rule: how much each checkpoint counts.
         dtype: what is accumulated in; float64 tensors always in float64.
+        latest: shell patterns of float tensors that keep their newest value.
         scratch_folder: where the accumulators' file is made; None keeps them in memory.
 
     Raises:
@@ -62,15 +75,23 @@ class StreamedShadow:
     """
 
     def __init__(
-        self, rule: Rule, *, dtype: AccumulatorDtype = "float32", scratch_folder: Path | None = None
+        self,
+        rule: Rule,
+        *,
+        dtype: AccumulatorDtype = "float32",
+        latest: Iterable[str] = (),
+        scratch_folder: Path | None = None,
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise InvalidInputError(f"accumulators must be 'float32' or 'float64', not {dtype!r}")
         self.rule = require_lerp(rule)
         self.is_broken = False
-        self._about = ShadowDescription(rule.spelling, dtype, specs=(), ties={}, coefficients={})
+        self._about = ShadowDescription(
+            rule.spelling, dtype, specs=(), ties={}, coefficients={}, latest=tuple(latest)
+        )
         self._scratch_folder = scratch_folder
         self._slots: dict[str, Slot] = {}
+        self._stored: dict[str, TensorSpec] = {}
         self._storage: Storage | None = None
 
     @property
@@ -87,6 +108,16 @@ class StreamedShadow:
         """Step -> the part of that checkpoint in the average, in folding order; they sum to 1."""
         return dict(self._about.coefficients)
 
+    @property
+    def state_bytes(self) -> int:
+        """What the accumulators take, in memory or in the scratch file; 0 before the first fold."""
+        return _size_of(self._slots)
+
+    @property
+    def value_bytes(self) -> int:
+        """What the average takes in the checkpoints' dtypes, without a file's header; 0 before the first fold."""
+        return sum(tensor.size_bytes for tensor in self._value_tensors())
+
     def next_weight(self, step: int) -> float | None:
         """What the checkpoint of `step` will weigh, or None when the rule does not count it.
 
@@ -99,7 +130,10 @@ class StreamedShadow:
             )
         if not self.rule.counts(step):
             return None
-        return self.rule.weight(n_averaged=self.n_averaged, step=step, prev_step=self.last_step)
+        weight = self.rule.weight(n_averaged=self.n_averaged, step=step, prev_step=self.last_step)
+        if not 0.0 <= weight <= 1.0:
+            raise InvalidInputError(f"a fold's weight must be in [0, 1], not {weight!r}; the rule is wrong")
+        return weight
 
     def check(self, source: Source) -> None:
         """Refuse a checkpoint that cannot be folded here; make room before the first one.
@@ -108,17 +142,15 @@ class StreamedShadow:
             IncompatibleError: a tensor cannot be averaged, or is not as in the first checkpoint.
             StoreUnavailableError: there is no room for the accumulators.
         """
-        specs = specs_of(source)
-        if not self._about.specs:
-            self._check_supported(source.name, specs)
-            self._make_room(replace(self._about, specs=specs, ties=dict(source.ties)))
+        if self.n_averaged == 0:
+            self._make_room(replace(self._about, specs=specs_of(source), ties=dict(source.ties)), source.name)
             return
-        try:
-            check_spec(self._about.specs, specs)
-        except IncompatibleError as error:
-            raise IncompatibleError(f"{source.name}: {error.message}", code=error.code) from None
-        for alias, name in self._about.ties.items():
-            self._check_tie(source, source.ties.get(alias, alias), source.ties.get(name, name))
+        # The usual checkpoint is as the first was; only another one is looked at in full.
+        is_same = source.ties == self._about.ties and self._stored == {
+            name: tensor.spec for name, tensor in source.tensors.items()
+        }
+        if not is_same:
+            self._check_other(source)
 
     def slots(self) -> Iterator[Slot]:
         """The accumulators, in the order of the storage."""
@@ -140,6 +172,18 @@ class StreamedShadow:
         torch.from_numpy(raw).view(wide.dtype).lerp_(wide, weight)
         self._used_storage.save(place, raw)
 
+    def pool(self, slot: Slot, means: Tensor, variances: Tensor, *, weight: float) -> None:
+        """Fold a pair of statistics, whole; `slot` is the means'."""
+        partner = self._slots[partner_of(slot.name)]
+        wide = [means.to(getattr(torch, slot.dtype)), variances.to(getattr(torch, partner.dtype))]
+        found = wide
+        if self.n_averaged:
+            # What is loaded may be overwritten by the next load.
+            found = [self._loaded(slot).clone(), self._loaded(partner)]
+            pool([found[0]], [found[1]], [wide[0]], [wide[1]], weight=weight)
+        for one, values in zip((slot, partner), found, strict=True):
+            self._used_storage.save(one.begin, values.numpy().view(np.uint8))
+
     def finish_fold(self, step: int, weight: float) -> None:
         """All blocks of the checkpoint of `step` are folded."""
         coefficients = next_coefficients(self._about.coefficients, step=step, weight=weight)
@@ -151,7 +195,7 @@ class StreamedShadow:
         Raises:
             NoAverageYetError: nothing has been folded.
         """
-        tensors = {slot.name: self._stored(slot, slot.dtype) for slot in self.slots()}
+        tensors = [self._tensor(slot, slot.dtype) for slot in self.slots()]
         self._write(writer, tensors, metadata=self._about.texts(), ties={})
 
     def write_value(self, writer: Writer, *, metadata: Mapping[str, str]) -> None:
@@ -160,25 +204,32 @@ class StreamedShadow:
         Raises:
             NoAverageYetError: nothing has been folded.
         """
-        dtypes = {spec.name: spec.dtype for spec in self._about.specs}
-        tensors = {slot.name: self._stored(slot, dtypes[slot.name]) for slot in self.slots()}
-        self._write(writer, tensors, metadata=metadata, ties=self._about.ties)
+        self._write(writer, self._value_tensors(), metadata=metadata, ties=self._about.ties)
 
     @classmethod
-    def restore(cls, rule: Rule, source: Source, *, scratch_folder: Path | None = None) -> StreamedShadow:
+    def restore(
+        cls, rule: Rule, source: FilesSource, *, scratch_folder: Path | None = None, pace: Pace = USUAL_PACE
+    ) -> StreamedShadow:
         """The shadow whose state `source` is; folding on gives the bits of a shadow that never stopped.
 
+        Args:
+            rule: that of the state.
+            source: what `write_state` wrote; read once, and compared with its recorded digest when it has one.
+            scratch_folder: as for the class.
+            pace: how it is read.
+
         Raises:
-            CorruptError: code `bad_shadow`, when it is not a whole state of this rule.
+            CorruptError: code `bad_shadow`, when it is not a whole state of this rule; `digest_mismatch`.
+            StoreUnavailableError: it cannot be reached, or there is no room for the accumulators.
         """
         about = ShadowDescription.parse(source.metadata, rule=rule.spelling)
         if tuple(sorted(tensor.spec for tensor in source.tensors.values())) != about.stored or source.ties:
             raise bad_shadow("its tensors are not those that its description names")
         dtype: AccumulatorDtype = "float64" if about.dtype == "float64" else "float32"
-        shadow = cls(rule, dtype=dtype, scratch_folder=scratch_folder)
-        shadow._make_room(about)
+        shadow = cls(rule, dtype=dtype, latest=about.latest, scratch_folder=scratch_folder)
+        shadow._make_room(about, source.name)
         try:
-            shadow._load(source)
+            shadow._load(source, pace)
         except BaseException:
             shadow.close()
             raise
@@ -188,7 +239,8 @@ class StreamedShadow:
         """Give the accumulators' space back; the shadow is as if nothing had been folded."""
         if self._storage is not None:
             self._storage.close()
-        self._storage, self._slots = None, {}
+        self._storage, self._slots, self._stored = None, {}, {}
+        self.is_broken = False
         self._about = replace(self._about, specs=(), ties={}, coefficients={})
 
     @property
@@ -197,31 +249,33 @@ class StreamedShadow:
             raise NoAverageYetError("nothing has been folded yet; fold a checkpoint that the rule counts first")
         return self._storage
 
-    def _make_room(self, about: ShadowDescription) -> None:
-        slots: dict[str, Slot] = {}
-        end = 0
-        for spec in about.stored:
-            item = DTYPE_BYTES[format_dtype_name(spec.dtype)]
-            slots[spec.name] = slot = Slot(spec.name, spec.dtype, item, math.prod(spec.shape), end)
-            end += -(-slot.num_elements * item // _ALIGNMENT) * _ALIGNMENT
-        folder = self._scratch_folder
+    def _make_room(self, about: ShadowDescription, name: str) -> None:
+        slots = _slots_of(about, name)
+        if self._storage is not None:  # of a first checkpoint that was refused
+            self._storage.close()
+        folder, end = self._scratch_folder, _size_of(slots)
         self._storage = MemoryStorage(end) if folder is None else FileStorage(folder, end)
         self._slots, self._about = slots, about
+        self._stored = {spec.name: spec for spec in about.specs if spec.name in slots}
 
-    def _load(self, source: Source) -> None:
-        for slot in self.slots():
-            for begin, size in _cut(slot.num_elements * slot.item_bytes):
-                raw = np.empty(size, np.uint8)
-                source.read_into(slot.name, begin, raw.data)
-                self.keep(slot, begin // slot.item_bytes, raw)
+    def _load(self, source: FilesSource, pace: Pace) -> None:
+        with reading(source, pace=pace) as passing:
+            for stretch, raw in passing.arrivals():
+                for piece, part in stretch.cut(raw):
+                    self._used_storage.save(self._slots[piece.tensor.spec.name].begin + piece.begin, part)
+            passing.sha256()
 
-    def _check_supported(self, name: str, specs: tuple[TensorSpec, ...]) -> None:
-        refused = [f"{spec.name!r} {spec}" for spec in specs if spec.dtype.startswith("complex")]
-        if refused:
-            raise IncompatibleError(
-                f"{name}: only real tensors can be averaged, not {shorten(refused)}; convert them first",
-                code="unsupported_dtype",
-            )
+    def _loaded(self, slot: Slot) -> Tensor:
+        raw = self._used_storage.load(slot.begin, slot.size_bytes)
+        return torch.from_numpy(raw).view(getattr(torch, slot.dtype))
+
+    def _check_other(self, source: Source) -> None:
+        try:
+            check_spec(self._about.specs, specs_of(source))
+        except IncompatibleError as error:
+            raise IncompatibleError(f"{source.name}: {error.message}", code=error.code) from None
+        for alias, name in self._about.ties.items():
+            self._check_tie(source, source.ties.get(alias, alias), source.ties.get(name, name))
 
     def _check_tie(self, source: Source, alias: str, name: str) -> None:
         # A copied state dict may have lost its ties; that does no harm while the values are still the same.
@@ -238,15 +292,18 @@ class StreamedShadow:
                     code="ties_changed",
                 )
 
-    def _stored(self, slot: Slot, dtype: str) -> StoredTensor:
-        shape = next(spec.shape for spec in self._about.specs if spec.name == slot.name)
+    def _value_tensors(self) -> list[StoredTensor]:
+        return [self._tensor(slot, self._stored[slot.name].dtype) for slot in self.slots()]
+
+    def _tensor(self, slot: Slot, dtype: str) -> StoredTensor:
         name = format_dtype_name(dtype)
-        return StoredTensor(TensorSpec(slot.name, dtype, shape), name, slot.num_elements * DTYPE_BYTES[name])
+        spec = TensorSpec(slot.name, dtype, self._stored[slot.name].shape)
+        return StoredTensor(spec, name, slot.num_elements * DTYPE_BYTES[name])
 
     def _write(
         self,
         writer: Writer,
-        tensors: Mapping[str, StoredTensor],
+        tensors: Iterable[StoredTensor],
         *,
         metadata: Mapping[str, str],
         ties: Mapping[str, str],
@@ -255,7 +312,7 @@ class StreamedShadow:
             raise NoAverageYetError("nothing has been folded yet, or a fold failed half-way; there is no average")
         try:
             # Widest elements first, so that every tensor is aligned to its own element size.
-            order = sorted(tensors.values(), key=lambda tensor: (-tensor.item_bytes, tensor.spec.name))
+            order = sorted(tensors, key=lambda tensor: (-tensor.item_bytes, tensor.spec.name))
             writer.begin(order, ties=ties, metadata=metadata)
             for tensor in order:
                 self._write_tensor(writer, self._slots[tensor.spec.name], tensor)
@@ -266,12 +323,46 @@ class StreamedShadow:
 
     def _write_tensor(self, writer: Writer, slot: Slot, tensor: StoredTensor) -> None:
         into: torch.dtype = getattr(torch, tensor.spec.dtype)
-        for begin, size in _cut(slot.num_elements * slot.item_bytes):
+        for begin, size in _cut(slot.size_bytes):
             raw = self._used_storage.load(slot.begin + begin, size)
             if tensor.spec.dtype != slot.dtype:
                 values = torch.from_numpy(raw).view(getattr(torch, slot.dtype))
                 raw = values.to(into).view(torch.uint8).numpy()
             writer.write(slot.name, begin // slot.item_bytes * tensor.item_bytes, raw.data)
+
+
+def accumulator_bytes(source: Source, dtype: AccumulatorDtype = "float32", *, latest: Iterable[str] = ()) -> int:
+    """What the accumulators of one average of checkpoints like `source` take: `StreamedShadow.state_bytes`.
+
+    Raises:
+        IncompatibleError: it cannot be averaged.
+    """
+    about = ShadowDescription("", dtype, specs_of(source), source.ties, coefficients={}, latest=tuple(latest))
+    return _size_of(_slots_of(about, source.name))
+
+
+def _slots_of(about: ShadowDescription, name: str) -> dict[str, Slot]:
+    try:
+        policies = about.policies
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{name}: {error.message}", code=error.code) from None
+    slots: dict[str, Slot] = {}
+    end = 0
+    for spec in about.stored:
+        item = DTYPE_BYTES[format_dtype_name(spec.dtype)]
+        slots[spec.name] = slot = Slot(
+            spec.name, spec.dtype, policies[spec.name], item, math.prod(spec.shape), end
+        )
+        end = _aligned(slot.begin + slot.size_bytes)
+    return slots
+
+
+def _size_of(slots: Mapping[str, Slot]) -> int:
+    return max((_aligned(slot.begin + slot.size_bytes) for slot in slots.values()), default=0)
+
+
+def _aligned(end: int) -> int:
+    return -(-end // _ALIGNMENT) * _ALIGNMENT
 
 
 def _cut(size_bytes: int) -> Iterator[tuple[int, int]]:

@@ -8,14 +8,15 @@ same rule and dtype would have, for any cut into blocks; a shadow that a failed 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 
-from wa_core.averaging.files.prefetch import NUM_CONNECTIONS, STRETCH_BYTES, prefetched
+from wa_core.averaging.files.passes import USUAL_PACE, reading
+from wa_core.averaging.pairs import Pairs, PairTarget
+from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wa_core.averaging.files.blocks import Raw
-    from wa_core.averaging.files.sources import FilesSource, Piece, Stretch
+    from wa_core.averaging.files.passes import Pace, Pass
+    from wa_core.averaging.files.sources import FilesSource, Piece
     from wa_core.averaging.streamed import Slot, StreamedShadow
 
 # Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average.
@@ -49,65 +51,99 @@ class _Target:
     weight: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some elements of one tensor, from `begin` on, found sound; `values` is None unless its dtype is a float."""
+
+    name: str
+    begin: int
+    raw: Raw
+    values: Tensor | None
+
+
 def fold_source(
     source: FilesSource,
     shadows: Sequence[StreamedShadow],
     *,
     step: int,
+    verify: bool = False,
     digests: bool = False,
+    on_read: Callable[[int], None] | None = None,
+    pace: Pace = USUAL_PACE,
     block: int = BLOCK,
-    stretch_bytes: int = STRETCH_BYTES,
-    num_connections: int = NUM_CONNECTIONS,
 ) -> FoldReport:
     """Fold one checkpoint into every shadow whose rule counts it; each byte is read once.
 
     Names, shapes and dtypes are checked before anything is read. Finiteness, and digests where there are records,
-    are checked in the same single read; when they fail, or the read does, the shadows are `is_broken` and have to
-    be restored from what was last kept of them.
+    are checked in the same single read. A checkpoint that fits into one stretch (`pace`) is read and checked whole
+    before any shadow changes, so that a refused one leaves no trace. When a larger one is refused, or the read
+    fails, the shadows are `is_broken` and have to be restored from what was last kept of them.
+
+    In memory are a few stretches, and pairs of running means and variances whose other half is still to come.
 
     Args:
         source: the checkpoint.
         shadows: the averages, each at its own point.
         step: the optimizer step it was taken at.
+        verify: read and check also when no shadow counts it; otherwise it is not read then.
         digests: compute the files' SHA-256 also when there is no record to compare with.
-        block: elements folded at a time; the bits do not depend on it, nor on the next two.
-        stretch_bytes: bytes asked for at a time.
-        num_connections: requests under way at a time.
+        on_read: told the number of bytes of each stretch once they are folded (of a small checkpoint: checked);
+            what it raises ends the fold as any failure does.
+        pace: how it is read; the bits do not depend on it.
+        block: elements folded at a time; the bits do not depend on it either.
 
     Raises:
         InvalidInputError: `step` does not go forward, or a shadow is broken.
-        IncompatibleError: names, shapes, dtypes or ties are not those of the first checkpoint.
+        IncompatibleError: names, shapes, dtypes or ties are not those of the first checkpoint, or a tensor cannot
+            be averaged.
         CorruptError: NaN, infinity, bools other than 0 and 1, or other bytes than recorded.
         StoreUnavailableError: the source or the scratch file cannot be reached.
     """
     counting = {shadow: weight for shadow in shadows if (weight := shadow.next_weight(step)) is not None}
     is_folded = tuple(shadow in counting for shadow in shadows)
-    if not counting:
+    if not counting and not verify:
         return FoldReport(is_folded, 0, {})
-    targets = _targets(source, counting)
-    with _breaking(counting), _one_thread(), _Hashing(source, is_on=digests or source.has_records) as hashing:
-        read_bytes = 0
-        with prefetched(source, stretch_bytes=stretch_bytes, num_connections=num_connections) as arrivals:
-            for stretch, raw in arrivals:
-                hashing.add(stretch, raw)
-                for piece, part in _pieces(stretch, raw):
-                    _fold_piece(source.name, piece, part, targets[piece.tensor.spec.name], block=block)
-                read_bytes += len(raw)
-                hashing.wait()
-        sha256 = hashing.finish()
-        for shadow, weight in counting.items():
-            shadow.finish_fold(step, weight)
-    return FoldReport(is_folded, read_bytes, sha256)
+    targets = _Targets(source, counting)
+    with _one_thread(), reading(source, pace=pace, digests=digests) as passing:
+        arriving = _arriving(source, passing, on_read=on_read, block=block)
+        # A small checkpoint is looked at in full before anything changes.
+        sound = list(arriving) if passing.is_whole else arriving
+        with _breaking(counting):
+            for one in sound:
+                targets.take(one)
+            sha256 = passing.sha256()
+            for shadow, weight in counting.items():
+                shadow.finish_fold(step, weight)
+    return FoldReport(is_folded, source.data_bytes, sha256)
 
 
-def _targets(source: FilesSource, weights: Mapping[StreamedShadow, float]) -> dict[str, list[_Target]]:
-    for shadow in weights:
-        shadow.check(source)
-    found: dict[str, list[_Target]] = {name: [] for name in source.tensors}
-    for shadow, weight in weights.items():
-        for slot in shadow.slots():
-            found[source.ties.get(slot.name, slot.name)].append(_Target(shadow, slot, weight))
-    return found
+class _Targets:
+    """Where each tensor of a checkpoint goes, in all shadows."""
+
+    def __init__(self, source: FilesSource, weights: Mapping[StreamedShadow, float]) -> None:
+        for shadow in weights:
+            shadow.check(source)
+        self._by_name: dict[str, list[_Target]] = {name: [] for name in source.tensors}
+        pairs: list[PairTarget] = []
+        for shadow, weight in weights.items():
+            for slot in shadow.slots():
+                name = source.ties.get(slot.name, slot.name)
+                if slot.policy is Policy.POOLED_MEAN:
+                    partner = partner_of(slot.name)
+                    pairs.append(PairTarget(shadow, slot, weight, name, source.ties.get(partner, partner)))
+                elif slot.policy is not Policy.POOLED_VAR:
+                    self._by_name[name].append(_Target(shadow, slot, weight))
+        self._pairs = Pairs(pairs, sizes={name: tensor.num_elements for name, tensor in source.tensors.items()})
+
+    def take(self, block: _Block) -> None:
+        """Fold one block into every shadow."""
+        for target in self._by_name[block.name]:
+            if block.values is None or target.slot.policy is Policy.LATEST:
+                target.shadow.keep(target.slot, block.begin, block.raw)
+            else:
+                target.shadow.blend(target.slot, block.begin, block.values, weight=target.weight)
+        if block.values is not None:
+            self._pairs.take(block.name, block.begin, block.values)
 
 
 @contextmanager
@@ -132,18 +168,20 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _pieces(stretch: Stretch, raw: Raw) -> Iterator[tuple[Piece, Raw]]:
-    at = 0
-    for piece in stretch.pieces:
-        size = piece.end - piece.begin
-        yield piece, raw[at : at + size]
-        at += size
+def _arriving(
+    source: FilesSource, passing: Pass, *, on_read: Callable[[int], None] | None, block: int
+) -> Iterator[_Block]:
+    """All data, in blocks that have been looked at."""
+    for stretch, raw in passing.arrivals():
+        for piece, part in stretch.cut(raw):
+            yield from _sound_blocks(source.name, piece, part, block=block)
+        if on_read is not None:
+            on_read(len(raw))
 
 
-def _fold_piece(source: str, piece: Piece, raw: Raw, targets: Sequence[_Target], *, block: int) -> None:
-    tensor = piece.tensor
-    name, item = tensor.spec.name, tensor.item_bytes
-    dtype: torch.dtype = getattr(torch, tensor.spec.dtype)
+def _sound_blocks(source: str, piece: Piece, raw: Raw, *, block: int) -> Iterator[_Block]:
+    name, item = piece.tensor.spec.name, piece.tensor.item_bytes
+    dtype: torch.dtype = getattr(torch, piece.tensor.spec.dtype)
     for at in range(0, len(raw), block * item):
         part, begin = raw[at : at + block * item], (piece.begin + at) // item
         if not dtype.is_floating_point:
@@ -152,8 +190,7 @@ def _fold_piece(source: str, piece: Piece, raw: Raw, targets: Sequence[_Target],
                     f"{source}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is damaged",
                     code="bad_value",
                 )
-            for target in targets:
-                target.shadow.keep(target.slot, begin, part)
+            yield _Block(name, begin, part, None)
             continue
         values = _numbers(part, dtype, item=item)
         if not _is_finite(values):
@@ -162,8 +199,7 @@ def _fold_piece(source: str, piece: Piece, raw: Raw, targets: Sequence[_Target],
                 f"{begin + values.numel()}; the training has diverged here",
                 code="not_finite",
             )
-        for target in targets:
-            target.shadow.blend(target.slot, begin, values, weight=target.weight)
+        yield _Block(name, begin, part, values)
 
 
 def _numbers(raw: Raw, dtype: torch.dtype, *, item: int) -> Tensor:
@@ -176,33 +212,3 @@ def _numbers(raw: Raw, dtype: torch.dtype, *, item: int) -> Tensor:
 def _is_finite(values: Tensor) -> bool:
     # NaN and infinity survive in a sum, which costs a tenth of looking at every value; but a sum may overflow.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
-class _Hashing:
-    """The files' digests, taken in a thread beside the fold: hashing lets go of the interpreter's lock."""
-
-    def __init__(self, source: FilesSource, *, is_on: bool) -> None:
-        self._source = source
-        self._digests = source.start_digests() if is_on else []
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="digest")
-        self._wait: Callable[[], object] = lambda: None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-
-    def add(self, stretch: Stretch, raw: Raw) -> None:
-        """Begin to take a stretch in; `raw` must stay until `wait`."""
-        if self._digests:
-            self._wait = self._pool.submit(self._digests[stretch.file].update, raw.data).result
-
-    def wait(self) -> None:
-        """Until the last stretch is taken in."""
-        self._wait()
-
-    def finish(self) -> dict[str, str]:
-        """The digests, compared with the records."""
-        found = [digest.hexdigest() for digest in self._digests]
-        return self._source.check_digests(found) if found else {}

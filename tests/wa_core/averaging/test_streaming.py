@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from support.averaging import WatchedStore
 from support.checkpoints import network, save
 from support.faulty import Fault, FaultyStore
+from wa_core.averaging.files.memory import BytesWriter
 from wa_core.averaging.files.output import SafetensorsWriter
+from wa_core.averaging.files.passes import Pace
 from wa_core.averaging.files.sources import open_object, open_source
 from wa_core.averaging.rules import EmaRule, SwaRule, parse_rule
 from wa_core.averaging.shadow import ShadowWeights
@@ -46,6 +48,7 @@ RULES: list[Rule] = [
     SwaRule(start_step=40),
 ]
 STEPS = [3, 20, 40, 41, 100]
+PIECEMEAL = Pace(1000)  # many stretches, even of a small checkpoint
 TORCH = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -68,6 +71,13 @@ def value(shadow: StreamedShadow, folder: Path) -> dict[str, Tensor]:
     path = folder / "value.safetensors"
     shadow.write_value(SafetensorsWriter(path), metadata={"weights": "averaged"})
     return read_checkpoint([path.read_bytes()]).tensors
+
+
+def written(shadow: StreamedShadow) -> dict[str, Tensor]:
+    """The average that a shadow writes into memory."""
+    writer = BytesWriter()
+    shadow.write_value(writer, metadata={})
+    return read_checkpoint([writer.body]).tensors
 
 
 def assert_same(shadow: StreamedShadow, reference: ShadowWeights, folder: Path) -> None:
@@ -125,7 +135,7 @@ def test_bits_do_not_depend_on_blocks_connections_or_restarts(
     folder = tmp_path_factory.mktemp("fold")
     reference = ShadowWeights(rule, dtype=TORCH[dtype])
     shadow = StreamedShadow(rule, dtype=dtype)
-    how = {"block": block, "stretch_bytes": stretch, "num_connections": connections}
+    how = {"block": block, "pace": Pace(stretch, connections)}
     for step in STEPS:
         state = network(step, dtype=checkpoint_dtype, size=97)
         reference.fold(state, step=step)
@@ -187,7 +197,7 @@ def test_every_byte_is_read_once_from_a_real_store(seaweed: Seaweed, tmp_path: P
     shadows = [StreamedShadow(rule, scratch_folder=tmp_path) for rule in RULES[:3]]
 
     source = open_object(store, "ck/model.safetensors", size_bytes=len(body))
-    report = fold_source(source, shadows, step=1, digests=True, stretch_bytes=100_000)
+    report = fold_source(source, shadows, step=1, digests=True, pace=Pace(100_000))
 
     assert store.bytes_read == {"ck/model.safetensors": len(body)}
     assert report.sha256 == {"model.safetensors": hashlib.sha256(body).hexdigest()}
@@ -218,7 +228,7 @@ def test_a_bad_number_breaks_the_touched_shadows(tmp_path: Path, bad: float, dty
     state["scalar"].fill_(bad)
 
     with pytest.raises(CorruptError, match=r"model\.safetensors: tensor 'scalar'") as caught:
-        fold([shadow], state, step=2)
+        fold([shadow], state, step=2, pace=PIECEMEAL)
 
     assert caught.value.code == "not_finite"
     assert shadow.is_broken
@@ -231,6 +241,92 @@ def test_a_bad_number_breaks_the_touched_shadows(tmp_path: Path, bad: float, dty
     again = StreamedShadow.restore(SwaRule(), source)
     source.close()
     assert kept(again, tmp_path) == before
+
+
+def damaged(kind: str) -> tuple[bytes, str | None]:
+    """A small checkpoint with one thing wrong, and the digest that its record names."""
+    state = network(2)
+    if kind == "not_finite":
+        state["big"][2, -1] = float("nan")
+    body = bytearray(serialize(state))
+    if kind == "bad_value":
+        body[body.rindex(serialize({"mask": state["mask"]})[-5:])] = 7
+    return bytes(body), "0" * 64 if kind == "digest_mismatch" else None
+
+
+@pytest.mark.parametrize("kind", ["not_finite", "bad_value", "digest_mismatch"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_bad_small_checkpoint_leaves_no_trace(kind: str, *, is_first: bool) -> None:
+    """59, 64: what fits into one stretch is checked whole first, so every shadow goes on with the next."""
+    store = MemoryStore()
+    body, sha256 = damaged(kind)
+    store.put("bad.safetensors", body)
+    shadows = [StreamedShadow(rule) for rule in RULES[:3]]
+    references = [ShadowWeights(rule) for rule in RULES[:3]]
+    for step in [3] if is_first else [1, 3]:
+        if step == 3:
+            with pytest.raises(CorruptError) as caught:
+                fold_source(open_object(store, "bad.safetensors", sha256=sha256), shadows, step=2)
+            assert caught.value.code == kind
+            assert not any(shadow.is_broken for shadow in shadows)
+        fold(shadows, network(step), step=step)
+        for reference in references:
+            reference.fold(network(step), step=step)
+    for shadow, reference in zip(shadows, references, strict=True):
+        assert serialize(written(shadow)) == serialize(reference.value())
+
+
+def test_a_bad_first_checkpoint_of_another_architecture_is_forgotten() -> None:
+    """60: the tensors of a first checkpoint that was refused do not bind the average."""
+    shadow = StreamedShadow(SwaRule())
+    with pytest.raises(CorruptError):
+        fold([shadow], {"w": torch.tensor([float("nan")])}, step=1)
+    fold([shadow], {"other": torch.ones(2)}, step=2)
+    assert torch.equal(written(shadow)["other"], torch.ones(2))
+
+
+@pytest.mark.parametrize("pace", [Pace(), PIECEMEAL])
+@pytest.mark.parametrize("kind", ["not_finite", "bad_value", "digest_mismatch", "sound"])
+def test_a_checkpoint_that_nobody_counts_is_verified_when_asked(pace: Pace, kind: str) -> None:
+    """59, 64: with `verify` a checkpoint before every start is read once and refused when it is bad."""
+    body, sha256 = damaged(kind)
+    store = WatchedStore(MemoryStore())
+    store.put("m.safetensors", body)
+    early = StreamedShadow(SwaRule(start_step=9))
+    source = open_object(store, "m.safetensors", sha256=sha256)
+    if kind == "sound":
+        report = fold_source(source, [early], step=1, verify=True, digests=True, pace=pace)
+        assert report.sha256 == {"m.safetensors": hashlib.sha256(body).hexdigest()}
+        assert report.is_folded == (False,)
+        assert store.bytes_read == {"m.safetensors": len(body)}
+    else:
+        with pytest.raises(CorruptError) as caught:
+            fold_source(source, [early], step=1, verify=True, pace=pace)
+        assert caught.value.code == kind
+    assert not early.is_broken
+    assert early.n_averaged == 0
+
+
+class StopError(Exception):
+    """Raised by the caller of a fold to end it."""
+
+
+@pytest.mark.parametrize("pace", [Pace(), PIECEMEAL])
+def test_whoever_is_told_of_every_stretch_can_stop_the_fold(pace: Pace) -> None:
+    """`on_read` sees all bytes; what it raises passes through, and only a large checkpoint breaks by it."""
+    state = network(1)
+    shadow, told = StreamedShadow(SwaRule()), []
+    report = fold([shadow], state, step=1, on_read=told.append, pace=pace)
+    assert sum(told) == report.read_bytes
+    assert (len(told) > 1) == (pace is PIECEMEAL)
+
+    def stop(_: int) -> None:
+        raise StopError
+
+    with pytest.raises(StopError):
+        fold([shadow], state, step=2, on_read=stop, pace=pace)
+    assert shadow.is_broken == (pace is PIECEMEAL)
+    assert shadow.n_averaged == 1
 
 
 def test_large_numbers_are_not_taken_for_infinity(tmp_path: Path) -> None:
@@ -247,7 +343,7 @@ def test_other_bytes_than_recorded_are_refused() -> None:
     store.put("m.safetensors", serialize(network(1)))
     shadow = StreamedShadow(SwaRule())
     with pytest.raises(CorruptError) as caught:
-        fold_source(open_object(store, "m.safetensors", sha256="0" * 64), [shadow], step=1)
+        fold_source(open_object(store, "m.safetensors", sha256="0" * 64), [shadow], step=1, pace=PIECEMEAL)
     assert caught.value.code == "digest_mismatch"
     assert shadow.is_broken
 
@@ -305,7 +401,7 @@ def test_a_store_that_fails_half_way_breaks_the_fold() -> None:
     shadow = StreamedShadow(SwaRule())
     store.next_call("stream", Fault.TRUNCATE)
     with pytest.raises(StoreUnavailableError, match=r"m\.safetensors: "):
-        fold_source(source, [shadow], step=1, stretch_bytes=1000)
+        fold_source(source, [shadow], step=1, pace=PIECEMEAL)
     assert shadow.is_broken
 
 

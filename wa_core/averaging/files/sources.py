@@ -22,8 +22,9 @@ from wa_core.specs import TensorSpec, canonical_name, name_collision, parse_ties
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from wa_core.averaging.files.blocks import Raw
     from wa_core.averaging.files.parts import Part
     from wa_core.header import Header
     from wa_core.store.base import ObjectStore
@@ -155,6 +156,14 @@ class Stretch:
         """The byte after the last one."""
         return self.pieces[-1].tensor.begin + self.pieces[-1].end
 
+    def cut(self, raw: Raw) -> Iterator[tuple[Piece, Raw]]:
+        """The bytes of each piece, from those of the stretch."""
+        at = 0
+        for piece in self.pieces:
+            size = piece.end - piece.begin
+            yield piece, raw[at : at + size]
+            at += size
+
     def takes(self, piece: Piece, max_bytes: int) -> bool:
         """Whether `piece` follows and fits into `max_bytes` with it."""
         return piece.tensor.file == self.file and piece.tensor.begin + piece.end - self.begin <= max_bytes
@@ -196,6 +205,11 @@ class FilesSource:
         """Fill `out` with a tensor's bytes from `begin` on."""
         tensor = self.tensors[name]
         self._read(tensor.file, tensor.begin + begin, out)
+
+    @property
+    def data_bytes(self) -> int:
+        """Of all tensors together."""
+        return sum(tensor.size_bytes for tensor in self.tensors.values())
 
     def stretches(self, max_bytes: int) -> list[Stretch]:
         """All data, in file order, cut into stretches of whole elements, for reading everything once."""
