@@ -23,7 +23,7 @@ def serve(settings: Settings) -> int:
     """Fold until told to stop."""
     torch.set_num_threads(1)  # trainers on this machine come first
     stop = Stop().install()
-    with ProcessAssessor(should_stop=lambda: stop.is_set) as assessor:
+    with ProcessAssessor() as assessor:
         averager = Averager(open_store(settings), clock=SystemClock(), assessor=assessor)
         structlog.get_logger(__name__).info("averager_ready", store=settings.store_url)
         run_ticks(averager.tick, stop=stop, interval_s=settings.poll_interval_s)

@@ -19,15 +19,16 @@ from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.files import put_file
 from wa_core.errors import CorruptError, FencedError, IncompatibleError, InvalidInputError
-from wa_core.records import AverageManifest, SetAside, new_write_id
+from wa_core.records import AssessmentRecord, AverageManifest, SetAside, new_write_id
 from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
+    from services.averager.assessor import Assessed
     from wa_core.clock import Clock
-    from wa_core.records import Assessment, AverageRequest, CheckpointCommitted, FileRef
+    from wa_core.records import AverageRequest, CheckpointCommitted, FileRef
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ class RunningAverage:
         self._run_id = run_id
         self._generations = Generations(store, run_id, request.name)
         self._newest_number = 0
+        self._is_assessed = False
         self._manifest: AverageManifest
         self._shadow: ShadowWeights
         self._start_from(None)
@@ -60,7 +62,7 @@ class RunningAverage:
             folded=frozenset(self._manifest.folded),
             num_unpublished=self._num_unpublished,
             is_dirty=self._is_dirty,
-            is_assessed=self._manifest.assessment is not None,
+            is_assessed=self._is_assessed,
         )
 
     @property
@@ -76,6 +78,9 @@ class RunningAverage:
         """Go back to the newest generation that holds nothing from outside `lineage` (log seqs)."""
         numbers = self._generations.numbers()
         self._newest_number = numbers[-1] if numbers else 0
+        self._is_assessed = bool(numbers) and numbers[-1] in self._generations.assessed_numbers(
+            after=numbers[-1] - 1
+        )
         found = self._start_from_newest_inside(lineage)
         # A newer generation of an abandoned branch is still the newest: publish over it even with no new fold.
         self._is_dirty = found < self._newest_number
@@ -116,15 +121,29 @@ class RunningAverage:
             shadow = uploaded = self._upload(layout.SHADOW_FILE, serialize(tensors, metadata=metadata))
         return self._commit(self._manifest.model_copy(update={"shadow": shadow}), uploaded=[uploaded])
 
-    def publish_assessed(self, assessment: Assessment, bodies: Mapping[str, bytes]) -> AverageManifest:
-        """Commit a generation of the same folds that adds served files (by name) and their assessment.
+    def publish_assessed(self, assessed: Assessed) -> None:
+        """Upload the files of an assessed generation, and commit its assessment.
 
         Raises:
-            FencedError: as for `publish`.
+            FencedError: another averager assessed that generation first.
         """
-        files = {file: self._upload(file, body) for file, body in bodies.items()}
-        manifest = self._manifest.model_copy(update={"assessment": assessment, "files": files})
-        return self._commit(manifest, uploaded=[*files.values()])
+        manifest = assessed.manifest
+        record = AssessmentRecord(
+            run_id=manifest.run_id,
+            name=manifest.name,
+            generation=manifest.generation,
+            at=self._clock.now(),
+            files={file: self._upload(file, path.read_bytes()) for file, path in assessed.files.items()},
+            assessment=assessed.assessment,
+            best=self._generations.best_with(manifest.generation, assessed.assessment),
+        )
+        try:
+            self._generations.commit_assessment(record)
+        except FencedError:
+            for ref in record.files.values():
+                self._store.delete(ref.key)
+            raise
+        self._is_assessed |= manifest.generation == self._newest_number
 
     def _start_from_newest_inside(self, lineage: AbstractSet[int]) -> int:
         """Restore the newest usable generation; returns its number, 0 for a fresh start."""
@@ -165,9 +184,7 @@ class RunningAverage:
         self._advance(entry, **{pile: [*getattr(self._manifest, pile), aside]})
 
     def _advance(self, entry: CheckpointCommitted, **changes: object) -> None:
-        # Served files and assessment belong to the folds before this one.
-        changes |= {"cursor": entry.seq, "files": {}, "assessment": None}
-        self._manifest = self._manifest.model_copy(update=changes)
+        self._manifest = self._manifest.model_copy(update={"cursor": entry.seq, **changes})
         self._num_unpublished += 1
 
     def _upload(self, file: str, body: bytes) -> FileRef:
@@ -185,6 +202,6 @@ class RunningAverage:
             for ref in filter(None, uploaded):
                 self._store.delete(ref.key)
             raise
-        self._manifest, self._newest_number = manifest, number
+        self._manifest, self._newest_number, self._is_assessed = manifest, number, False
         self._num_unpublished, self._is_dirty, self._is_shadow_stored = 0, False, True
         return manifest

@@ -6,19 +6,24 @@ averagers, are safe: the loser of a generation is fenced and reads again.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import Counter
 
+from services.averager.assessor import AssessJob
 from services.averager.average import RunningAverage
 from services.averager.checkpoints import fetch_checkpoint
-from services.averager.publication import assessed_files
 from wa_core import layout
 from wa_core.averaging.policy import Assess, Finish, Fold, Publish, Rewind, RunView, Wait, next_action
 from wa_core.catalog.runs import RunLog, fetch_spec
 from wa_core.errors import ConflictError, CorruptError, FencedError
 from wa_core.records import CheckpointCommitted, Heartbeat, RunState, Succeeded
+from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +66,7 @@ class RunFollower:
         self._averages = {r.name: RunningAverage(store, run_id, r, clock=clock) for r in requests}
         self._is_loaded = False
         self._assessed_at = -assess_interval_s
+        self._is_assessing = False
         self._last_read: tuple[int, dict[str, torch.Tensor]] | None = None
         self._beat: tuple[str, float] = ("", float("-inf"))
 
@@ -74,16 +80,18 @@ class RunFollower:
         if not self._is_loaded:
             self._load(self._averages)
             self._is_loaded = True
-        action = next_action(self._view(), publish_every_folds=self._publish_every_folds)
-        self._heartbeat(type(action).__name__.lower())
         try:
+            has_assessed = self._is_assessing and self._publish_assessed()
+            action = next_action(self._view(), publish_every_folds=self._publish_every_folds)
+            self._heartbeat(type(action).__name__.lower())
+            is_waiting = isinstance(action, Wait) or (isinstance(action, Assess) and not self._assessor.is_idle)
             self._act(action)
         except FencedError as error:
             _FENCED.inc()
             log.info("fenced", run_id=self.run_id, error=error.message)
             self._is_loaded = False
             return True
-        return not isinstance(action, Wait)
+        return has_assessed or not is_waiting
 
     def _view(self) -> RunView:
         state = self._log.state
@@ -105,11 +113,11 @@ class RunFollower:
                 for name in names:
                     manifest = self._averages[name].publish()
                     log.info("published", run_id=self.run_id, average=name, generation=manifest.generation)
-            case Assess(names):
+            case Assess(names) if self._assessor.is_idle:
                 self._assess([self._averages[name] for name in names])
             case Finish():
                 self._finish()
-            case Wait():
+            case Assess() | Wait():
                 pass
 
     def _load(self, names: tuple[str, ...] | dict[str, RunningAverage]) -> None:
@@ -143,19 +151,40 @@ class RunFollower:
 
     def _assess(self, averages: list[RunningAverage]) -> None:
         newest = self._log.lineage[-1]
+        folder = Path(tempfile.mkdtemp(prefix="wa-assess-"))
+        job = AssessJob(
+            run_id=self.run_id,
+            request=self._spec.request,
+            folder=folder,
+            raw_step=newest.step,
+            averages={average.name: average.manifest for average in averages},
+            checkpoints={entry.step: entry.files[layout.MODEL_FILE].sha256 for entry in self._log.lineage},
+        )
         try:
-            raw = self._read(newest)
+            job.raw_path.write_bytes(serialize(self._read(newest)))
         except CorruptError:
-            raw = None  # it was rejected when it was folded; the averages are measured all the same
-        weights = {average.name: average.value() for average in averages}
-        outcome = self._assessor.assess(self._spec.request, raw=raw, weights=weights)
-        self._assessed_at = self._clock.monotonic()
+            # It was rejected when it was folded; the averages are measured all the same.
+            job = replace(job, raw_step=None)
         for average in averages:
-            assessment, files = assessed_files(
-                average.manifest, outcome[average.name], weights[average.name], raw_step=newest.step
-            )
-            manifest = average.publish_assessed(assessment, files)
-            log.info("assessed", run_id=self.run_id, average=average.name, generation=manifest.generation)
+            job.value_path(average.name).write_bytes(serialize(average.value()))
+        self._assessor.start(job)
+        self._is_assessing = True
+
+    def _publish_assessed(self) -> bool:
+        """Commit what assessing has found out, if it has ended; whether it has."""
+        finished = self._assessor.poll()
+        if finished is None:
+            return False
+        self._is_assessing = False
+        self._assessed_at = self._clock.monotonic()
+        try:
+            for assessed in finished.assessed:
+                name, generation = assessed.manifest.name, assessed.manifest.generation
+                self._averages[name].publish_assessed(assessed)
+                log.info("assessed", run_id=self.run_id, average=name, generation=generation)
+        finally:
+            shutil.rmtree(finished.folder, ignore_errors=True)
+        return True
 
     def _finish(self) -> None:
         """Say that the run is done, then forget it; a crash in between is mended by the next follower."""
