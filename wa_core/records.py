@@ -338,7 +338,7 @@ class Comparison(Record):
         verdict = "averaged" if self.high < 0 else "raw" if self.low > 0 else "tie"
         if self.low > self.high or self.won != verdict:
             raise ValueError(
-                f"{self.won!r} does not follow from a difference between {self.low} and {self.high}; it is {verdict!r}"
+                f"{self.won!r} does not follow from a difference in [{self.low}, {self.high}]; that is {verdict!r}"
             )
         return self
 

@@ -220,8 +220,8 @@ def read_checkpoint(
 def map_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file of our own, mapped: pages are read when touched, and memory is not taken.
 
-    Writing to a tensor changes neither the file nor anybody else's view of it. The file stays mapped while a tensor
-    lives. Tied tensors are the same object under all their names.
+    Writing to a tensor changes neither the file nor anybody else's view of it. The file stays mapped while a
+    tensor lives. Tied tensors are the same object under all their names.
 
     Raises:
         CorruptError: with the codes of `wa_core.header`, or `truncated_data` or `bad_ties`.

@@ -78,9 +78,8 @@ class RunningAverage:
         """Go back to the newest generation that holds nothing from outside `lineage` (log seqs)."""
         numbers = self._generations.numbers()
         self._newest_number = numbers[-1] if numbers else 0
-        self._is_assessed = bool(numbers) and numbers[-1] in self._generations.assessed_numbers(
-            after=numbers[-1] - 1
-        )
+        newest = self._newest_number
+        self._is_assessed = newest in self._generations.assessed_numbers(after=max(newest - 1, 0))
         found = self._start_from_newest_inside(lineage)
         # A newer generation of an abandoned branch is still the newest: publish over it even with no new fold.
         self._is_dirty = found < self._newest_number

@@ -1,7 +1,7 @@
 """Measures weights with a recipe: held-out metrics, values to compare by, recalibrated BatchNorm buffers.
 
-It runs user code in this process and knows no other process, no file and no bucket. The invariant: what is measured
-depends on the recipe and the weights alone, not on what was measured before.
+It runs user code in this process and knows no other process, no file and no bucket. The invariant: what is
+measured depends on the recipe and the weights alone, not on what was measured before.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def measure(recipe: Recipe, model: nn.Module) -> Measured:
     values = {name: _checked(name, tensor) for name, tensor in each.items()}
     if HEADLINE_METRIC not in values:
         raise InvalidInputError(
-            f"the recipe's evaluate_each gave {', '.join(values) or 'nothing'}; it must have {HEADLINE_METRIC!r} too"
+            f"the recipe's evaluate_each gave {', '.join(values) or 'nothing'}; {HEADLINE_METRIC!r} must be among it"
         )
-    return Measured({name: float(found.mean()) for name, found in values.items()}, values[HEADLINE_METRIC])
+    return Measured({name: float(found.mean()) for name, found in values.items()}, values[HEADLINE_METRIC].numpy())
 
 
 def measure_weights(recipe: Recipe, model: nn.Module, weights: Mapping[str, Tensor]) -> Measured:
@@ -157,13 +157,12 @@ def _measure_batches(recipe: Recipe, model: nn.Module) -> Measured:
     return Measured(dict(metrics), values, weights)
 
 
-def _checked(name: str, tensor: Tensor) -> Floats:
+def _checked(name: str, tensor: Tensor) -> Tensor:
     if tensor.ndim != 1 or len(tensor) == 0:
         raise InvalidInputError(
-            f"the recipe's evaluate_each gave {name!r} of shape {tuple(tensor.shape)}; it must be one value per sample"
+            f"the recipe's evaluate_each gave {name!r} of shape {tuple(tensor.shape)}, not one value per sample"
         )
-    values: Floats = tensor.detach().cpu().double().numpy()
-    return values
+    return tensor.detach().cpu().double()
 
 
 def _changed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

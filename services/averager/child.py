@@ -1,7 +1,7 @@
 """One assess process as its parent sees it: started, asked, listened to without waiting, watched and ended.
 
-It knows pipes, memory and signals; not what a job is. The invariant: after `end` neither the process nor any that it
-started is left.
+It knows pipes, memory and signals; not what a job is. The invariant: after `end` neither the process nor any that
+it started is left.
 """
 
 from __future__ import annotations

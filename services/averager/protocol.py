@@ -29,7 +29,7 @@ class JobFile(Record):
 
 
 class RawFound(Record):
-    """First finding of a job: how the raw weights measure, and a digest of the data that everything is measured on.
+    """First finding of a job: how the raw weights measure, and a digest of the data that all is measured on.
 
     `metrics` is None where there are no raw weights or where they could not be measured.
     """

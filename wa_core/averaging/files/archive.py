@@ -4,8 +4,9 @@ It knows the layout of that archive; not where tensors come from. The invariant:
 ``torch.load(path, weights_only=True)``, mapped or not, and tied tensors share memory again; what is held in memory
 is a block and the names.
 
-Source: the format as torch/serialization.py (2.13) and caffe2/serialize/inline_container.cc read it: a zip archive,
-stored and not deflated, of ``data.pkl`` (the dict, its storages by number) and one entry per storage, each aligned.
+Source: the format as torch/serialization.py (2.13) and caffe2/serialize/inline_container.cc read it: a zip
+archive, stored and not deflated, of ``data.pkl`` (the dict, its storages by number) and an aligned entry for each
+storage.
 """
 
 from __future__ import annotations
