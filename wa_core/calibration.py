@@ -52,7 +52,7 @@ class CalibrationLoop:
         for batch in self.batches:
             forward(self.model, batch if self.device is None else _move(batch, self.device))
             num_batches += 1
-            num_samples += _num_samples(batch)
+            num_samples += count_samples(batch)
             if is_enough():
                 return Seen(num_batches, num_samples, is_complete=False)
         return Seen(num_batches, num_samples, is_complete=True)
@@ -75,8 +75,9 @@ def _move(batch: Any, device: torch.device | str) -> Any:  # noqa: ANN401 - as a
     return batch
 
 
-def _num_samples(batch: Any) -> int:  # noqa: ANN401 - as above
+def count_samples(batch: Any) -> int:  # noqa: ANN401 - as above
+    """The length of the first tensor in a batch; 0 where there is none."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return next((found for part in parts if (found := _num_samples(part))), 0)
+    return next((found for part in parts if (found := count_samples(part))), 0)

@@ -78,7 +78,7 @@ def averages_prefix(run_id: str) -> str:
 
 
 def generations_prefix(run_id: str, name: str) -> str:
-    """The generation manifests of one average (and its blobs, which sort after them)."""
+    """The generation manifests of one average (and its assessments and blobs, which sort after them)."""
     return f"{averages_prefix(run_id)}{name}/"
 
 
@@ -87,8 +87,18 @@ def generation(run_id: str, name: str, number: int) -> str:
     return f"{generations_prefix(run_id, name)}{number:08d}.json"
 
 
+def assessments_prefix(run_id: str, name: str) -> str:
+    """The assessments of one average."""
+    return f"{generations_prefix(run_id, name)}assessments/"
+
+
+def assessment(run_id: str, name: str, generation: int) -> str:
+    """The assessment of one generation."""
+    return f"{assessments_prefix(run_id, name)}{generation:08d}.json"
+
+
 def blob(run_id: str, name: str, *, nonce: str, file: str) -> str:
-    """A file that a generation points to."""
+    """A file that a generation or its assessment points to."""
     return f"{generations_prefix(run_id, name)}blobs/{nonce}/{file}"
 
 

@@ -96,3 +96,14 @@ class Recipe(ABC):
 
         The training mode of every module is restored afterwards, also when the model raises.
         """
+
+    def evaluate_each(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """What `evaluate` takes the means of: for each of its metrics the samples' values, in order.
+
+        With them two sets of weights are compared sample by sample, which shows much smaller differences. None,
+        the default, is for recipes that do not tell samples apart: they are compared batch by batch.
+
+        Returns:
+            By metric name, tensors of shape (n,); the same samples in the same order for any weights.
+        """
+        return None

@@ -23,6 +23,9 @@ from pydantic import (
 
 FORMAT: Literal[1] = 1
 
+#: The metric that every recipe has and that `best` and `won` go by; less is better.
+HEADLINE_METRIC = "loss"
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -321,26 +324,56 @@ class BatchNormSummary(Record):
     message: str = ""
 
 
+class Comparison(Record):
+    """Averaged minus raw weights in one metric, on the same held-out data; less is better.
+
+    `low` and `high` bound the difference with the given `confidence`. Whoever has the better side of an interval
+    without 0 has won; otherwise it is a ``tie``. `num_samples` counts the pairs: samples, or whole batches where
+    the recipe does not tell samples apart (`unit`).
+    """
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    num_samples: int = Field(ge=1)
+    unit: Literal["sample", "batch"] = "sample"
+    won: Literal["averaged", "raw", "tie"]
+
+    @model_validator(mode="after")
+    def _verdict_follows(self) -> Comparison:
+        verdict = "averaged" if self.high < 0 else "raw" if self.low > 0 else "tie"
+        if self.low > self.high or self.won != verdict:
+            raise ValueError(
+                f"{self.won!r} does not follow from a difference in [{self.low}, {self.high}]; that is {verdict!r}"
+            )
+        return self
+
+
 class Assessment(Record):
     """What the assess process found out about one generation.
 
     When `batchnorm.status` is ``failed``, the published weights carry averaged BatchNorm statistics. Metrics that
-    are not finite are left out.
+    are not finite are left out. `comparison` is None where there was nothing to compare with, or too little.
+    `data_sha256` is a digest of the held-out and calibration batches: only assessments on the same data compare.
     """
 
     raw: Evaluation | None = None
     averaged: Evaluation | None = None
     before_recalibration: Evaluation | None = None
     batchnorm: BatchNormSummary
+    comparison: Comparison | None = None
+    data_sha256: Sha256 | None = None
     took_s: float = Field(default=0.0, ge=0)
 
 
 class AverageManifest(Record):
-    """One generation of one average: cursor and blobs in one record, so they cannot disagree.
+    """One generation of one average: cursor and shadow in one record, so they cannot disagree.
 
     `cursor` is the run-log seq through which everything has been folded, skipped or rejected. `folded` holds
-    the log seqs behind `coefficients` (step -> weight, summing to 1), in folding order. A generation without
-    `assessment` has a shadow but no served weights yet; the next one adds them.
+    the log seqs behind `coefficients` (step -> weight, summing to 1), in folding order. What is served of a
+    generation, and how it measures, is in its `AssessmentRecord`, once there is one.
     """
 
     format: Literal[1] = FORMAT
@@ -357,8 +390,6 @@ class AverageManifest(Record):
     rejected: list[SetAside] = Field(default_factory=list)
     skipped: list[SetAside] = Field(default_factory=list)
     shadow: FileRef | None = None
-    files: dict[str, FileRef] = Field(default_factory=dict)
-    assessment: Assessment | None = None
 
     @property
     def n_averaged(self) -> int:
@@ -374,6 +405,23 @@ class AverageManifest(Record):
     def last_step(self) -> int | None:
         """The last step with a part in the average."""
         return max(self.coefficients, default=None)
+
+
+class AssessmentRecord(Record):
+    """What is served of one generation, by file name, and how it measures: a record of its own (ADR 0008).
+
+    `best` is the generation with the lowest held-out loss so far, this one included; None before any was measured.
+    """
+
+    format: Literal[1] = FORMAT
+    run_id: str
+    name: Name
+    generation: int = Field(ge=1)
+    write_id: str = Field(default_factory=new_write_id)
+    at: AwareDatetime
+    files: dict[str, FileRef]
+    assessment: Assessment
+    best: int | None = Field(default=None, ge=1)
 
 
 # -- advisory -----------------------------------------------------------------------------------------------

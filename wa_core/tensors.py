@@ -13,6 +13,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import mmap
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +28,7 @@ from wa_core.specs import TIED_KEY, TensorSpec, canonical_name, name_collision, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from wa_core.header import Header, Region
 
@@ -211,6 +215,39 @@ def read_checkpoint(
     _check_end(source, end=end, size_bytes=size_bytes, sha256=sha256)
     _restore_ties(tensors, header.metadata)
     return Checkpoint(tensors, header.metadata, spec_of(tensors), source.num_bytes, source.sha256)
+
+
+def map_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of our own, mapped: pages are read when touched, and memory is not taken.
+
+    Writing to a tensor changes neither the file nor anybody else's view of it. The file stays mapped while a
+    tensor lives. Tied tensors are the same object under all their names.
+
+    Raises:
+        CorruptError: with the codes of `wa_core.header`, or `truncated_data` or `bad_ties`.
+    """
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        length = parse_length(file.read(LENGTH_BYTES))
+        header, data_begin = parse_header(file.read(length)), LENGTH_BYTES + length
+        if size_bytes != data_begin + header.data_bytes:
+            end = data_begin + header.data_bytes
+            raise CorruptError(
+                f"{path}: the header describes a file of {end} bytes, but it has {size_bytes}; write it again",
+                code="truncated_data",
+            )
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    tensors = {region.name: _map_tensor(mapped, region, data_begin) for region in header.regions}
+    _restore_ties(tensors, header.metadata)
+    return tensors
+
+
+def _map_tensor(mapped: mmap.mmap, region: Region, data_begin: int) -> Tensor:
+    dtype, count = _TORCH_DTYPES[region.dtype], math.prod(region.shape)
+    if count == 0:
+        return torch.empty(region.shape, dtype=dtype)
+    begin = data_begin + region.begin
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=begin).reshape(region.shape)
 
 
 def _read_header(source: _Source, size_bytes: int | None) -> tuple[Header, int]:

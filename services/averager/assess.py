@@ -1,116 +1,186 @@
 """The assess child process: recalibrates BatchNorm and measures weights on held-out data.
 
-It runs user code (a recipe), so it is a process of its own: without credentials, killable, and able to change
-nothing but the BatchNorm buffers it hands back. It reads one JSON job a line on stdin and answers one JSON line
-on stdout; tensors travel as safetensors files in the job's folder. It ends when stdin does.
+It runs user code (a recipe), so it is a process of its own: without credentials, killable, the first to go when
+memory runs out, and able to change nothing but the BatchNorm buffers it hands back. It reads one folder a line on
+stdin and answers with findings on stdout (`services.averager.protocol`). What it has measured once it does not
+measure again: weights, recipe, config, seed and data all being the same, the answer is. It ends when stdin does.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import json
 import os
+import signal
 import sys
+import traceback
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
+from services.averager.bench import (
+    Measured,
+    Trial,
+    compare_measured,
+    data_digest,
+    finite,
+    measure_weights,
+    try_average,
+)
+from services.averager.protocol import (
+    MESSAGE_LIMIT,
+    AverageFound,
+    JobDone,
+    JobFailed,
+    JobFile,
+    RawFound,
+    buffers_path,
+    job_path,
+    raw_path,
+    value_path,
+)
 from services.recipes.loader import load_recipe
-from wa_core.batchnorm import recalibrate
-from wa_core.errors import InvalidInputError
+from wa_core.averaging.files.sources import open_source, specs_of
 from wa_core.records import BatchNormSummary
-from wa_core.tensors import read_checkpoint, serialize
+from wa_core.tensors import map_checkpoint, serialize
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Callable, Iterator
 
+    from torch import nn
+
+    from services.averager.protocol import Finding
     from wa_core.recipe import Recipe
 
+T = TypeVar("T")
+
 NICENESS = 10
+MAX_RESULTS_KEPT = 32
+_BLOCK_BYTES = 1 << 20
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Serve jobs until stdin ends."""
-    os.nice(NICENESS)  # measuring must not slow the trainer down
+    _yield_to_others()
     torch.set_num_threads(1)
     answers = _take_stdout()
+    assessing = Assessing()
     for line in sys.stdin:
-        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
-        answers.flush()
+        for finding in assessing.findings(Path(json.loads(line))):
+            answers.write(finding.model_dump_json() + "\n")
+            answers.flush()
     return 0
 
 
-def run_job(
-    recipe: Recipe, *, raw: dict[str, Tensor] | None, averages: dict[str, dict[str, Tensor]]
-) -> dict[str, Any]:
-    """Measure `raw` and every average; returns metrics, reports and the recalibrated buffers by average."""
-    model = recipe.build_model()
-    return {
-        "raw": None if raw is None else measure(recipe, model, raw),
-        "averages": {name: assess_average(recipe, model, weights) for name, weights in averages.items()},
-    }
+class Assessing:
+    """Does jobs one after the other, and keeps the results of the last ones."""
+
+    def __init__(self) -> None:
+        self._digests: _Kept[str] = _Kept(MAX_RESULTS_KEPT)
+        self._raw: _Kept[Measured] = _Kept(MAX_RESULTS_KEPT)
+        self._trials: _Kept[Trial] = _Kept(MAX_RESULTS_KEPT)
+
+    def findings(self, folder: Path) -> Iterator[Finding]:
+        """Do the job in `folder`; whatever user code raises is a finding."""
+        try:
+            job = JobFile.model_validate_json(job_path(folder).read_bytes())
+            recipe = load_recipe(job.recipe, job.config, seed=job.seed)
+            about = json.dumps([job.recipe, job.config, job.seed], sort_keys=True)
+            data_sha256 = self._digests.get(about, lambda: data_digest(recipe))
+            model = recipe.build_model()
+        except Exception as error:  # noqa: BLE001  user code may raise anything; the parent records it
+            yield JobFailed(message=_describe(error))
+            return
+        work = partial(self._measured, recipe, model, f"{about} {data_sha256}")
+        raw = None
+        if job.has_raw:
+            try:
+                raw = work(self._raw, measure_weights, raw_path(folder))
+            except Exception as error:  # noqa: BLE001  as above; the averages are measured all the same
+                _describe(error)
+        yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=data_sha256)
+        for name in job.averages:
+            yield self._average(name, folder, raw, lambda path: work(self._trials, try_average, path))
+        yield JobDone()
+
+    def _average(
+        self, name: str, folder: Path, raw: Measured | None, attempt: Callable[[Path], Trial]
+    ) -> AverageFound:
+        try:
+            trial = attempt(value_path(folder, name))
+            if trial.buffers:
+                buffers_path(folder, name).write_bytes(serialize(trial.buffers))
+            return AverageFound(
+                name=name,
+                before=finite(trial.before),
+                after=finite(trial.after.metrics) if trial.after else None,
+                batchnorm=trial.batchnorm,
+                comparison=compare_measured(trial.after, raw),
+                has_buffers=bool(trial.buffers),
+            )
+        except Exception as error:  # noqa: BLE001  user code may raise anything; the other averages are not held up
+            summary = BatchNormSummary(status="failed", code="assess_failed", message=_describe(error))
+            return AverageFound(name=name, batchnorm=summary)
+
+    @staticmethod
+    def _measured(
+        recipe: Recipe, model: nn.Module, about: str, kept: _Kept[T], measure: Callable[..., T], path: Path
+    ) -> T:
+        key = f"{weights_digest(path)} {about}"
+        return kept.get(key, lambda: measure(recipe, model, map_checkpoint(path)))
 
 
-def measure(recipe: Recipe, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, float]:
-    """Held-out metrics of `weights` as they are."""
-    model.load_state_dict(weights, strict=True)
-    return recipe.evaluate(model, recipe.heldout_batches())
+class _Kept(Generic[T]):
+    """The most recently used results."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._results: OrderedDict[str, T] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        """The result kept for `key`, or a new one."""
+        if key not in self._results:
+            self._results[key] = make()
+        self._results.move_to_end(key)
+        while len(self._results) > self._size:
+            self._results.popitem(last=False)
+        return self._results[key]
 
 
-def assess_average(recipe: Recipe, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Measure an average before and after recalibration.
-
-    Calibration data that will not do is an answer, not a crash: this average keeps the statistics it came with,
-    and the others of the job are not held up.
-    """
-    before = measure(recipe, model, weights)
+def weights_digest(path: Path) -> str:
+    """SHA-256, in hex, over names, dtypes, shapes and values in a safetensors file; not over its metadata."""
+    source = open_source(path)
     try:
-        report = recalibrate(model, recipe.calibration_batches(), forward=recipe.forward)
-    except InvalidInputError as error:
-        summary = BatchNormSummary(status="failed", code=error.code, message=error.message)
-        return {"before": before, "after": None, "batchnorm": summary, "buffers": {}}
-    summary = BatchNormSummary(
-        status="skipped" if report.skipped else "recalibrated",
-        num_layers=report.num_layers,
-        num_batches=report.num_batches,
-        num_samples=report.num_samples,
-        message="the model has no BatchNorm layers" if report.skipped else "",
-    )
-    after = recipe.evaluate(model, recipe.heldout_batches())
-    return {"before": before, "after": after, "batchnorm": summary, "buffers": _changed(model, weights)}
+        digest = hashlib.sha256(repr(specs_of(source)).encode())
+        buffer = memoryview(bytearray(_BLOCK_BYTES))
+        for stretch in source.stretches(_BLOCK_BYTES):
+            block = buffer[: stretch.end - stretch.begin]
+            source.read_stretch(stretch, block)
+            digest.update(block)
+        return digest.hexdigest()
+    finally:
+        source.close()
 
 
-def _changed(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the buffers that recalibration has changed; the model goes on to the next average."""
-    buffers = dict(model.named_buffers())
-    return {name: buffer.clone() for name, buffer in buffers.items() if not torch.equal(buffer, weights[name])}
+def _describe(error: Exception) -> str:
+    traceback.print_exception(error)  # for whoever wrote the recipe
+    return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
 
 
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return _answer_sound(job)
-    except Exception as error:  # noqa: BLE001  user code may raise anything; the parent records it and folding goes on
-        return {"error": f"{type(error).__name__}: {error}"}
-
-
-def _answer_sound(job: dict[str, Any]) -> dict[str, Any]:
-    folder = Path(job["folder"])
-    recipe = load_recipe(job["recipe"], job["config"], seed=job["seed"])
-    raw = _read(folder / job["raw"]) if job["raw"] else None
-    outcome = run_job(
-        recipe, raw=raw, averages={name: _read(folder / file) for name, file in job["averages"].items()}
-    )
-    for number, found in enumerate(outcome["averages"].values()):
-        buffers, found["buffers"] = found["buffers"], None
-        found["batchnorm"] = found["batchnorm"].model_dump()
-        if buffers:
-            found["buffers"] = f"buffers-{number}.safetensors"
-            (folder / found["buffers"]).write_bytes(serialize(buffers))
-    return outcome
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    return read_checkpoint([path.read_bytes()]).tensors
+def _yield_to_others() -> None:
+    """Measuring must not slow the trainer down, take the averager's memory, or outlive the averager."""
+    os.nice(NICENESS)
+    score = Path("/proc/self/oom_score_adj")  # Linux; elsewhere the parent's limit must do
+    if score.exists():
+        score.write_text("1000")
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _take_stdout() -> Any:  # noqa: ANN401  a text stream

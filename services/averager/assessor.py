@@ -1,63 +1,121 @@
 """The averager's side of assessing: keeps one child process, gives it jobs, and survives what it does.
 
-The child starts with the first job (importing torch and a recipe costs seconds) and serves many. It is killed and
-started anew when it dies, hangs past the time limit or talks nonsense; the outcome then says so.
+A job is started and asked after; nothing here waits, and nothing the child does raises. The child starts with the
+first job (importing torch and a recipe costs seconds) and serves many. It is killed, and a new one serves the next
+job, when it dies, takes too long or too much memory, or talks nonsense; the outcome then says so, and the average
+is served with the BatchNorm statistics it came with.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
-import sys
-import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from pydantic import TypeAdapter, ValidationError
+import structlog
+from pydantic import ValidationError
 
-from wa_core.errors import CorruptError, TransientError, UserCodeError
-from wa_core.records import BatchNormSummary
-from wa_core.tensors import read_checkpoint, serialize
+from services.averager.child import Child
+from services.averager.protocol import (
+    MESSAGE_LIMIT,
+    AverageFound,
+    JobDone,
+    JobFailed,
+    JobFile,
+    RawFound,
+    buffers_path,
+    finding_adapter,
+    job_path,
+    raw_path,
+    value_path,
+)
+from services.averager.publication import Buffers, ServedWeights, provenance
+from wa_core import layout
+from wa_core.averaging.files.sources import open_source
+from wa_core.errors import UserCodeError, WeightAveragingError
+from wa_core.records import Assessment, BatchNormSummary, Evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
-    from torch import Tensor
+    from services.averager.protocol import Finding
+    from wa_core.records import AverageManifest, RunRequest
 
-    from wa_core.records import RunRequest
+log = structlog.get_logger(__name__)
 
 TIME_LIMIT_S = 300.0
-_metrics: TypeAdapter[dict[str, float] | None] = TypeAdapter(dict[str, float] | None)
-_POLL_S = 0.2
+MEMORY_LIMIT_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What assessing found out about one average.
+class AssessJob:
+    """Averages of one run to recalibrate and measure, beside the newest raw weights.
 
-    `raw`, `before` and `after` are held-out metrics by name, None where it could not be measured. `buffers` are
-    the recalibrated BatchNorm buffers by canonical name, empty when there are none.
+    Attributes:
+        run_id: the run.
+        request: names the recipe, its config and its seed.
+        folder: the job's own, on scratch disk; whoever made it removes it. Weights are in it already, in the
+            checkpoints' dtypes, at `value_path` for each average and, unless `raw_step` is None, at `raw_path`.
+        raw_step: the step of the raw weights.
+        averages: the generations, by average name.
+        checkpoints: step -> SHA-256 of the weights of that checkpoint, for the served files' provenance.
     """
 
-    batchnorm: BatchNormSummary
-    raw: dict[str, float] | None = None
-    before: dict[str, float] | None = None
-    after: dict[str, float] | None = None
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    took_s: float = 0.0
+    run_id: str
+    request: RunRequest
+    folder: Path
+    raw_step: int | None
+    averages: Mapping[str, AverageManifest]
+    checkpoints: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def raw_path(self) -> Path:
+        """Where the raw weights must be."""
+        return raw_path(self.folder)
+
+    def value_path(self, name: str) -> Path:
+        """Where the value of average `name` must be."""
+        return value_path(self.folder, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """One generation, assessed; `files` are those to serve, inside the job's folder, by the names to serve."""
+
+    manifest: AverageManifest
+    assessment: Assessment
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """A job's outcome. An average whose files could not be written, for want of disk say, is not in `assessed`."""
+
+    run_id: str
+    assessed: tuple[Assessed, ...]
+    folder: Path
 
 
 class Assessor(Protocol):
-    """Recalibrates and measures averages of one run."""
+    """Recalibrates and measures averages, one job at a time, beside whatever else its owner does."""
 
-    def assess(
-        self, request: RunRequest, *, raw: Mapping[str, Tensor] | None, weights: Mapping[str, Mapping[str, Tensor]]
-    ) -> dict[str, Outcome]:
-        """Assess every average in `weights`, by name; trouble is an outcome, never an exception."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether a job can be started."""
+        ...
+
+    def start(self, job: AssessJob) -> None:
+        """Begin a job; returns at once. Only when idle."""
+        ...
+
+    def poll(self) -> FinishedJob | None:
+        """The job's outcome, once; None while there is none. Never waits; trouble is an outcome."""
+        ...
+
+    def close(self) -> None:
+        """Give up the job, if there is one, and let go of everything but its folder."""
         ...
 
 
@@ -66,15 +124,18 @@ class ProcessAssessor:
 
     Args:
         time_limit_s: after so long a job's child is killed.
-        should_stop: asked while waiting; when true, the wait is given up with `TransientError`.
+        memory_limit_bytes: when its child is seen to hold more (`Child.memory_bytes`), it is killed; None, and
+            where the system does not tell: no limit.
     """
 
     def __init__(
-        self, *, time_limit_s: float = TIME_LIMIT_S, should_stop: Callable[[], bool] = lambda: False
+        self, *, time_limit_s: float = TIME_LIMIT_S, memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES
     ) -> None:
         self._time_limit_s = time_limit_s
-        self._should_stop = should_stop
-        self._child: subprocess.Popen[bytes] | None = None
+        self._memory_limit_bytes = memory_limit_bytes
+        self._child: Child | None = None
+        self._hearing: _Hearing | None = None
+        self._writing: _Writing | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -82,115 +143,205 @@ class ProcessAssessor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether a job can be started."""
+        return self._hearing is None and self._writing is None
+
+    def start(self, job: AssessJob) -> None:
+        """Begin a job."""
+        assert self.is_idle, "one job at a time"  # noqa: S101  programmer's error
+        self._hearing = _Hearing(job, started_at=time.monotonic())
+        try:
+            _write_job(job)
+            if self._child is None or not self._child.is_alive:
+                self._end_child()
+                self._child = Child()
+            self._child.ask(job.folder)
+        except OSError as error:
+            self._give_up("assess_failed", f"the assess process could not be asked ({error})")
+
+    def poll(self) -> FinishedJob | None:
+        """The job's outcome, once."""
+        if self._hearing is not None and self._hear(self._hearing):
+            self._writing = _Writing(self._hearing)
+            self._hearing = None
+        if self._writing is None or self._writing.outcome is None:
+            return None
+        finished, self._writing = self._writing.outcome, None
+        return finished
+
     def close(self) -> None:
-        """End the child, if there is one."""
-        if self._child:
-            self._child.kill()
-            self._child.communicate()
+        """End the child and give up the job."""
+        self._end_child()
+        if self._writing is not None:
+            self._writing.stop()
+        self._hearing = self._writing = None
+
+    def _hear(self, hearing: _Hearing) -> bool:
+        """Take in what the child has said; whether that, or its end, was the last."""
+        if hearing.is_over or self._child is None:
+            return True
+        try:
+            hearing.take(self._child.lines())
+        except UserCodeError as error:
+            self._give_up("assess_failed", error.message)
+        else:
+            self._check_limits(hearing)
+        return hearing.is_over
+
+    def _check_limits(self, hearing: _Hearing) -> None:
+        if hearing.is_over or self._child is None:
+            return
+        held, limit = self._child.memory_bytes, self._memory_limit_bytes
+        if limit is not None and held is not None and held > limit:
+            self._give_up(
+                "assess_out_of_memory",
+                f"assessing held {held >> 20} MiB, over the limit of {limit >> 20} MiB, and was killed; let the "
+                f"recipe yield smaller batches, or raise the averager's limit",
+            )
+        elif time.monotonic() - hearing.started_at > self._time_limit_s:
+            self._give_up(
+                "assess_timeout",
+                f"assessing took longer than {self._time_limit_s:g} s and was killed; let the recipe hold out "
+                f"less data, or raise the averager's limit",
+            )
+
+    def _give_up(self, code: str, message: str) -> None:
+        self._end_child()
+        if self._hearing is not None:
+            self._hearing.fail(code, message)
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.end()
             self._child = None
 
-    def assess(
-        self, request: RunRequest, *, raw: Mapping[str, Tensor] | None, weights: Mapping[str, Mapping[str, Tensor]]
-    ) -> dict[str, Outcome]:
-        """Assess every average in `weights`, by name.
+
+class _Hearing:
+    """What the child has said of a job so far."""
+
+    def __init__(self, job: AssessJob, *, started_at: float) -> None:
+        self.job = job
+        self.started_at = started_at
+        self.is_over = False
+        self.raw: RawFound | None = None
+        self._found: dict[str, AverageFound] = {}
+        self._failure = BatchNormSummary(status="failed", code="assess_failed", message="it was not assessed")
+
+    def take(self, lines: list[bytes]) -> None:
+        """Take in whole lines.
 
         Raises:
-            TransientError: the process was asked to stop meanwhile.
+            UserCodeError: one of them is no finding.
         """
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="wa-assess-") as name:
-            folder = Path(name)
+        for line in lines:
             try:
-                answer = self._ask(_write_job(folder, request, raw=raw, weights=weights))
-                took_s = time.monotonic() - started
-                return {average: _outcome(folder, answer, average, took_s=took_s) for average in weights}
-            except UserCodeError as error:
-                failed = BatchNormSummary(status="failed", code="assess_failed", message=error.message)
-                return {average: Outcome(failed, took_s=time.monotonic() - started) for average in weights}
+                self._take(finding_adapter.validate_json(line))
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]["msg"]
+                raise UserCodeError(
+                    f"the assess process talked nonsense ({line[:80]!r}: {first}); nothing but the recipe's base "
+                    f"class may write to it"
+                ) from None
 
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        child = self._running_child()
-        assert child.stdin is not None  # noqa: S101  it was started with a pipe
+    def fail(self, code: str, message: str) -> None:
+        """There will be no more; averages without a finding get this one."""
+        self.is_over = True
+        self._failure = BatchNormSummary(status="failed", code=code, message=message[:MESSAGE_LIMIT])
+
+    def of(self, name: str) -> AverageFound:
+        """What was found out about an average."""
+        return self._found.get(name) or AverageFound(name=name, batchnorm=self._failure)
+
+    def _take(self, finding: Finding) -> None:
+        match finding:
+            case RawFound():
+                self.raw = finding
+            case AverageFound():
+                self._found[finding.name] = finding
+            case JobFailed():
+                self.fail("assess_failed", finding.message)
+            case JobDone():
+                self.is_over = True
+
+
+class _Stopped(Exception):  # noqa: N818  no error: somebody wants the end
+    """Writing was given up."""
+
+
+class _Writing:
+    """Writes the files to serve, in a thread: large models take long, and the averager has other things to do."""
+
+    def __init__(self, hearing: _Hearing) -> None:
+        self.outcome: FinishedJob | None = None
+        self._hearing = hearing
+        self._is_stopping = threading.Event()
+        self._took_s = time.monotonic() - hearing.started_at
+        self._thread = threading.Thread(target=self._run, name="assessed-files")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give up, within a block of bytes."""
+        self._is_stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        job = self._hearing.job
+        assessed = []
+        for name, manifest in job.averages.items():
+            try:
+                assessed.append(self._write(manifest, self._hearing.of(name)))
+            except _Stopped:
+                return
+            except (WeightAveragingError, OSError) as error:
+                log.warning("assessed_files_not_written", run_id=job.run_id, average=name, error=str(error))
+        self.outcome = FinishedJob(job.run_id, tuple(assessed), job.folder)
+
+    def _write(self, manifest: AverageManifest, found: AverageFound) -> Assessed:
+        job, name = self._hearing.job, manifest.name
+        value = open_source(job.value_path(name))
         try:
-            child.stdin.write(json.dumps(job).encode() + b"\n")
-            child.stdin.flush()
-            answer = json.loads(self._answer_of(child))
-        except (OSError, ValueError) as error:
-            self.close()
-            raise UserCodeError(f"the assess process died or talked nonsense ({error})") from None
-        if "error" in answer:
-            raise UserCodeError(str(answer["error"])[:2000])
-        return dict(answer)
+            buffers = Buffers.read(buffers_path(job.folder, name), value) if found.has_buffers else Buffers({})
+            if isinstance(buffers, str):
+                refused = BatchNormSummary(status="failed", code="assess_failed", message=buffers)
+                found, buffers = AverageFound(name=name, before=found.before, batchnorm=refused), Buffers({})
+            files = {file: job.folder / f"{name}.{file}" for file in (layout.MODEL_FILE, layout.PICKLE_FILE)}
+            served = ServedWeights(value, buffers)
+            metadata = provenance(manifest, found.batchnorm, checkpoints=job.checkpoints)
+            served.write_safetensors(files[layout.MODEL_FILE], metadata=metadata, on_block=self._go_on)
+            served.write_archive(files[layout.PICKLE_FILE], on_block=self._go_on)
+        finally:
+            value.close()
+        return Assessed(manifest, self._assessment(manifest, found), files)
 
-    def _answer_of(self, child: subprocess.Popen[bytes]) -> bytes:
-        """The child's one line of answer, waited for under the time limit."""
-        assert child.stdout is not None  # noqa: S101  it was started with a pipe
-        deadline = time.monotonic() + self._time_limit_s
-        while not select.select([child.stdout], [], [], _POLL_S)[0]:
-            if self._should_stop():
-                self.close()
-                raise TransientError("assessing was given up because the process is stopping")
-            if time.monotonic() > deadline:
-                self.close()
-                raise UserCodeError(f"assessing took longer than {self._time_limit_s:g} s and was killed")
-        return child.stdout.readline()
-
-    def _running_child(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None:
-            self.close()
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "services.averager.assess"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment_without_secrets(),
-            )
-        return self._child
-
-
-def environment_without_secrets() -> dict[str, str]:
-    """This process's environment for user code: no credentials of ours in it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("WA_", "AWS_", "RAY_AUTH"))}
-
-
-def _write_job(
-    folder: Path,
-    request: RunRequest,
-    *,
-    raw: Mapping[str, Tensor] | None,
-    weights: Mapping[str, Mapping[str, Tensor]],
-) -> dict[str, Any]:
-    """Put the tensors into `folder`; returns the job that names them."""
-    files = {average: f"average-{number}.safetensors" for number, average in enumerate(weights)}
-    for average, file in files.items():
-        (folder / file).write_bytes(serialize(dict(weights[average]), restore_ties=True))
-    if raw is not None:
-        (folder / "raw.safetensors").write_bytes(serialize(dict(raw), restore_ties=True))
-    return {
-        "folder": str(folder),
-        "recipe": request.recipe,
-        "config": request.config,
-        "seed": request.seed,
-        "raw": None if raw is None else "raw.safetensors",
-        "averages": files,
-    }
-
-
-def _outcome(folder: Path, answer: dict[str, Any], average: str, *, took_s: float) -> Outcome:
-    """The child's answer on one average, believed only as far as it has the right form.
-
-    Raises:
-        UserCodeError: it has not.
-    """
-    try:
-        found = answer["averages"][average]
-        file = found["buffers"]
-        return Outcome(
-            batchnorm=BatchNormSummary.model_validate(found["batchnorm"]),
-            raw=_metrics.validate_python(answer["raw"]),
-            before=_metrics.validate_python(found["before"]),
-            after=_metrics.validate_python(found["after"]),
-            buffers=read_checkpoint([(folder / file).read_bytes()]).tensors if file else {},
-            took_s=took_s,
+    def _assessment(self, manifest: AverageManifest, found: AverageFound) -> Assessment:
+        raw, raw_step, step = self._hearing.raw, self._hearing.job.raw_step, manifest.last_step or 0
+        return Assessment(
+            raw=_evaluation(raw_step, raw.metrics if raw else None),
+            averaged=_evaluation(step, found.after),
+            before_recalibration=_evaluation(step, found.before),
+            batchnorm=found.batchnorm,
+            comparison=found.comparison,
+            data_sha256=raw.data_sha256 if raw else None,
+            took_s=self._took_s,
         )
-    except (KeyError, TypeError, OSError, ValidationError, CorruptError) as error:
-        raise UserCodeError(f"the assess process talked nonsense of {average!r} ({error})") from None
+
+    def _go_on(self) -> None:
+        if self._is_stopping.is_set():
+            raise _Stopped
+
+
+def _write_job(job: AssessJob) -> None:
+    about = JobFile(
+        recipe=job.request.recipe,
+        config=job.request.config,
+        seed=job.request.seed,
+        has_raw=job.raw_step is not None,
+        averages=list(job.averages),
+    )
+    job_path(job.folder).write_text(about.model_dump_json())
+
+
+def _evaluation(step: int | None, metrics: Mapping[str, float] | None) -> Evaluation | None:
+    return None if step is None or metrics is None else Evaluation(step=step, metrics=dict(metrics))

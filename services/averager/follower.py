@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,10 +24,10 @@ from wa_core.catalog.averages import Generations
 from wa_core.catalog.files import put_path
 from wa_core.catalog.runs import RunLog, fetch_spec, requested_averages
 from wa_core.errors import ConflictError, CorruptError, FencedError, IncompatibleError, InvalidInputError
-from wa_core.records import CheckpointCommitted, RunState, Succeeded
+from wa_core.records import AssessmentRecord, CheckpointCommitted, RunState, Succeeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from services.averager.assessor import Assessed, Assessor, FinishedJob
@@ -274,38 +275,39 @@ class RunFollower:
     def _assess(self, averages: list[RunningAverage]) -> None:
         """Give the newest generations to the assessor, which works beside this process."""
         folder = self._scratch.new_folder("assess-")
+        newest = self._log.lineage[-1]
         try:
-            for average in averages:
-                average.write_value(folder / f"{average.name}.safetensors")
             job = AssessJob(
                 run_id=self.run_id,
                 request=self._spec.request,
                 folder=folder,
-                raw_step=self._put_raw(folder),
+                raw_step=newest.step,
                 averages={average.name: average.manifest for average in averages},
+                checkpoints=_digests(self._log.lineage),
             )
-            self._assessor.start(job)
+            for average in averages:
+                average.write_value(job.value_path(average.name))
+            self._assessor.start(job if self._put_raw(job.raw_path, newest) else replace(job, raw_step=None))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._assessed_at = self._clock.monotonic()
         self._assessing = frozenset(average.name for average in averages)
 
-    def _put_raw(self, folder: Path) -> int | None:
-        """Put the newest checkpoint beside the averages; its step, or None when it cannot be read."""
-        newest, path = self._log.lineage[-1], folder / "raw.safetensors"
+    def _put_raw(self, path: Path, newest: CheckpointCommitted) -> bool:
+        """Put the newest checkpoint beside the averages; False when it cannot be read."""
         if self._copy is not None and self._copy[0] == newest.seq and self._copy[1].is_sound:
             self._copy[1].path.rename(path)
             self._copy = None
-            return newest.step
+            return True
         copy = Copy(path)
         try:
             with closing(open_checkpoint(self._store, newest, copy=copy)) as source:
                 fold_source(source, [], step=newest.step, verify=True, on_read=self._count_read)
         except (CorruptError, IncompatibleError):
             copy.remove()
-            return None  # it was rejected when it was folded; the averages are measured all the same
-        return newest.step
+            return False  # it was rejected when it was folded; the averages are measured all the same
+        return copy.is_sound
 
     def _record(self, finished: FinishedJob) -> None:
         for assessed in finished.assessed:
@@ -316,11 +318,20 @@ class RunFollower:
     def _record_one(self, assessed: Assessed) -> None:
         manifest = assessed.manifest
         generations = Generations(self._store, self.run_id, manifest.name)
-        files = {name: self._upload(manifest.name, name, path) for name, path in assessed.files.items()}
+        record = AssessmentRecord(
+            run_id=self.run_id,
+            name=manifest.name,
+            generation=manifest.generation,
+            at=self._clock.now(),
+            files={name: self._upload(manifest.name, name, path) for name, path in assessed.files.items()},
+            assessment=assessed.assessment,
+            best=generations.best_with(manifest.generation, assessed.assessment),
+        )
         try:
-            generations.commit_assessment(manifest, assessed.assessment, files=files, at=self._clock.now())
+            # The files are up before this: a crash in between leaves orphans, never a dangling pointer.
+            generations.commit_assessment(record)
         except FencedError:
-            for ref in files.values():  # another averager was first; its files are named, these are not
+            for ref in record.files.values():  # another averager was first; its files are named, these are not
                 self._store.delete(ref.key)
         self._averages[manifest.name].mark_assessed(manifest.generation)
         telemetry.ASSESS_SECONDS.observe(assessed.assessment.took_s)
@@ -347,3 +358,10 @@ class RunFollower:
             log.info("succeeded", run_id=self.run_id)
         self._store.delete(layout.active_marker(self.run_id))
         self.is_done = True
+
+
+def _digests(checkpoints: Sequence[CheckpointCommitted]) -> dict[int, str]:
+    """Step -> SHA-256 of the weights."""
+    return {
+        entry.step: entry.files[layout.MODEL_FILE].sha256 for entry in checkpoints if layout.MODEL_FILE in entry.files
+    }

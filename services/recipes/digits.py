@@ -142,6 +142,10 @@ class Digits(Recipe):
 
     def evaluate(self, model: nn.Module, batches: Iterable[Labelled]) -> dict[str, float]:
         """Held-out ``loss`` (cross-entropy, nats) and ``accuracy`` (0 to 1)."""
+        return {name: float(values.mean()) for name, values in self.evaluate_each(model, batches).items()}
+
+    def evaluate_each(self, model: nn.Module, batches: Iterable[Labelled]) -> dict[str, Tensor]:
+        """Each sample's ``loss`` and ``accuracy`` (0 or 1), as float64."""
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
@@ -152,14 +156,13 @@ class Digits(Recipe):
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, batches: Iterable[Labelled]) -> dict[str, float]:
-    num_samples, loss_sum, num_correct = 0, 0.0, 0
+def _measure(model: nn.Module, batches: Iterable[Labelled]) -> dict[str, Tensor]:
+    losses, hits = [], []
     for images, labels in batches:
-        logits = model(images)
-        loss_sum += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
-        num_correct += int((logits.argmax(dim=1) == labels).sum())
-        num_samples += len(labels)
-    return {"loss": loss_sum / num_samples, "accuracy": num_correct / num_samples}
+        logits = model(images).double()
+        losses.append(functional.cross_entropy(logits, labels, reduction="none"))
+        hits.append((logits.argmax(dim=1) == labels).double())
+    return {"loss": torch.cat(losses), "accuracy": torch.cat(hits)}
 
 
 def _batches(data: Labelled) -> Iterator[Labelled]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from services.averager.assessor import AssessJob, Assessed, FinishedJob
+from services.averager.assessor import Assessed, FinishedJob
+from services.averager.publication import Buffers, ServedWeights, provenance
 from services.averager.scratch import Scratch
 from services.averager.worker import Averager
-from wa_core import layout
+from wa_core.averaging.files.sources import open_source
 from wa_core.catalog.averages import Generations
 from wa_core.clock import ManualClock
 from wa_core.records import Assessment, BatchNormSummary, Evaluation
@@ -19,11 +20,13 @@ from wa_core.tensors import read_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from services.averager.assessor import AssessJob
+    from wa_core.records import AssessmentRecord, AverageManifest
     from wa_core.store.base import ObjectStore
 
 
 class ScriptedAssessor:
-    """Ends every job at once, with fixed metrics and the averages as they came, and with no other process.
+    """Finishes at once, with fixed metrics and the average's own buffers; or with what it was told to find.
 
     With `is_stuck` set, a job goes on until it is cleared, as one that takes long does.
     """
@@ -32,37 +35,50 @@ class ScriptedAssessor:
         self.num_jobs = 0
         self.is_stuck = False
         self._job: AssessJob | None = None
-        self._assessment = assessment or Assessment(
-            raw=Evaluation(step=0, metrics={"loss": 2.0}),
-            averaged=Evaluation(step=0, metrics={"loss": 1.0}),
-            before_recalibration=Evaluation(step=0, metrics={"loss": 1.5}),
-            batchnorm=BatchNormSummary(status="skipped"),
-        )
+        self._assessment = assessment or assessment_of(raw=2.0, averaged=1.0)
 
     @property
     def is_idle(self) -> bool:
-        """Whether the last job has been fetched."""
+        """Whether it has nothing to do."""
         return self._job is None
 
     def start(self, job: AssessJob) -> None:
         """Take a job."""
+        assert self.is_idle
+        assert job.raw_path.exists() == (job.raw_step is not None)
         self.num_jobs += 1
         self._job = job
 
     def poll(self) -> FinishedJob | None:
-        """The job's end, once."""
-        job = self._job
-        if job is None or self.is_stuck:
+        """The scripted outcome, for every average."""
+        if self._job is None or self.is_stuck:
             return None
-        self._job = None
-        assessed = (
-            Assessed(manifest, self._assessment, {layout.MODEL_FILE: job.folder / f"{name}.safetensors"})
-            for name, manifest in job.averages.items()
-        )
-        return FinishedJob(job.run_id, tuple(assessed), job.folder)
+        job, self._job = self._job, None
+        assessed = tuple(self._assess(job, manifest) for manifest in job.averages.values())
+        return FinishedJob(job.run_id, assessed, job.folder)
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Forget the job."""
+        self._job = None
+
+    def _assess(self, job: AssessJob, manifest: AverageManifest) -> Assessed:
+        files = {file: job.folder / f"{manifest.name}.{file}" for file in ("model.safetensors", "model.pt")}
+        value = open_source(job.value_path(manifest.name))
+        served = ServedWeights(value, Buffers({}))
+        metadata = provenance(manifest, self._assessment.batchnorm, checkpoints=job.checkpoints)
+        served.write_safetensors(files["model.safetensors"], metadata=metadata, on_block=lambda: None)
+        served.write_archive(files["model.pt"], on_block=lambda: None)
+        value.close()
+        return Assessed(manifest, self._assessment, files)
+
+
+def assessment_of(*, raw: float, averaged: float) -> Assessment:
+    """An assessment with these losses."""
+    return Assessment(
+        raw=Evaluation(step=1, metrics={"loss": raw}),
+        averaged=Evaluation(step=1, metrics={"loss": averaged}),
+        batchnorm=BatchNormSummary(status="skipped"),
+    )
 
 
 class Crash(BaseException):
@@ -129,11 +145,17 @@ def run_until_idle(worker: Averager, *, max_ticks: int = 500) -> None:
     raise AssertionError(f"still busy after {max_ticks} ticks")
 
 
+def newest_assessment(store: ObjectStore, run_id: str, name: str) -> AssessmentRecord:
+    """What the newest generation was found to be; it must have been assessed."""
+    generations = Generations(store, run_id, name)
+    record = generations.fetch_assessment(generations.numbers()[-1])
+    assert record is not None
+    return record
+
+
 def served_weights(store: ObjectStore, run_id: str, name: str) -> dict[str, torch.Tensor]:
     """What a user would download of the newest generation."""
-    record = Generations(store, run_id, name).newest_assessment()
-    assert record is not None
-    ref = record.files["model.safetensors"]
+    ref = newest_assessment(store, run_id, name).files["model.safetensors"]
     return read_checkpoint(store.stream(ref.key), size_bytes=ref.size_bytes, sha256=ref.sha256).tensors
 
 

@@ -1,7 +1,8 @@
-"""Generations: the numbered, create-once manifests of one average.
+"""Generations: the numbered, create-once manifests of one average, and the assessments beside them.
 
 Two workers that build on the same generation both try to create the next number; one wins, and the other is
-fenced: it drops what it holds and reads again.
+fenced: it drops what it holds and reads again. An assessment has the number of its generation and comes later, or
+never; there is at most one of each.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 from wa_core import layout
 from wa_core.catalog.commit import commit, parse
 from wa_core.errors import AverageNotFoundError, ConflictError, FencedError, ObjectNotFoundError
-from wa_core.records import AverageManifest
+from wa_core.records import HEADLINE_METRIC, AssessmentRecord, AverageManifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from wa_core.records import Assessment
     from wa_core.store.base import ObjectStore
 
 
@@ -27,11 +29,10 @@ class Generations:
         self.name = name
         self._store = store
 
-    def numbers(self) -> list[int]:
-        """The generations that exist, ascending."""
-        prefix = layout.generations_prefix(self.run_id, self.name)
-        found = (layout.number_of(info.key) for info in self._store.list(prefix, delimiter="/"))
-        return [number for number in found if number is not None]
+    def numbers(self, *, after: int = 0) -> list[int]:
+        """The generations that exist, ascending, from the one after `after` on."""
+        start = layout.generation(self.run_id, self.name, after)
+        return self._numbers(layout.generations_prefix(self.run_id, self.name), start)
 
     def fetch(self, number: int) -> AverageManifest:
         """Read one generation.
@@ -64,10 +65,68 @@ class Generations:
             FencedError: another worker has published this generation first.
             TransientError: the store is away; committing the same manifest again is safe.
         """
+        self._commit(layout.generation(self.run_id, self.name, manifest.generation), manifest, did="published")
+
+    def assessed_numbers(self, *, after: int = 0) -> list[int]:
+        """The generations that have been assessed, ascending, from the one after `after` on."""
+        start = layout.assessment(self.run_id, self.name, after)
+        return self._numbers(layout.assessments_prefix(self.run_id, self.name), start)
+
+    def fetch_assessment(self, number: int) -> AssessmentRecord | None:
+        """Read the assessment of generation `number`; None while there is none.
+
+        Raises:
+            CorruptError: it cannot be read.
+        """
+        key = layout.assessment(self.run_id, self.name, number)
         try:
-            commit(self._store, layout.generation(self.run_id, self.name, manifest.generation), manifest)
+            body = self._store.get(key)
+        except ObjectNotFoundError:
+            return None
+        return parse(AssessmentRecord.model_validate_json, body, key=key)
+
+    def newest_assessment(self) -> AssessmentRecord | None:
+        """The assessment of the newest generation that has one, or None."""
+        numbers = self.assessed_numbers()
+        return self.fetch_assessment(numbers[-1]) if numbers else None
+
+    def commit_assessment(self, record: AssessmentRecord) -> None:
+        """Make an assessment, and the files it names, what is served of its generation.
+
+        Raises:
+            FencedError: another worker has assessed this generation first.
+            TransientError: the store is away; committing the same record again is safe.
+        """
+        self._commit(layout.assessment(self.run_id, self.name, record.generation), record, did="assessed")
+
+    def best_with(self, generation: int, assessment: Assessment) -> int | None:
+        """The best generation once `generation` has this assessment; what its record's `best` must be.
+
+        Of equals the newer one. None when nothing was measured so far.
+        """
+        newest, loss = self.newest_assessment(), headline(assessment)
+        if newest is None or newest.best is None:
+            return None if loss is None else generation
+        best = newest if newest.best == newest.generation else self.fetch_assessment(newest.best)
+        kept = headline(best.assessment) if best else None
+        is_better = loss is not None and (kept is None or (loss, -generation) < (kept, -newest.best))
+        return generation if is_better else newest.best
+
+    def _numbers(self, prefix: str, start_after: str) -> list[int]:
+        listed = self._store.list(prefix, start_after=start_after, delimiter="/")
+        found = (layout.number_of(info.key) for info in listed)
+        return [number for number in found if number is not None]
+
+    def _commit(self, key: str, record: AverageManifest | AssessmentRecord, *, did: str) -> None:
+        try:
+            commit(self._store, key, record)
         except ConflictError:
             raise FencedError(
-                f"average {self.name!r} of run {self.run_id}: another averager has published generation "
-                f"{manifest.generation}"
+                f"average {self.name!r} of run {self.run_id}: another averager has {did} generation "
+                f"{record.generation}"
             ) from None
+
+
+def headline(assessment: Assessment) -> float | None:
+    """The held-out loss of the averaged weights, or None when it was not measured or not finite."""
+    return assessment.averaged.metrics.get(HEADLINE_METRIC) if assessment.averaged else None

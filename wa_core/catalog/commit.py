@@ -18,7 +18,7 @@ from wa_core.errors import AlreadyExistsError, ConflictError, CorruptError, Tran
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wa_core.records import AverageManifest, LogEntry, RunSpec
+    from wa_core.records import AssessmentRecord, AverageManifest, LogEntry, RunSpec
     from wa_core.store.base import ObjectStore
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def patiently(call: Callable[[], T], *, patience_s: float = COMMIT_PATIENCE_S) -
 def commit(
     store: ObjectStore,
     key: str,
-    record: LogEntry | AverageManifest | RunSpec,
+    record: LogEntry | AverageManifest | AssessmentRecord | RunSpec,
     *,
     patience_s: float = COMMIT_PATIENCE_S,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from services.averager.assessor import Outcome
 from support.averaging import (
     Crash,
     ScriptedAssessor,
     WatchedStore,
+    assessment_of,
     averager,
     exact_mean,
+    newest_assessment,
     run_until_idle,
     same_bits,
     served_weights,
@@ -29,7 +31,7 @@ from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.runs import list_active
 from wa_core.errors import StoreUnavailableError
-from wa_core.records import AttemptFailed, AverageManifest, BatchNormSummary, RunState
+from wa_core.records import Assessment, AttemptFailed, AverageManifest, BatchNormSummary, RunState
 from wa_core.store.memory import MemoryStore
 from wa_core.tensors import read_checkpoint, serialize
 
@@ -70,7 +72,7 @@ def test_the_served_average_is_the_exact_mean() -> None:
 
 
 def test_a_run_ends_when_its_averages_are_published() -> None:
-    """`succeeded` comes after the last generation, which names cursor, coefficients and every served file."""
+    """`succeeded` comes after the last generation, which names cursor and coefficients, and its served files."""
     store = MemoryStore()
     run = finished_run(store)
     run_until_idle(averager(store))
@@ -82,7 +84,7 @@ def test_a_run_ends_when_its_averages_are_published() -> None:
     assert manifest.coefficients.keys() == {20, 30, 40, 50}
     assert sum(manifest.coefficients.values()) == pytest.approx(1, abs=1e-12)
     assert [aside.step for aside in manifest.skipped] == [10]
-    assert manifest.files.keys() == {layout.MODEL_FILE, layout.PICKLE_FILE}
+    assert newest_assessment(store, run.run_id, "swa").files.keys() == {layout.MODEL_FILE, layout.PICKLE_FILE}
 
 
 def test_a_served_file_says_what_is_in_it() -> None:
@@ -91,8 +93,13 @@ def test_a_served_file_says_what_is_in_it() -> None:
     run = finished_run(store)
     run_until_idle(averager(store))
     manifest = newest(run, "ema")
-    metadata = read_checkpoint(store.stream(manifest.files[layout.MODEL_FILE].key)).metadata
+    ref = newest_assessment(store, run.run_id, "ema").files[layout.MODEL_FILE]
+    metadata = read_checkpoint(store.stream(ref.key)).metadata
     assert (metadata["weights"], metadata["run_id"], metadata["rule"]) == ("averaged", run.run_id, AVERAGES["ema"])
+    assert (metadata["average"], metadata["generation"]) == ("ema", str(manifest.generation))
+    assert metadata["batchnorm"] == "skipped"
+    digests = {source["step"]: source["sha256"][layout.MODEL_FILE] for source in json.loads(metadata["sources"])}
+    assert digests == {entry.step: entry.files[layout.MODEL_FILE].sha256 for entry in run.log.lineage}
     assert recorded_coefficients(metadata) == manifest.coefficients
 
 
@@ -260,44 +267,25 @@ def test_a_damaged_shadow_is_rebuilt_from_older_generations() -> None:
 
 
 def test_72_failed_calibration_is_recorded_and_the_weights_are_served() -> None:
-    """72: the manifest says `calibration_failed`; the average is published with averaged statistics."""
+    """72: the assessment says `calibration_failed`; the average is published with averaged statistics."""
     store = MemoryStore()
     run = finished_run(store)
-    failed = Outcome(BatchNormSummary(status="failed", code="calibration_failed", message="no data"))
+    failed = Assessment(batchnorm=BatchNormSummary(status="failed", code="calibration_failed", message="no data"))
     run_until_idle(averager(store, assessor=ScriptedAssessor(failed)))
-    assessment = newest(run, "swa").assessment
-    assert assessment is not None
-    assert assessment.batchnorm.code == "calibration_failed"
+    assert newest_assessment(store, run.run_id, "swa").assessment.batchnorm.code == "calibration_failed"
     assert served_weights(store, run.run_id, "swa").keys() == random_weights(0).keys()
 
 
-def test_a_diverged_measurement_does_not_keep_a_run_from_its_end() -> None:
-    """Metrics that are not finite are left out of the manifest, and the run succeeds all the same."""
+def test_the_best_generation_is_pointed_to() -> None:
+    """Each assessment names the generation with the lowest held-out loss so far, the newer one of equals."""
     store = MemoryStore()
-    run = finished_run(store)
-    nan, inf = float("nan"), float("inf")
-    outcome = Outcome(
-        BatchNormSummary(status="skipped"), raw={"loss": nan}, before={"loss": inf}, after={"loss": 1.0, "x": -inf}
-    )
-    run_until_idle(averager(store, assessor=ScriptedAssessor(outcome)))
-    assessment = newest(run, "swa").assessment
-    assert assessment is not None
-    found = (assessment.raw, assessment.before_recalibration, assessment.averaged)
-    assert [one.metrics if one else None for one in found] == [{}, {}, {"loss": 1.0}]
-    run.log.refresh()
-    assert run.log.state is RunState.SUCCEEDED
-
-
-def test_user_code_cannot_change_served_weights() -> None:
-    """Buffers that are not the average's own are refused, and the refusal is recorded."""
-    store = MemoryStore()
-    run = finished_run(store)
-    forged = Outcome(BatchNormSummary(status="recalibrated"), buffers={"conv.weight": torch.zeros(9)})
-    run_until_idle(averager(store, assessor=ScriptedAssessor(forged)))
-    assessment = newest(run, "swa").assessment
-    assert assessment is not None
-    assert assessment.batchnorm.status == "failed"
-    assert served_weights(store, run.run_id, "swa")["conv.weight"].shape == (4, 3, 3, 3)
+    run = HandmadeRun(store, averages={"swa": "swa"})
+    best = []
+    for step, loss in zip((10, 20, 30, 40), (1.0, 0.5, 0.7, 0.5), strict=True):
+        run.checkpoint(step, random_weights(step))
+        run_until_idle(averager(store, assessor=ScriptedAssessor(assessment_of(raw=1.0, averaged=loss))))
+        best.append(newest_assessment(store, run.run_id, "swa").best)
+    assert best == [1, 2, 2, 4]
 
 
 class PartlyAway(MemoryStore):

@@ -108,3 +108,21 @@ def test_every_checkpoint_is_folded_once_and_the_run_ends(
                 raise AssertionError(other)
     assert sorted(folds) == sorted((name, seq) for name in averages for seq in lineage)
     assert all(view.num_unpublished == 0 for view in averages.values())
+
+
+def test_folding_goes_on_while_assessing() -> None:
+    """A job of the assessor, however long, keeps no checkpoint from being folded or published."""
+    run = replace(RUN, lineage=[3, 4, 6], assessing=frozenset({"swa"}), is_assessor_idle=False)
+    assert decide(run) == Fold(6, ("swa",))
+    folded = replace(SWA, cursor=6, folded=frozenset({3, 4, 6}), num_unpublished=1, is_assessed=False)
+    assert decide(replace(run, averages=[folded])) == Publish(("swa",))
+
+
+def test_a_run_ends_only_after_its_last_assessment() -> None:
+    """While a job of this run is under way, or another run's keeps the assessor busy, the end waits."""
+    over = replace(RUN, is_training_over=True)
+    assert decide(replace(over, assessing=frozenset({"swa"}), is_assessor_idle=False)) == Wait()
+    unassessed = replace(over, averages=[replace(SWA, is_assessed=False)])
+    assert decide(replace(unassessed, is_assessor_idle=False)) == Wait()
+    assert decide(unassessed) == Assess(("swa",))
+    assert decide(over) == Finish()

@@ -1,0 +1,109 @@
+"""One assess process as its parent sees it: started, asked, listened to without waiting, watched and ended.
+
+It knows pipes, memory and signals; not what a job is. The invariant: after `end` neither the process nor any that
+it started is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from wa_core.errors import UserCodeError
+
+_LIMIT_BYTES = 8 << 20  # of findings not yet taken; a job's are some kilobytes
+_READ_BYTES = 1 << 16
+_MEMORY = re.compile(rb"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", re.MULTILINE)
+
+
+class Child:
+    """A new assess process. Importing torch takes it seconds; it can be asked at once."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "services.averager.assess"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment_without_secrets(),
+            start_new_session=True,  # so that what it starts can be ended with it
+        )
+        self._unread = b""
+        os.set_blocking(self._stdout, False)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What it holds in memory and swap; pages of mapped files, which the system can drop, do not count.
+
+        None where the system does not tell.
+        """
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_bytes()
+        except OSError:
+            return None
+        return sum(int(found) for found in _MEMORY.findall(status)) << 10
+
+    def ask(self, folder: Path) -> None:
+        """Hand it a job.
+
+        Raises:
+            OSError: it is dead.
+        """
+        assert self._process.stdin is not None  # noqa: S101  it was started with a pipe
+        self._process.stdin.write(json.dumps(str(folder)).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def lines(self) -> list[bytes]:
+        """The whole lines that it has said since the last call; never waits.
+
+        Raises:
+            UserCodeError: it is dead, or says more than any job needs.
+        """
+        is_alive = self.is_alive  # asked first: what a dying process has said is there by now
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._stdout, _READ_BYTES):
+                self._unread += chunk
+                if len(self._unread) > _LIMIT_BYTES:
+                    raise UserCodeError(f"the assess process said more than {_LIMIT_BYTES} bytes at once")
+        *lines, self._unread = self._unread.split(b"\n")
+        if not lines and not is_alive:
+            raise UserCodeError(f"the assess process died ({_how_it_ended(self._process.returncode)})")
+        return lines
+
+    def end(self) -> None:
+        """Kill it and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    @property
+    def _stdout(self) -> int:
+        assert self._process.stdout is not None  # noqa: S101  it was started with a pipe
+        return self._process.stdout.fileno()
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """This process's environment for user code: no credentials of ours in it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("WA_", "AWS_", "RAY_AUTH"))}
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}, perhaps because the machine had no memory left" if code == -signal.SIGKILL else name
