@@ -26,6 +26,7 @@ QUEUE = "queue/"
 ACTIVE = "active/"
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_CHECKPOINT_FILE = re.compile(r"[0-9]{4,}-[0-9]{12,}-[0-9a-f]{16}/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 def new_run_id(at: datetime) -> str:
@@ -69,7 +70,18 @@ def log_entry(run_id: str, seq: int) -> str:
 
 def checkpoint_prefix(run_id: str, *, attempt: int, step: int, nonce: str) -> str:
     """The folder of one checkpoint's files."""
-    return f"{run_prefix(run_id)}checkpoints/{attempt:04d}-{step:012d}-{nonce}/"
+    return f"{checkpoints_prefix(run_id)}{attempt:04d}-{step:012d}-{nonce}/"
+
+
+def checkpoints_prefix(run_id: str) -> str:
+    """All files of a run's checkpoints."""
+    return f"{run_prefix(run_id)}checkpoints/"
+
+
+def is_checkpoint_file(run_id: str, key: str) -> bool:
+    """Whether `key` is that of a file in a checkpoint of this run."""
+    prefix = checkpoints_prefix(run_id)
+    return key.startswith(prefix) and _CHECKPOINT_FILE.fullmatch(key.removeprefix(prefix)) is not None
 
 
 def averages_prefix(run_id: str) -> str:

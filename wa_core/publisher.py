@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 
 from wa_core import layout
+from wa_core.averaging.schedule_free import CODE, REFUSAL, is_in_train_mode
 from wa_core.catalog.commit import patiently
 from wa_core.catalog.files import put_file
 from wa_core.catalog.runs import RunLog
@@ -120,9 +121,13 @@ class CheckpointPublisher:
                 strings and None in dicts, lists and tuples, so that ``torch.load(weights_only=True)`` reads it.
 
         Raises:
+            InvalidInputError: `trainer_state` is that of a schedule-free optimizer in train mode, whose weights
+                are not the ones to keep (`schedule_free_train_mode`); call ``optimizer.eval()`` first.
             FencedError: a newer attempt has taken over; found out while an earlier checkpoint was uploaded.
             WeightAveragingError: an earlier checkpoint could not be uploaded or committed.
         """
+        if is_in_train_mode(trainer_state):
+            raise InvalidInputError(f"the checkpoint of step {step} was not taken: {REFUSAL}", code=CODE)
         waiting_since = self._clock.monotonic()
         self._slots.acquire()
         try:

@@ -154,14 +154,16 @@ class WindowAccumulation:
 
     Args:
         store: where the checkpoints are.
+        run_id: whose they are.
         rule: which checkpoints are in the window, and how much each counts.
         dtype: what is summed in.
     """
 
     shadow = None
 
-    def __init__(self, store: ObjectStore, rule: WindowRule, *, dtype: AccumulatorDtype) -> None:
+    def __init__(self, store: ObjectStore, run_id: str, rule: WindowRule, *, dtype: AccumulatorDtype) -> None:
         self._store = store
+        self._run_id = run_id
         self._rule = rule
         self._dtype = dtype
         self._specs: tuple[TensorSpec, ...] | None = None
@@ -177,7 +179,7 @@ class WindowAccumulation:
         if not taken:
             return
         if self._specs is None:
-            with closing(open_checkpoint(self._store, taken[-1])) as newest:
+            with closing(open_checkpoint(self._store, self._run_id, taken[-1])) as newest:
                 self._specs = specs_of(newest)
         try:
             check_spec(self._specs, self._offered)
@@ -202,7 +204,7 @@ class WindowAccumulation:
         if not taken:
             raise NoAverageYetError("no checkpoint is in the window yet")
         with ExitStack() as stack:
-            sources = [stack.enter_context(closing(open_checkpoint(self._store, entry))) for entry in taken]
+            sources = [stack.enter_context(closing(open_checkpoint(self._store, self._run_id, entry))) for entry in taken]
             steps = [entry.step for entry in taken]
             options = MergeOptions(accumulator_dtype=self._dtype, num_threads=1)
             average_files(sources, self._rule, SafetensorsWriter(path), steps=steps, options=options)

@@ -198,7 +198,7 @@ class RunningAverage:
     def _new_accumulation(self) -> Accumulation:
         dtype = self._request.accumulator_dtype
         if isinstance(self.rule, WindowRule):
-            return WindowAccumulation(self._store, self.rule, dtype=dtype)
+            return WindowAccumulation(self._store, self._run_id, self.rule, dtype=dtype)
         return FoldedAccumulation(self._store, self.rule, dtype=dtype, scratch=self._scratch)
 
     def _blank(self) -> AverageManifest:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from wa_core import layout
 from wa_core.averaging.files.parts import ObjectPart
 from wa_core.averaging.files.sources import FilesSource
+from wa_core.catalog.checkpoints import checkpoint_file
 from wa_core.errors import CorruptError, ObjectNotFoundError
 
 if TYPE_CHECKING:
@@ -73,23 +73,24 @@ class _CopiedPart:
         self._copy.close()
 
 
-def open_checkpoint(store: ObjectStore, entry: CheckpointCommitted, *, copy: Copy | None = None) -> FilesSource:
+def open_checkpoint(
+    store: ObjectStore, run_id: str, entry: CheckpointCommitted, *, copy: Copy | None = None
+) -> FilesSource:
     """Open a checkpoint's weights; the header is read and checked, the data not yet.
 
     Args:
         store: the bucket.
+        run_id: the checkpoint's run; files elsewhere are not read.
         entry: what the log says of the checkpoint.
         copy: keeps what is read.
 
     Raises:
-        CorruptError: the object is absent (`object_missing`), or its size or header is not what it should be.
+        CorruptError: the entry itself is at fault (`checkpoint_file`), the object is absent (`object_missing`), or
+            its size or header is not what it should be.
         IncompatibleError: two names have one canonical form.
         TransientError: the store is away.
     """
-    ref = entry.files.get(layout.MODEL_FILE)
-    if ref is None:
-        raise CorruptError(f"checkpoint of step {entry.step} lists no {layout.MODEL_FILE}", code="object_missing")
-    return open_file(store, ref, step=entry.step, copy=copy)
+    return open_file(store, checkpoint_file(run_id, entry), step=entry.step, copy=copy)
 
 
 def open_file(

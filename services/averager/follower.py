@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 READS_BEFORE_REJECTION = 3
 #: Faults of what was committed, which reading again cannot heal.
-_FINAL = frozenset({"object_missing", "not_finite", "name_collision"})
+_FINAL = frozenset({"object_missing", "record_unreadable", "foreign_key", "not_finite", "name_collision"})
 
 
 class RunFollower:
@@ -222,11 +222,11 @@ class RunFollower:
         self._drop_copy()
         is_newest = entry.seq == self._log.lineage[-1].seq
         if not is_newest:
-            return open_checkpoint(self._store, entry)
+            return open_checkpoint(self._store, self.run_id, entry)
         # It will be measured beside the averages, most likely: kept, it is read from the store only once.
         copy = Copy(self._scratch.folder / f"{self.run_id}-{entry.seq}.safetensors")
         self._copy = entry.seq, copy
-        return open_checkpoint(self._store, entry, copy=copy)
+        return open_checkpoint(self._store, self.run_id, entry, copy=copy)
 
     def _fold_source(
         self, entry: CheckpointCommitted, source: FilesSource, counting: list[RunningAverage]
@@ -302,7 +302,7 @@ class RunFollower:
             return True
         copy = Copy(path)
         try:
-            with closing(open_checkpoint(self._store, newest, copy=copy)) as source:
+            with closing(open_checkpoint(self._store, self.run_id, newest, copy=copy)) as source:
                 fold_source(source, [], step=newest.step, verify=True, on_read=self._count_read)
         except (CorruptError, IncompatibleError):
             copy.remove()

@@ -112,6 +112,7 @@ class _Training:
             self.step = restore(
                 context.store,
                 resumed_from,
+                run_id=context.run_id,
                 model=self.model,
                 optimizer=self.optimizer,
                 scheduler=self.scheduler,

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from wa_core import layout
+from wa_core.averaging.files.foreign import unsafe_pickle
+from wa_core.catalog.checkpoints import checkpoint_file
 from wa_core.catalog.commit import patiently
 from wa_core.errors import CorruptError, ObjectNotFoundError
 from wa_core.specs import check_spec
@@ -41,20 +44,25 @@ def restore(
     store: ObjectStore,
     checkpoint: CheckpointCommitted,
     *,
+    run_id: str,
     model: nn.Module,
     optimizer: Optimizer,
     scheduler: LRScheduler | None,
 ) -> int:
-    """Load a committed checkpoint, and return the number of steps that it has behind it.
+    """Load a committed checkpoint of run `run_id`, and return the number of steps that it has behind it.
 
     Raises:
-        CorruptError: a file is missing or is not what was recorded.
+        CorruptError: a file is missing, is not what was recorded or is not in the run; or the training state is a
+            pickle that asks for more than data (`unsafe_pickle`; nothing of it is run).
         IncompatibleError: the recipe builds another model than the one that was saved.
         TransientError: the store stayed away.
     """
-    _load_weights(model, fetch_verified(store, checkpoint, layout.MODEL_FILE))
-    body = fetch_verified(store, checkpoint, layout.TRAINER_FILE)
-    state = torch.load(io.BytesIO(body), weights_only=True)
+    weights, training = (
+        fetch_verified(store, checkpoint_file(run_id, checkpoint, name))
+        for name in (layout.MODEL_FILE, layout.TRAINER_FILE)
+    )
+    _load_weights(model, weights)
+    state = _unpickled(training, step=checkpoint.step)
     optimizer.load_state_dict(state["optimizer"])
     if scheduler is not None:
         scheduler.load_state_dict(state["scheduler"])
@@ -69,18 +77,21 @@ def _load_weights(model: nn.Module, body: bytes) -> None:
         target.copy_(weights[name])
 
 
-def fetch_verified(store: ObjectStore, checkpoint: CheckpointCommitted, name: str) -> bytes:
-    """Read a checkpoint's file, whole, and check its digest.
+def _unpickled(body: bytes, *, step: int) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
+    except pickle.UnpicklingError as error:
+        refusal = unsafe_pickle(str(error))
+        raise CorruptError(f"{layout.TRAINER_FILE} of step {step}: {refusal.message}", code=refusal.code) from None
+    return state
+
+
+def fetch_verified(store: ObjectStore, ref: FileRef) -> bytes:
+    """Read a recorded file, whole, and check its digest.
 
     Raises:
-        CorruptError: the file is not part of the checkpoint, is gone, or its bytes are not what was recorded.
+        CorruptError: the file is gone, or its bytes are not what was recorded.
     """
-    ref: FileRef | None = checkpoint.files.get(name)
-    if ref is None:
-        raise CorruptError(
-            f"the checkpoint of step {checkpoint.step} (log entry {checkpoint.seq}) has no {name}, so training "
-            f"cannot resume from it; it holds {', '.join(sorted(checkpoint.files)) or 'nothing'}"
-        )
     try:
         body = patiently(lambda: store.get(ref.key))
     except ObjectNotFoundError:

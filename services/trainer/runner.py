@@ -19,6 +19,7 @@ from services.trainer.child import DRIVER, Child
 from services.trainer.failure import HOPELESS, NOT_COUNTED, RUNNER_LOST, RUNNER_STOPPED, Failure
 from services.trainer.identity import is_provably_gone
 from wa_core import layout
+from wa_core.catalog.checkpoints import find_faults
 from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue
 from wa_core.errors import (
     ConflictError,
@@ -296,7 +297,8 @@ class Runner:
     def _start(self, run_log: RunLog, *, expect: set[RunState]) -> None:
         """Begin the next attempt: say so first, so that the one before it is fenced before this one trains."""
         self._held.pop(run_log.run_id, None)
-        checkpoints = run_log.lineage
+        faults = find_faults(run_log.run_id, run_log.lineage)  # what no average folds, no attempt grows from
+        checkpoints = [checkpoint for checkpoint in run_log.lineage if checkpoint.seq not in faults]
         entry = AttemptStarted(
             runner_id=self.config.runner_id, resumed_from=checkpoints[-1].seq if checkpoints else None
         )

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 from services.trainer.failure import Failure
+from wa_core import layout
 from wa_core.catalog.runs import RunLog
 from wa_core.clock import SystemClock
-from wa_core.records import CheckpointCommitted, TrainingFinished
+from wa_core.records import CheckpointCommitted, FileRef, TrainingFinished
 from wa_core.store.local import LocalStore
 
 
@@ -27,7 +28,10 @@ def finish(log: RunLog, attempt: int) -> int:
 
 def save_then_die(log: RunLog, attempt: int) -> int:
     """Commit a checkpoint, then die as if killed."""
-    log.append(CheckpointCommitted(step=attempt, files={}, spec_digest="0" * 64), attempt=attempt)
+    prefix = layout.checkpoint_prefix(log.run_id, attempt=attempt, step=attempt, nonce=layout.new_nonce())
+    ref = FileRef(key=prefix + layout.MODEL_FILE, size_bytes=0, sha256="0" * 64)
+    entry = CheckpointCommitted(step=attempt, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64)
+    log.append(entry, attempt=attempt)
     os.kill(os.getpid(), signal.SIGKILL)
     return 1
 

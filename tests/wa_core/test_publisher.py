@@ -122,6 +122,21 @@ def test_names_are_canonical_and_ties_are_kept(store: GatedStore, run_id: str) -
     assert entry.files["model.safetensors"].size_bytes < 2 * weight.nbytes + 64
 
 
+def test_74_a_schedule_free_optimizer_in_train_mode_is_refused(store: GatedStore, run_id: str) -> None:
+    """Weights that the optimizer does not stand for are not taken; after the call that is asked for, they are."""
+    model = model_of(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with CheckpointPublisher(store, run_id) as publisher:
+        optimizer.param_groups[0]["train_mode"] = True
+        with pytest.raises(InvalidInputError, match=r"step 4 .*optimizer\.eval\(\)") as refused:
+            publisher.offer(4, model, trainer_state={"optimizer": optimizer.state_dict()})
+        optimizer.param_groups[0]["train_mode"] = False
+        publisher.offer(5, model, trainer_state={"optimizer": optimizer.state_dict()})
+
+    assert refused.value.code == "schedule_free_train_mode"
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [5]
+
+
 def test_an_exception_after_an_offer_loses_nothing(store: GatedStore, run_id: str) -> None:
     """F19: user code that raises right after an offer leaves that checkpoint committed."""
 

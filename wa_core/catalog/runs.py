@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from wa_core import layout
+from wa_core.catalog.checkpoints import parse_entry
 from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit, parse, patiently
 from wa_core.errors import (
     AlreadyFinishedError,
@@ -39,7 +40,6 @@ from wa_core.records import (
     Submitted,
     Succeeded,
     TrainingFinished,
-    entry_adapter,
 )
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ class RunLog:
         seq = len(self._entries) + 1
         key = layout.log_entry(self.run_id, seq)
         try:
-            entry = parse(entry_adapter.validate_json, self._store.get(key), key=key)
+            entry = parse_entry(self._store.get(key), key=key)
         except ObjectNotFoundError:
             raise CorruptError(f"{key} is missing, although later entries of the log exist") from None
         if entry.seq != seq:

@@ -20,7 +20,16 @@ from wa_core import layout
 from wa_core.catalog.runs import add_average
 from wa_core.clock import ManualClock, SystemClock
 from wa_core.errors import StoreUnavailableError
-from wa_core.records import AttemptStarted, AverageRequest, CancelRequested, Heartbeat, RunState
+from wa_core.records import (
+    AttemptFailed,
+    AttemptStarted,
+    AverageRequest,
+    CancelRequested,
+    CheckpointCommitted,
+    FileRef,
+    Heartbeat,
+    RunState,
+)
 from wa_core.store.local import LocalStore
 
 MakeRunner = Callable[..., Runner]
@@ -101,6 +110,34 @@ def test_a_dead_driver_is_replaced_by_an_attempt_from_the_last_checkpoint(
     saved = [entry.seq for entry in entries if entry.kind == "checkpoint"]
     assert [start.resumed_from for start in starts] == [None, *saved]
     assert [entry.reason for entry in entries if entry.kind == "attempt_failed"] == ["driver_died"] * 2
+
+
+def test_65_66_no_attempt_grows_from_a_checkpoint_that_no_average_folds(
+    store: LocalStore, make_runner: MakeRunner
+) -> None:
+    """After a record that cannot be read, and one that points out of the run, the one before them is resumed."""
+    run_id = submit_run(store, digits_request())
+    start_attempt(store, run_id)
+    log = log_of(store, run_id)
+    sound, foreign, unreadable = (
+        log.append(CheckpointCommitted(step=step, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64))
+        for step, ref in enumerate([ref_in(run_id), ref_in("0" * 26), ref_in(run_id)], start=1)
+    )
+    key = layout.log_entry(run_id, unreadable.seq)
+    store.put(key, store.get(key).replace(b'"format":1', b'"format":2'))
+    log.append(AttemptFailed(reason="test"))
+
+    tick_until(make_runner("finish"), lambda: log_of(store, run_id).state is RunState.FINALIZING)
+
+    starts = [entry for entry in log_of(store, run_id).entries if isinstance(entry, AttemptStarted)]
+    assert starts[-1].resumed_from == sound.seq
+    assert foreign.seq < unreadable.seq
+
+
+def ref_in(run_id: str) -> FileRef:
+    """Weights in a checkpoint of a run."""
+    prefix = layout.checkpoint_prefix(run_id, attempt=1, step=1, nonce=layout.new_nonce())
+    return FileRef(key=prefix + layout.MODEL_FILE, size_bytes=0, sha256="0" * 64)
 
 
 def test_a_run_fails_after_max_failures(store: LocalStore, make_runner: MakeRunner) -> None:

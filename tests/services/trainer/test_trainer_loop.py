@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.trainer.loop import TrainContext, train
+from support.hostile import Canary
 from support.training import (
     differing_tensors,
     digits_request,
@@ -20,10 +21,12 @@ from support.training import (
     weights_of,
 )
 from wa_core import layout
+from wa_core.catalog.files import put_file
 from wa_core.errors import CorruptError, FencedError
-from wa_core.records import CancelRequested, Heartbeat
+from wa_core.records import CancelRequested, CheckpointCommitted, Heartbeat
 from wa_core.store.local import LocalStore
 from wa_core.store.memory import MemoryStore
+from wa_core.tensors import pickled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,6 +151,41 @@ def test_a_damaged_checkpoint_is_not_resumed_from() -> None:
     store.delete(key)
     with pytest.raises(CorruptError, match=r"trainer\.pt is recorded but absent"):
         train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=first.seq)))
+
+
+def test_66_a_checkpoint_of_another_run_is_not_resumed_from() -> None:
+    """A record that points into another run, even to sound files, is refused before they are read."""
+    store = MemoryStore()
+    other, run_id = (submit_run(store, digits_request()) for _ in range(2))
+    train(TrainContext(store, other, start_attempt(store, other)))
+    elsewhere = log_of(store, other).lineage[0]
+    start_attempt(store, run_id)
+    entry = CheckpointCommitted(step=4, files=elsewhere.files, spec_digest=elsewhere.spec_digest)
+    foreign = log_of(store, run_id).append(entry)
+
+    with pytest.raises(CorruptError, match=other) as caught:
+        train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=foreign.seq)))
+
+    assert caught.value.code == "foreign_key"
+
+
+def test_69_a_hostile_training_state_runs_nothing(tmp_path: Path) -> None:
+    """A trainer.pt whose pickle would run a command is refused by name, and its canary is never made."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request())
+    train(TrainContext(store, run_id, start_attempt(store, run_id)))
+    sound = log_of(store, run_id).lineage[0]
+    canary = tmp_path / "canary"
+    ref = put_file(store, sound.files["trainer.pt"].key, pickled({"optimizer": Canary(canary)}))
+    start_attempt(store, run_id)
+    entry = CheckpointCommitted(step=4, files=sound.files | {"trainer.pt": ref}, spec_digest=sound.spec_digest)
+    hostile = log_of(store, run_id).append(entry)
+
+    with pytest.raises(CorruptError, match=r"trainer\.pt of step 4.*posix\.system") as caught:
+        train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=hostile.seq)))
+
+    assert caught.value.code == "unsafe_pickle"
+    assert not canary.exists()
 
 
 def test_metrics_heartbeat_and_logs_reach_the_bucket() -> None:

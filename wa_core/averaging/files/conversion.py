@@ -20,7 +20,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -28,18 +28,18 @@ from torch import Tensor
 from wa_core.averaging.files.foreign import WEIGHT_KEYS, unsafe_pickle
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import StoredTensor
+from wa_core.averaging.schedule_free import CODE, REFUSAL, is_in_train_mode
 from wa_core.errors import CorruptError, IncompatibleError, WeightAveragingError
 from wa_core.header import DTYPE_BYTES, LENGTH_BYTES, parse_header, parse_length
 from wa_core.specs import TensorSpec, parse_ties, torch_dtype_name
 from wa_core.tensors import canonical_state_dict, find_ties
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from wa_core.header import Region
 
 _STEP_KEYS = ("step", "global_step", "iteration", "iter")
-_OPTIMIZER_KEYS = ("optimizer", "optimizers", "optimizer_state_dict", "optimizer_states", "optim")
 _ALLOWANCE_BYTES = 64 << 20  # what views and expanded tensors may add to a small source
 _CHUNK_BYTES = 16 << 20
 _MAX_DEPTH = 3
@@ -73,7 +73,8 @@ def convert_pt(source: Path, target: Path) -> None:
     _check_archive(source)
     found = _load(source)
     state, step = find_weights(found)
-    _refuse_schedule_free(found)
+    if is_in_train_mode(found):
+        raise IncompatibleError(REFUSAL, code=CODE)
     _write_state(state, target, step=step, source_bytes=source.stat().st_size)
 
 
@@ -158,26 +159,6 @@ def _find_step(found: object) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
                 return value
     return None
-
-
-def _refuse_schedule_free(found: object) -> None:
-    # Schedule-free optimizers train at y, between the weights to keep (x) and those to step from (z).
-    for group in _param_groups(found):
-        if group.get("train_mode") is True:
-            raise IncompatibleError(
-                "it was saved while a schedule-free optimizer was in train mode, so its weights are not the ones "
-                "that the optimizer stands for; call optimizer.eval() before saving, and optimizer.train() after",
-                code="schedule_free_train_mode",
-            )
-
-
-def _param_groups(found: object) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(found, dict):
-        return
-    states = [found.get(key) for key in _OPTIMIZER_KEYS]
-    for state in [*states, *(one for many in states if isinstance(many, list) for one in many)]:
-        if isinstance(state, dict) and isinstance(groups := state.get("param_groups"), list):
-            yield from (group for group in groups if isinstance(group, dict))
 
 
 def _check_archive(source: Path) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
 from support.descendants import descendants
+from support.hostile import Canary, archive
 from wa_core.averaging.files.foreign import ConversionLimits, convert_checkpoint, export_pt, is_torch_format
 from wa_core.averaging.files.sources import open_source
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError, WeightAveragingError
@@ -62,24 +62,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-class Canary:
-    """Unpickling this makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (os.system, (f"touch {self.path}",))
-
-
-def archive(path: Path, pickled: bytes, *, compression: int = zipfile.ZIP_STORED) -> None:
-    """A file laid out as `torch.save` does it, around any pickle."""
-    with zipfile.ZipFile(path, "w", compression) as file:
-        file.writestr("archive/data.pkl", pickled)
-        file.writestr("archive/version", b"3\n")
-        file.writestr("archive/byteorder", b"little")
 
 
 def test_a_state_dict_comes_through_bit_for_bit_with_its_ties(tmp_path: Path) -> None:
