@@ -74,8 +74,8 @@ def _scratch(settings: Settings) -> Scratch:
         return Scratch(settings.scratch_dir, memory_bytes=settings.accumulator_memory_mb << 20)
     except OSError as error:
         raise ConfigurationError(
-            f"WA_SCRATCH_DIR {settings.scratch_dir} cannot be used: {error.strerror or error}; choose a folder on a "
-            f"disk with room"
+            f"WA_SCRATCH_DIR {settings.scratch_dir} cannot be used: {error.strerror or error}; choose a folder on "
+            f"a disk with room"
         ) from error
 
 

@@ -91,9 +91,7 @@ class FoldedAccumulation:
         scratch: where accumulators go that memory has no room for.
     """
 
-    def __init__(
-        self, store: ObjectStore, rule: Rule, *, dtype: AccumulatorDtype, scratch: Scratch
-    ) -> None:
+    def __init__(self, store: ObjectStore, rule: Rule, *, dtype: AccumulatorDtype, scratch: Scratch) -> None:
         self._store = store
         self._rule = rule
         self._dtype = dtype
@@ -204,7 +202,9 @@ class WindowAccumulation:
         if not taken:
             raise NoAverageYetError("no checkpoint is in the window yet")
         with ExitStack() as stack:
-            sources = [stack.enter_context(closing(open_checkpoint(self._store, self._run_id, entry))) for entry in taken]
+            sources = [
+                stack.enter_context(closing(open_checkpoint(self._store, self._run_id, entry))) for entry in taken
+            ]
             steps = [entry.step for entry in taken]
             options = MergeOptions(accumulator_dtype=self._dtype, num_threads=1)
             average_files(sources, self._rule, SafetensorsWriter(path), steps=steps, options=options)

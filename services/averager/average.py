@@ -254,4 +254,3 @@ class RunningAverage:
             return put_path(self._store, key, state, on_read=self._on_progress)
         finally:
             state.unlink(missing_ok=True)
-

@@ -1,7 +1,7 @@
 """The averager's small HTTP side: `/livez`, `/readyz` and `/metrics`, for probes and Prometheus; no run data.
 
-It knows a way to ask how long ago the averager last got on; nothing of folding. It answers from a thread of its own,
-so also while a large checkpoint is being folded.
+It knows a way to ask how long ago the averager last got on; nothing of folding. It answers from a thread of its
+own, so also while a large checkpoint is being folded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def _app(idle_s: Callable[[], float]) -> Callable[[WSGIEnvironment, StartRespons
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            return metrics(environ, start_response)
+            found: Iterable[bytes] = metrics(environ, start_response)
+            return found
         status, text = _answer(path, idle_s())
         start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))])
         return [text]

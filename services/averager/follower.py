@@ -260,7 +260,9 @@ class RunFollower:
         What the read has touched goes back to its last generation, and what it has taken since is folded again.
         """
         self._faults.setdefault(entry.seq, []).append(fault)
-        log.warning("checkpoint_unsound", run_id=self.run_id, step=entry.step, code=fault.code, error=fault.message)
+        log.warning(
+            "checkpoint_unsound", run_id=self.run_id, step=entry.step, code=fault.code, error=fault.message
+        )
         # Of a shadow that holds nothing yet, names and shapes may have come from this very file.
         self._load(average for average in counting if average.is_broken or not average.manifest.folded)
 
@@ -363,5 +365,7 @@ class RunFollower:
 def _digests(checkpoints: Sequence[CheckpointCommitted]) -> dict[int, str]:
     """Step -> SHA-256 of the weights."""
     return {
-        entry.step: entry.files[layout.MODEL_FILE].sha256 for entry in checkpoints if layout.MODEL_FILE in entry.files
+        entry.step: entry.files[layout.MODEL_FILE].sha256
+        for entry in checkpoints
+        if layout.MODEL_FILE in entry.files
     }

@@ -1,7 +1,7 @@
 """The averager's working space: a folder of its own on a disk with room, and a limit on memory for accumulators.
 
-It knows files and byte counts; no runs and no tensors. The invariant: what a killed averager left behind is removed
-by the next one that starts on the same parent folder, and what a living one uses is never touched.
+It knows files and byte counts; no runs and no tensors. The invariant: what a killed averager left behind is
+removed by the next one that starts on the same parent folder, and what a living one uses is never touched.
 """
 
 from __future__ import annotations

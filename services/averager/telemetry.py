@@ -15,6 +15,8 @@ ASSESS_SECONDS = Histogram(
     "Assessing the averages of one run.",
     buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
-CHECKPOINTS_BEHIND = Gauge("wa_averager_checkpoints_behind", "Checkpoints that the slowest average lacks, all runs.")
+CHECKPOINTS_BEHIND = Gauge(
+    "wa_averager_checkpoints_behind", "Checkpoints that the slowest average lacks, all runs."
+)
 SECONDS_BEHIND = Gauge("wa_averager_seconds_behind", "Age of the oldest checkpoint that an average lacks.")
 RUNS_HELD = Gauge("wa_averager_runs_held", "Runs that this averager works on.")

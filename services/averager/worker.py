@@ -117,7 +117,8 @@ class Averager:
             return False  # a marker whose submission has not got further, or never will
         except WeightAveragingError as error:
             self._pause(run_id)
-            log.error("run_stalled", run_id=run_id, code=error.code, error=error.message, retry_in_s=TROUBLE_PAUSE_S)  # noqa: TRY400  the message says it all
+            said = {"code": error.code, "error": error.message, "retry_in_s": TROUBLE_PAUSE_S}
+            log.error("run_stalled", run_id=run_id, **said)  # noqa: TRY400  the message says it all
             return False
         except Exception:  # the outermost place that knows the run: one broken run must not stop the others
             self._pause(run_id)

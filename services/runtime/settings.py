@@ -5,7 +5,7 @@ Every variable starts with `WA_`. Secrets never print themselves.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  pydantic needs it at run time
 from typing import Literal
 
 from pydantic import Field, SecretStr

@@ -50,13 +50,13 @@ def put_path(
         TransientError: the store stayed away for longer than `patience_s`.
     """
     with path.open("rb", buffering=0) as file:
-        watched = cast("BinaryIO", _Watched(file, on_read))
-        digest = hashlib.file_digest(watched, "sha256")
+        watched = _Watched(file, on_read)
+        digest = hashlib.file_digest(watched, "sha256")  # type: ignore[arg-type]  # it is read with `readinto`
         size_bytes = file.tell()
 
         def send() -> None:
             file.seek(0)
-            store.put(key, watched)
+            store.put(key, cast("BinaryIO", watched))
 
         patiently(send, patience_s=patience_s)
     return FileRef(key=key, size_bytes=size_bytes, sha256=digest.hexdigest())

@@ -34,7 +34,15 @@ def test_metrics_are_prometheus_text_without_run_ids() -> None:
     telemetry.READ_BYTES.inc(5)
     with exposed("127.0.0.1", 0, idle_s=lambda: 0.0) as port:
         text = get(port, "/metrics").text
-    for name in ("folds", "rejected", "conflicts", "read_bytes", "written_bytes", "fold_seconds", "assess_seconds"):
+    for name in (
+        "folds",
+        "rejected",
+        "conflicts",
+        "read_bytes",
+        "written_bytes",
+        "fold_seconds",
+        "assess_seconds",
+    ):
         assert f"wa_averager_{name}" in text
     assert "checkpoints_behind" in text
     assert "run_id" not in text
@@ -49,7 +57,9 @@ def test_other_paths_are_not_found() -> None:
 
 def test_a_taken_port_is_said() -> None:
     """A port that cannot be had is a configuration error that names the variable."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        with pytest.raises(ConfigurationError, match="WA_AVERAGER_PORT"):
-            with exposed("127.0.0.1", other.getsockname()[1], idle_s=lambda: 0.0):
-                raise AssertionError("it was taken")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(ConfigurationError, match="WA_AVERAGER_PORT"),
+        exposed("127.0.0.1", other.getsockname()[1], idle_s=lambda: 0.0),
+    ):
+        raise AssertionError("it was taken")
