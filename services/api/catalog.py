@@ -7,7 +7,7 @@ a cache only ever lags, and every look at a run asks the bucket what is new. An 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from wa_core.clock import Clock
-    from wa_core.records import AverageManifest, AverageRequest
+    from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
     from wa_core.store.base import ObjectStore
 
 K = TypeVar("K")
@@ -56,11 +56,11 @@ _CANCELLABLE = frozenset(state for state in RunState if not state.is_terminal an
 
 @dataclass(frozen=True, slots=True)
 class AverageSnapshot:
-    """One average: its newest generation, and the newest whose weights can be downloaded."""
+    """One average: its newest generation, and the newest that has been assessed and can be downloaded."""
 
     name: str
     newest: AverageManifest | None
-    served: AverageManifest | None
+    served: AssessmentRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +103,27 @@ class _Kept(Generic[K, V]):
         self._lock = threading.Lock()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """The value kept for `key`, or a new one. Two threads may make it; the first one stays."""
+        """The value kept for `key`, or a new one. Two threads may make it; the first stays. None is not kept."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
         made = make()
+        if made is None:
+            return made
         with self._lock:
             kept = self._values.setdefault(key, made)
             while len(self._values) > self._size:
                 self._values.popitem(last=False)
         return kept
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The highest numbers seen so far of one average; listings need not begin before them."""
+
+    newest: int = 0
+    assessed: int = 0
 
 
 class _KnownRun:
@@ -123,6 +133,7 @@ class _KnownRun:
         self.spec = spec
         self.log = log
         self.lock = threading.Lock()
+        self.averages: defaultdict[str, _Seen] = defaultdict(_Seen)
 
 
 class Catalog:
@@ -133,6 +144,7 @@ class Catalog:
         self._clock = clock
         self._runs: _Kept[str, _KnownRun] = _Kept(MAX_RUNS_KEPT)
         self._manifests: _Kept[tuple[str, str, int], AverageManifest] = _Kept(MAX_MANIFESTS_KEPT)
+        self._assessments: _Kept[tuple[str, str, int], AssessmentRecord | None] = _Kept(MAX_MANIFESTS_KEPT)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="catalog")
 
     def close(self) -> None:
@@ -190,8 +202,23 @@ class Catalog:
         Raises:
             AverageNotFoundError: the run has no such average, or it no such generation.
         """
-        self.wanted(run_id, name)
-        return self._manifest(Generations(self.store, run_id, name), number)
+        return self._manifest(self._generations(run_id, name), number)
+
+    def assessment(self, run_id: str, name: str, number: int) -> AssessmentRecord | None:
+        """The assessment of one generation, or None while there is none.
+
+        Raises:
+            AverageNotFoundError: the run has no average of this name.
+        """
+        return self._assessment(self._generations(run_id, name), number)
+
+    def assessed_numbers(self, run_id: str, name: str) -> list[int]:
+        """The generations that have been assessed, ascending.
+
+        Raises:
+            AverageNotFoundError: the run has no average of this name.
+        """
+        return self._generations(run_id, name).assessed_numbers()
 
     def wanted(self, run_id: str, name: str) -> AverageRequest:
         """What was asked for under `name`.
@@ -221,11 +248,15 @@ class Catalog:
         return self._average(run_id, name)
 
     def _average(self, run_id: str, name: str) -> AverageSnapshot:
-        generations = self._generations(run_id, name)
-        newest = next(generations, None)
-        if newest is None or newest.files:
-            return AverageSnapshot(name, newest, newest)
-        return AverageSnapshot(name, newest, next((found for found in generations if found.files), None))
+        known, seen = Generations(self.store, run_id, name), self._known(run_id).averages[name]
+        seen.newest = max(known.numbers(after=max(seen.newest - 1, 0)), default=0)
+        if seen.newest == 0:
+            return AverageSnapshot(name, None, None)
+        if seen.assessed < seen.newest:
+            assessed = known.assessed_numbers(after=max(seen.assessed - 1, 0))
+            seen.assessed = max((number for number in assessed if number <= seen.newest), default=0)
+        served = self._assessment(known, seen.assessed) if seen.assessed else None
+        return AverageSnapshot(name, self._manifest(known, seen.newest), served)
 
     def generations(self, run_id: str, name: str) -> Iterator[AverageManifest]:
         """An average's generations, newest first.
@@ -233,11 +264,7 @@ class Catalog:
         Raises:
             AverageNotFoundError: the run has no average of this name.
         """
-        self.wanted(run_id, name)
-        return self._generations(run_id, name)
-
-    def _generations(self, run_id: str, name: str) -> Iterator[AverageManifest]:
-        known = Generations(self.store, run_id, name)
+        known = self._generations(run_id, name)
         return (self._manifest(known, number) for number in reversed(known.numbers()))
 
     def cancel(self, run_id: str) -> None:
@@ -279,26 +306,23 @@ class Catalog:
             lambda: _KnownRun(fetch_spec(self.store, run_id), RunLog(self.store, run_id, clock=self._clock)),
         )
 
+    def _generations(self, run_id: str, name: str) -> Generations:
+        self.wanted(run_id, name)
+        return Generations(self.store, run_id, name)
+
     def _manifest(self, generations: Generations, number: int) -> AverageManifest:
         key = (generations.run_id, generations.name, number)
         return self._manifests.get(key, lambda: generations.fetch(number))
+
+    def _assessment(self, generations: Generations, number: int) -> AssessmentRecord | None:
+        key = (generations.run_id, generations.name, number)
+        return self._assessments.get(key, lambda: generations.fetch_assessment(number))
 
     def _heartbeat(self, run_id: str, who: str) -> Heartbeat | None:
         try:
             return Heartbeat.model_validate_json(self.store.get(layout.heartbeat(run_id, who)))
         except (ObjectNotFoundError, ValidationError):
             return None  # advisory: a heartbeat that cannot be read is none
-
-
-def best_of(generations: Iterable[AverageManifest]) -> AverageManifest | None:
-    """The generation with the lowest held-out loss among those that can be downloaded; the newest of equals."""
-    rated = [(loss, found) for found in generations if found.files and (loss := _loss(found)) is not None]
-    return min(rated, key=lambda pair: (pair[0], -pair[1].generation))[1] if rated else None
-
-
-def _loss(manifest: AverageManifest) -> float | None:
-    assessment = manifest.assessment
-    return assessment.averaged.metrics.get("loss") if assessment and assessment.averaged else None
 
 
 def _check_cancellable(log: RunLog) -> None:

@@ -30,7 +30,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from services.api.catalog import AverageSnapshot, RunSnapshot
-    from wa_core.records import AverageManifest, AverageRequest, Entry, Evaluation, FileRef, Heartbeat, RunRequest
+    from wa_core.records import (
+        Assessment,
+        AssessmentRecord,
+        AverageManifest,
+        AverageRequest,
+        Entry,
+        Evaluation,
+        FileRef,
+        Heartbeat,
+        RunRequest,
+    )
 
 WEIGHTS_FILES = {"weights.safetensors": layout.MODEL_FILE, "weights.pt": layout.PICKLE_FILE}
 
@@ -82,7 +92,8 @@ def _average_state(average: AverageSnapshot, run: RunSnapshot) -> AveragingState
     surviving = {checkpoint.seq for checkpoint in run.lineage}
     if behind(newest, run.lineage) or not surviving.issuperset(newest.folded):
         return AveragingState.FOLDING
-    return AveragingState.PUBLISHED if newest.assessment else AveragingState.ASSESSING
+    is_assessed = average.served is not None and average.served.generation == newest.generation
+    return AveragingState.PUBLISHED if is_assessed else AveragingState.ASSESSING
 
 
 def behind(manifest: AverageManifest | None, checkpoints: Sequence[CheckpointCommitted]) -> int:
@@ -96,7 +107,8 @@ def average_resource(
     wanted: AverageRequest,
     *,
     shown: AverageManifest | None,
-    served: AverageManifest | None,
+    served: AssessmentRecord | None,
+    best: int | None,
     checkpoints: Sequence[CheckpointCommitted],
 ) -> AverageResource:
     """An average as the API shows it.
@@ -105,11 +117,11 @@ def average_resource(
         run_id: its run.
         wanted: what was asked for.
         shown: the generation to describe, None before the first.
-        served: the generation whose weights and evaluation are out, None before the first.
+        served: the assessment whose weights and numbers are out, None before the first.
+        best: the best measured generation, None before any.
         checkpoints: the run's surviving checkpoints.
     """
-    assessed = shown if shown and shown.assessment else served
-    assessment = assessed.assessment if assessed else None
+    assessment = served.assessment if served else None
     return AverageResource(
         name=wanted.name,
         rule=wanted.rule,
@@ -119,16 +131,13 @@ def average_resource(
         last_step=shown.last_step if shown else None,
         behind=behind(shown, checkpoints),
         coefficients=shown.coefficients if shown else {},
-        evaluation=EvaluationSet(
-            raw=_flat(assessment.raw if assessment else None),
-            averaged=_flat(assessment.averaged if assessment else None),
-            before_recalibration=_flat(assessment.before_recalibration if assessment else None),
-        ),
+        evaluation=_evaluation_set(assessment) if assessment else EvaluationSet(),
         batchnorm=assessment.batchnorm if assessment else None,
         rejected=shown.rejected if shown else [],
         skipped=shown.skipped if shown else [],
         weights=_weights(run_id, served),
         published_generation=served.generation if served else None,
+        best_generation=best,
     )
 
 
@@ -158,7 +167,17 @@ def _checkpoint(entry: CheckpointCommitted, *, is_abandoned: bool) -> Checkpoint
     )
 
 
-def _weights(run_id: str, served: AverageManifest | None) -> Weights | None:
+def _evaluation_set(assessment: Assessment) -> EvaluationSet:
+    return EvaluationSet(
+        raw=_flat(assessment.raw),
+        averaged=_flat(assessment.averaged),
+        before_recalibration=_flat(assessment.before_recalibration),
+        comparison=assessment.comparison,
+        won=assessment.comparison.won if assessment.comparison else None,
+    )
+
+
+def _weights(run_id: str, served: AssessmentRecord | None) -> Weights | None:
     if served is None or layout.MODEL_FILE not in served.files:
         return None
     file: FileRef = served.files[layout.MODEL_FILE]

@@ -4,7 +4,7 @@ These are the API's own; the records in the bucket may change behind them. They 
 `services.api.resources` and know no store.
 """
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
@@ -13,6 +13,7 @@ from wa_core.records import (
     AveragingState,
     BatchNormSummary,
     CheckpointPolicy,
+    Comparison,
     RunState,
     Scaling,
     SetAside,
@@ -85,12 +86,15 @@ class Weights(Resource):
 class EvaluationSet(Resource):
     """Held-out metrics: the newest raw checkpoint, the average, and the average with averaged statistics.
 
-    Each has ``step`` and the recipe's metrics, such as ``loss`` and ``accuracy``.
+    Each has ``step`` and the recipe's metrics, such as ``loss`` and ``accuracy``. `comparison` is averaged minus
+    raw on the same samples; `won` is its verdict, null where they could not be compared.
     """
 
     raw: dict[str, int | float] | None = None
     averaged: dict[str, int | float] | None = None
     before_recalibration: dict[str, int | float] | None = None
+    comparison: Comparison | None = None
+    won: Literal["averaged", "raw", "tie"] | None = None
 
 
 class AverageResource(Resource):
@@ -109,7 +113,8 @@ class AverageResource(Resource):
     rejected: list[SetAside]
     skipped: list[SetAside]
     weights: Weights | None
-    published_generation: int | None
+    published_generation: int | None = Field(description="the generation that weights and evaluation are of")
+    best_generation: int | None = Field(description="the one with the lowest held-out loss so far")
 
 
 class LogLine(Resource):

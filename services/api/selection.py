@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from services.api.catalog import best_of
 from services.api.problems import HttpProblem
 from services.api.resources import WEIGHTS_FILES, run_resource
 from wa_core.averaging.rules import parse_rule
@@ -13,7 +12,7 @@ from wa_core.errors import AverageNotFoundError, ConflictError, NoAverageYetErro
 
 if TYPE_CHECKING:
     from services.api.catalog import Catalog
-    from wa_core.records import AverageManifest, FileRef
+    from wa_core.records import AssessmentRecord, AverageManifest, FileRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,8 @@ class Selection:
 
 def select(
     catalog: Catalog, run_id: str, name: str, selection: Selection
-) -> tuple[AverageManifest | None, AverageManifest | None]:
-    """The generation to show, and the one whose weights are served with it; either may be None.
+) -> tuple[AverageManifest | None, AssessmentRecord | None]:
+    """The generation to show, and the assessment whose weights are served with it; either may be None.
 
     Raises:
         NotFoundError: no such run, average or generation.
@@ -53,12 +52,18 @@ def select(
         found = _ending_at(catalog, run_id, name, step=selection.step)
     else:
         found = _best(catalog, run_id, name)
-    return found, found if found.files else None
+    return found, catalog.assessment(run_id, name, found.generation)
+
+
+def best_generation(catalog: Catalog, run_id: str, name: str) -> int | None:
+    """The best measured generation of an average, or None before any was measured."""
+    served = catalog.average(run_id, name).served
+    return served.best if served else None
 
 
 def select_file(
     catalog: Catalog, run_id: str, name: str, selection: Selection, *, file: str
-) -> tuple[AverageManifest, FileRef]:
+) -> tuple[AssessmentRecord, FileRef]:
     """The file (a key of `WEIGHTS_FILES`) of the generation wanted.
 
     Raises:
@@ -86,15 +91,16 @@ def _ending_at(catalog: Catalog, run_id: str, name: str, *, step: int) -> Averag
             f"average {name!r} of run {run_id} has no generation that ends at step {step}",
             code="generation_not_found",
         )
-    return next((found for found in ending if found.files), ending[0])
+    assessed = set(catalog.assessed_numbers(run_id, name))
+    return next((found for found in ending if found.generation in assessed), ending[0])
 
 
 def _best(catalog: Catalog, run_id: str, name: str) -> AverageManifest:
-    best = best_of(catalog.generations(run_id, name))
-    if best is not None:
-        return best
-    if catalog.average(run_id, name).served is None:
+    served = catalog.average(run_id, name).served
+    if served is None:
         raise _nothing_yet(catalog, run_id, name)
+    if served.best is not None:
+        return catalog.generation(run_id, name, served.best)
     raise ConflictError(
         f"no generation of average {name!r} has a held-out loss, so none is the best; ask for at=latest",
         code="no_evaluation",

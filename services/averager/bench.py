@@ -73,7 +73,7 @@ def measure(recipe: Recipe, model: nn.Module) -> Measured:
     values = {name: _checked(name, tensor) for name, tensor in each.items()}
     if HEADLINE_METRIC not in values:
         raise InvalidInputError(
-            f"the recipe's evaluate_each gave {', '.join(values) or 'nothing'}; {HEADLINE_METRIC!r} must be among it"
+            f"the recipe's evaluate_each gave {', '.join(values) or 'nothing'}; it must give {HEADLINE_METRIC!r}"
         )
     return Measured({name: float(found.mean()) for name, found in values.items()}, values[HEADLINE_METRIC].numpy())
 

@@ -19,11 +19,13 @@ from wa_core.catalog.runs import RunLog, add_average, submit
 from wa_core.clock import SystemClock
 from wa_core.records import (
     Assessment,
+    AssessmentRecord,
     AttemptStarted,
     AverageManifest,
     AverageRequest,
     BatchNormSummary,
     CheckpointCommitted,
+    Comparison,
     Evaluation,
     FileRef,
     Heartbeat,
@@ -96,11 +98,6 @@ class ApiRun:
         generations = Generations(self.store, self.run_id, name)
         number = max(generations.numbers(), default=0) + 1
         counted = self.log.lineage
-        files, assessment = {}, None
-        if body is not None:
-            key = layout.blob(self.run_id, name, nonce=layout.new_nonce(), file=layout.MODEL_FILE)
-            files = {layout.MODEL_FILE: self._file(body, key=key)}
-            assessment = _assessment(counted[-1].step, loss=loss)
         manifest = AverageManifest(
             run_id=self.run_id,
             name=name,
@@ -111,11 +108,36 @@ class ApiRun:
             cursor=self.log.entries[-1].seq,
             folded=[entry.seq for entry in counted],
             coefficients={entry.step: 1 / len(counted) for entry in counted},
-            files=files,
-            assessment=assessment,
         )
         generations.commit(manifest)
+        if body is not None:
+            self.assess(name, body=body, loss=loss)
         return manifest
+
+    def assess(
+        self,
+        name: str = "swa",
+        *,
+        body: bytes = b"weights",
+        loss: float | None = 0.5,
+        raw_loss: float | None = None,
+    ) -> AssessmentRecord:
+        """Commit the newest generation's assessment, with `body` as its weights."""
+        generations = Generations(self.store, self.run_id, name)
+        number = generations.numbers()[-1]
+        key = layout.blob(self.run_id, name, nonce=layout.new_nonce(), file=layout.MODEL_FILE)
+        assessment = _assessment(self.log.lineage[-1].step, loss=loss, raw_loss=raw_loss or loss)
+        record = AssessmentRecord(
+            run_id=self.run_id,
+            name=name,
+            generation=number,
+            at=self.clock.now(),
+            files={layout.MODEL_FILE: self._file(body, key=key)},
+            assessment=assessment,
+            best=generations.best_with(number, assessment),
+        )
+        generations.commit_assessment(record)
+        return record
 
     def _file(self, body: bytes, *, key: str) -> FileRef:
         self.store.put(key, body)
@@ -143,7 +165,21 @@ def serving(store: ObjectStore, *, token: str | None = None) -> Iterator[str]:
         listener.close()
 
 
-def _assessment(step: int, *, loss: float | None) -> Assessment:
-    measured = None if loss is None else Evaluation(step=step, metrics={"loss": loss, "accuracy": 0.9})
+def _assessment(step: int, *, loss: float | None, raw_loss: float | None) -> Assessment:
+    measured, raw, comparison = None, None, None
+    if loss is not None and raw_loss is not None:
+        measured = Evaluation(step=step, metrics={"loss": loss, "accuracy": 0.9})
+        raw = Evaluation(step=step, metrics={"loss": raw_loss, "accuracy": 0.9})
+        difference = loss - raw_loss
+        comparison = Comparison(
+            metric="loss",
+            difference=difference,
+            low=difference - 0.01,
+            high=difference + 0.01,
+            num_samples=100,
+            won="averaged" if difference < -0.01 else "raw" if difference > 0.01 else "tie",
+        )
     summary = BatchNormSummary(status="recalibrated", num_layers=3, num_batches=4, num_samples=256)
-    return Assessment(raw=measured, averaged=measured, before_recalibration=measured, batchnorm=summary)
+    return Assessment(
+        raw=raw, averaged=measured, before_recalibration=measured, batchnorm=summary, comparison=comparison
+    )

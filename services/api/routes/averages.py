@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from services.api.resources import average_resource
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import AverageResource, Listing
-from services.api.selection import Selection, select, select_file
+from services.api.selection import Selection, best_generation, select, select_file
 from services.api.weights import redirect_response, weights_response
 from wa_core.catalog.runs import lineage
 
@@ -42,7 +42,14 @@ def list_averages(run_id: str, catalog: CatalogDep) -> Listing[AverageResource]:
     run = catalog.snapshot(run_id)
     return Listing(
         data=[
-            average_resource(run_id, wanted, shown=average.newest, served=average.served, checkpoints=run.lineage)
+            average_resource(
+                run_id,
+                wanted,
+                shown=average.newest,
+                served=average.served,
+                best=average.served.best if average.served else None,
+                checkpoints=run.lineage,
+            )
             for wanted, average in zip(run.wanted, run.averages, strict=True)
         ]
     )
@@ -53,8 +60,11 @@ def show_average(run_id: str, name: str, catalog: CatalogDep, chosen: SelectionD
     """Show an average: its newest generation, or the one asked for."""
     wanted = catalog.wanted(run_id, name)
     shown, served = select(catalog, run_id, name, chosen)
+    # The newest assessment and the best one name the best; an older one may name one that has been beaten since.
+    is_older = chosen.generation is not None or chosen.step is not None
+    best = best_generation(catalog, run_id, name) if is_older else served.best if served else None
     checkpoints = lineage(catalog.entries(run_id))
-    return average_resource(run_id, wanted, shown=shown, served=served, checkpoints=checkpoints)
+    return average_resource(run_id, wanted, shown=shown, served=served, best=best, checkpoints=checkpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +80,10 @@ class Download:
 
     def of(self, file: str) -> Response:
         """The answer with `file` in it, or with the way to it."""
-        manifest, ref = select_file(self.catalog, self.run_id, self.name, self.chosen, file=file)
+        served, ref = select_file(self.catalog, self.run_id, self.name, self.chosen, file=file)
         if self.redirect and (elsewhere := redirect_response(self.catalog.store, ref)):
             return elsewhere
-        filename = f"{self.name}-{self.run_id}-{manifest.generation}.{file.rpartition('.')[2]}"
+        filename = f"{self.name}-{self.run_id}-{served.generation}.{file.rpartition('.')[2]}"
         return weights_response(self.request, self.catalog.store, ref, filename=filename)
 
 

@@ -27,6 +27,7 @@ FIELDS = {
     "skipped",
     "weights",
     "published_generation",
+    "best_generation",
 }
 WEIGHTS = random.Random(0).randbytes(3_000_000)
 ETAG = f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'
@@ -65,7 +66,8 @@ def test_an_average_before_its_first_fold(api: TestClient, store: MemoryStore) -
     assert set(average) == FIELDS
     assert (average["name"], average["rule"], average["n_averaged"]) == ("swa", "swa:start_step=20", 0)
     assert (average["generation"], average["weights"], average["coefficients"]) == (None, None, {})
-    assert average["evaluation"] == {"raw": None, "averaged": None, "before_recalibration": None}
+    measured = dict.fromkeys(("raw", "averaged", "before_recalibration", "comparison", "won"))
+    assert (average["evaluation"], average["best_generation"]) == (measured, None)
 
 
 def test_a_published_average(api: TestClient, run: ApiRun) -> None:
