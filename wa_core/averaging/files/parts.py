@@ -98,13 +98,14 @@ class FilePart:
 
 
 class ObjectPart:
-    """An object in a store, read by ranges.
+    """An object in a store, read by ranges; or at once, with a single request when its size is recorded.
 
     Args:
         store: where it is.
         key: its key.
         size_bytes: what a record says its size is.
         sha256: what a record says its digest is, in hex.
+        whole_bytes: an object of at most this size is fetched now and kept in memory until it is closed.
 
     Raises:
         ObjectNotFoundError: no object has this key.
@@ -114,18 +115,35 @@ class ObjectPart:
     is_remote = True
 
     def __init__(
-        self, store: ObjectStore, key: str, *, size_bytes: int | None = None, sha256: str | None = None
+        self,
+        store: ObjectStore,
+        key: str,
+        *,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        whole_bytes: int = 0,
     ) -> None:
         self.name = key.rpartition("/")[2]
-        self.size_bytes = store.head(key).size_bytes
-        if size_bytes not in (None, self.size_bytes):
-            raise _other_size(key, expected=size_bytes, found=self.size_bytes)
         self.sha256 = sha256
         self._store = store
         self._key = key
+        self._body: bytes | None = None
+        self.size_bytes = (
+            store.head(key).size_bytes if size_bytes is None or size_bytes > whole_bytes else size_bytes
+        )
+        if self.size_bytes <= whole_bytes:
+            # One byte more than there should be, to notice a longer object.
+            self._body = b"".join(store.stream(key, end=self.size_bytes + 1))
+            self.size_bytes = len(self._body)
+        if size_bytes not in (None, self.size_bytes):
+            raise _other_size(key, expected=size_bytes, found=self.size_bytes)
 
     def read_into(self, begin: int, out: memoryview) -> int:
         """Fill `out` from byte `begin` on; how many bytes there were."""
+        if self._body is not None:
+            found = self._body[begin : begin + len(out)]
+            out[: len(found)] = found
+            return len(found)
         filled = 0
         for chunk in self._store.stream(self._key, start=begin, end=begin + len(out)):
             out[filled : filled + len(chunk)] = chunk
@@ -133,7 +151,8 @@ class ObjectPart:
         return filled
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Let go of what was fetched."""
+        self._body = None
 
 
 def read_header(part: Part) -> tuple[Header, bytes]:
