@@ -316,7 +316,7 @@ class BatchNormSummary(Record):
 class Assessment(Record):
     """What the assess process found out about one generation.
 
-    When `batchnorm.status` is ``failed``, the published weights carry averaged BatchNorm statistics. Metrics that
+    When `batchnorm.status` is ``failed``, the published weights carry pooled BatchNorm statistics. Metrics that
     are not finite are left out.
     """
 

@@ -69,7 +69,7 @@ class RunningAverage:
         return self._manifest
 
     def value(self) -> dict[str, torch.Tensor]:
-        """The averaged weights in the checkpoints' dtypes, BatchNorm statistics averaged like the rest."""
+        """The averaged weights in the checkpoints' dtypes, BatchNorm statistics pooled over the folds."""
         return self._shadow.value()
 
     def load(self, lineage: AbstractSet[int]) -> None:

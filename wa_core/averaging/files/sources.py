@@ -356,7 +356,7 @@ def open_object(
         name: what people call it, such as its ``s3://`` URL; the key when not given.
         size_bytes: what a record says of a single object.
         sha256: the same, in hex.
-        whole_bytes: a single object of at most this size is fetched now, at once; with `size_bytes` in one request.
+        whole_bytes: a single object of at most this size is fetched now, whole; with `size_bytes` by one request.
 
     Raises:
         ObjectNotFoundError: no object has this key.
