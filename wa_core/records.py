@@ -354,7 +354,7 @@ class Comparison(Record):
 class Assessment(Record):
     """What the assess process found out about one generation.
 
-    When `batchnorm.status` is ``failed``, the published weights carry averaged BatchNorm statistics. Metrics that
+    When `batchnorm.status` is ``failed``, the published weights carry pooled BatchNorm statistics. Metrics that
     are not finite are left out. `comparison` is None where there was nothing to compare with, or too little.
     `data_sha256` is a digest of the held-out and calibration batches: only assessments on the same data compare.
     """

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from wa_core.records import CheckpointCommitted, FileRef
     from wa_core.store.base import ObjectStore
 
+_WHOLE_BYTES = 1 << 20  # an object up to this size costs one request, not one for each of its parts
+
 
 class Copy:
     """A local copy of a checkpoint's weights, made from the bytes that are read anyway; whole once all were read.
@@ -98,7 +100,9 @@ def open_file(
 ) -> FilesSource:
     """Open a safetensors file that a record points to; see `open_checkpoint`."""
     try:
-        part: Part = ObjectPart(store, ref.key, size_bytes=ref.size_bytes, sha256=ref.sha256)
+        part: Part = ObjectPart(
+            store, ref.key, size_bytes=ref.size_bytes, sha256=ref.sha256, whole_bytes=_WHOLE_BYTES
+        )
     except ObjectNotFoundError:
         raise CorruptError(f"{ref.key} is recorded but absent from the bucket", code="object_missing") from None
     return FilesSource(ref.key, [part if copy is None else _CopiedPart(part, copy)], step=step)

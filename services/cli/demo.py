@@ -71,7 +71,7 @@ def demo(
         for average in averages:
             download_weights(client, run["run_id"], average["name"], out / f"{average['name']}.safetensors")
     print_table(["WEIGHTS", "N\naveraged", *_HEADINGS], table_rows(run, averages), title="Held-out data")
-    answer("before: BatchNorm statistics averaged like the weights; after: recalibrated for them")
+    answer("before: BatchNorm statistics pooled over the checkpoints; after: recalibrated for the average")
     for average in averages:
         answer(f"wrote {out / average['name']}.safetensors")
     say(f"done in {time.monotonic() - began:.0f} s; nothing is left running")

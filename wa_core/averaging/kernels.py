@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from torch import Tensor
 # many that starting kernels costs nothing, and so few that the copies take little memory.
 _CPU_BATCH = 1 << 20
 _BATCH = 1 << 24
+_DOUBLE = (torch.float64, torch.complex128)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -49,7 +51,7 @@ def blend(averages: list[Tensor], tensors: list[Tensor], *, weight: float) -> No
         if not (dtype.is_floating_point or dtype.is_complex):
             torch._foreach_copy_(into, source)
         elif dtype == tensor_dtype:
-            torch._foreach_lerp_(into, source, weight)
+            _lerp(into, source, weight)
         else:
             _blend_converted(into, source, weight)
 
@@ -81,9 +83,29 @@ def pool(
     torch._foreach_sub_(spreads, means)
     torch._foreach_mul_(spreads, spreads)
     torch._foreach_mul_(spreads, weight * (1.0 - weight))
-    torch._foreach_lerp_(variances, new_variances, weight)
+    _lerp(variances, new_variances, weight)
     torch._foreach_add_(variances, spreads)
-    torch._foreach_lerp_(means, new_means, weight)
+    _lerp(means, new_means, weight)
+
+
+def rounds_to_one(weight: float, dtype: torch.dtype) -> bool:
+    """Whether a fold of this weight into accumulators of `dtype` replaces them.
+
+    Then they are copied: torch's lerp computes ``new - 0 * (new - old)``, whose zeros have other signs in its
+    vectorised loop than in the loop over the last few elements, so that bits would depend on where a block ends.
+    """
+    return (weight if dtype in _DOUBLE else float(np.float32(weight))) == 1.0
+
+
+def _lerp(averages: list[Tensor], tensors: list[Tensor], weight: float) -> None:
+    if not rounds_to_one(weight, torch.float32):
+        torch._foreach_lerp_(averages, tensors, weight)
+        return
+    for average, tensor in zip(averages, tensors, strict=True):
+        if rounds_to_one(weight, average.dtype):
+            average.copy_(tensor)
+        else:
+            average.lerp_(tensor, weight)
 
 
 def _blend_converted(averages: list[Tensor], tensors: list[Tensor], weight: float) -> None:
@@ -100,5 +122,5 @@ def _blend_converted(averages: list[Tensor], tensors: list[Tensor], weight: floa
         if num_elements >= size or end == len(into):
             wide = [torch.empty_like(piece) for piece in into[begin:end]]
             torch._foreach_copy_(wide, sources[begin:end])
-            torch._foreach_lerp_(into[begin:end], wide, weight)
+            _lerp(into[begin:end], wide, weight)
             begin, num_elements = end, 0

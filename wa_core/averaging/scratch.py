@@ -29,7 +29,7 @@ class Storage(Protocol):
         ...
 
     def save(self, begin: int, raw: Raw) -> None:
-        """Keep a block: the array that `load` returned, changed, or another."""
+        """Keep a block: the array that `load` returned for this place, changed, or another."""
         ...
 
     def close(self) -> None:
@@ -42,20 +42,21 @@ class MemoryStorage:
 
     def __init__(self, size_bytes: int) -> None:
         self._bytes = np.empty(size_bytes, np.uint8)
+        self._loaded = self._bytes
 
     def load(self, begin: int, size_bytes: int) -> Raw:
         """The bytes from `begin` on, in place."""
-        return self._bytes[begin : begin + size_bytes]
+        self._loaded = self._bytes[begin : begin + size_bytes]
+        return self._loaded
 
     def save(self, begin: int, raw: Raw) -> None:
         """Copy, unless `raw` is the place itself."""
-        place = self._bytes[begin : begin + len(raw)]
-        if place.ctypes.data != raw.ctypes.data:
-            place[:] = raw
+        if raw is not self._loaded:
+            self._bytes[begin : begin + len(raw)] = raw
 
     def close(self) -> None:
         """Let go of the memory."""
-        self._bytes = np.empty(0, np.uint8)
+        self._bytes = self._loaded = np.empty(0, np.uint8)
 
 
 class FileStorage:

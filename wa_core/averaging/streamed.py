@@ -16,8 +16,8 @@ import torch
 
 from wa_core.averaging.files.passes import USUAL_PACE, reading
 from wa_core.averaging.files.sources import StoredTensor, specs_of
-from wa_core.averaging.kernels import pool
-from wa_core.averaging.rules import next_coefficients, require_lerp
+from wa_core.averaging.kernels import rounds_to_one
+from wa_core.averaging.rules import require_lerp
 from wa_core.averaging.scratch import FileStorage, MemoryStorage
 from wa_core.averaging.snapshot import ShadowDescription, bad_shadow
 from wa_core.averaging.tensor_policy import Policy, partner_of
@@ -26,7 +26,7 @@ from wa_core.header import DTYPE_BYTES
 from wa_core.specs import TensorSpec, check_spec, format_dtype_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from wa_core.averaging.rules import Rule
     from wa_core.averaging.scratch import Storage
 
-_ALIGNMENT = 64
 _BLOCK_BYTES = 1 << 20
 
 
@@ -90,23 +89,35 @@ class StreamedShadow:
             rule.spelling, dtype, specs=(), ties={}, coefficients={}, latest=tuple(latest)
         )
         self._scratch_folder = scratch_folder
+        self._steps: list[int] = []
+        # An array, because every fold multiplies all of them.
+        self._shares = np.empty(0)
+        self._layout = ""
         self._slots: dict[str, Slot] = {}
         self._stored: dict[str, TensorSpec] = {}
+        # Means and variances by their dtypes; of the fold that has begun, the means before it.
+        self._pairs: list[list[tuple[Slot, Slot]]] = []
+        self._means: list[Tensor] = []
         self._storage: Storage | None = None
 
     @property
     def n_averaged(self) -> int:
         """How many checkpoints have been folded."""
-        return len(self._about.coefficients)
+        return len(self._steps)
 
     @property
     def last_step(self) -> int | None:
         """The step of the last fold, or None before the first."""
-        return max(self._about.coefficients, default=None)
+        return self._steps[-1] if self._steps else None
+
+    @property
+    def layout(self) -> str:
+        """Equal for shadows with the same accumulators in the same places; empty before the first fold."""
+        return self._layout
 
     def coefficients(self) -> dict[int, float]:
         """Step -> the part of that checkpoint in the average, in folding order; they sum to 1."""
-        return dict(self._about.coefficients)
+        return dict(zip(self._steps, self._shares.tolist(), strict=True))
 
     @property
     def state_bytes(self) -> int:
@@ -156,38 +167,53 @@ class StreamedShadow:
         """The accumulators, in the order of the storage."""
         yield from self._slots.values()
 
-    def keep(self, slot: Slot, begin: int, raw: Raw) -> None:
-        """Put the latest bytes at element `begin` of an accumulator that is not averaged."""
-        self._used_storage.save(slot.begin + begin * slot.item_bytes, raw)
+    def pooled_means(self) -> Iterator[str]:
+        """The names of running means that are pooled with their variances."""
+        yield from (mean.name for pairs in self._pairs for mean, _ in pairs)
 
-    def blend(self, slot: Slot, begin: int, values: Tensor, *, weight: float) -> None:
-        """Fold one block of values, float32 or float64, at element `begin`."""
-        wide = values.to(getattr(torch, slot.dtype))
-        place = slot.begin + begin * slot.item_bytes
-        if self.n_averaged == 0:
-            self._used_storage.save(place, wide.numpy().view(np.uint8))
+    def begin_fold(self) -> None:
+        """Until `finish_fold`, some blocks have the checkpoint and others do not: the shadow is broken."""
+        self.is_broken = True
+        if self.n_averaged:
+            self._means = [self._gather([mean for mean, _ in pairs]) for pairs in self._pairs]
+
+    def keep(self, begin: int, raw: Raw) -> None:
+        """Put the latest bytes at byte `begin` of accumulators that are not averaged."""
+        self._used_storage.save(begin, raw)
+
+    def blend(self, begin: int, values: Tensor, *, dtype: str, weight: float) -> None:
+        """Fold one block of values, float32 or float64, at byte `begin` of accumulators of `dtype`."""
+        wide = values.to(getattr(torch, dtype))
+        if self.n_averaged == 0 or rounds_to_one(weight, wide.dtype):
+            self._used_storage.save(begin, wide.numpy().view(np.uint8))
             return
-        raw = self._used_storage.load(place, wide.numel() * slot.item_bytes)
+        raw = self._used_storage.load(begin, wide.numel() * wide.itemsize)
         # The lerp form has a quarter or less of the rounding error of d * shadow + (1 - d) * source.
         torch.from_numpy(raw).view(wide.dtype).lerp_(wide, weight)
-        self._used_storage.save(place, raw)
+        self._used_storage.save(begin, raw)
 
-    def pool(self, slot: Slot, means: Tensor, variances: Tensor, *, weight: float) -> None:
-        """Fold a pair of statistics, whole; `slot` is the means'."""
-        partner = self._slots[partner_of(slot.name)]
-        wide = [means.to(getattr(torch, slot.dtype)), variances.to(getattr(torch, partner.dtype))]
-        found = wide
-        if self.n_averaged:
-            # What is loaded may be overwritten by the next load.
-            found = [self._loaded(slot).clone(), self._loaded(partner)]
-            pool([found[0]], [found[1]], [wide[0]], [wide[1]], weight=weight)
-        for one, values in zip((slot, partner), found, strict=True):
-            self._used_storage.save(one.begin, values.numpy().view(np.uint8))
+    def pool(self, means: Mapping[str, Tensor], *, weight: float) -> None:
+        """Add to pooled variances what the means' distance adds: `wa_core.averaging.kernels.pool` in two halves.
+
+        The other half is a blend like any other, so that it does not matter in which order a file has the tensors.
+
+        Args:
+            means: the checkpoint's pooled means, whole, by name.
+            weight: as for `blend`.
+        """
+        if self.n_averaged == 0:
+            return
+        for pairs, old in zip(self._pairs, self._means, strict=True):
+            spread = torch.cat([means[mean.name].to(old.dtype) for mean, _ in pairs]).sub_(old)
+            spread.mul_(spread).mul_(weight * (1.0 - weight))
+            variances = self._gather([variance for _, variance in pairs]).add_(spread)
+            self._scatter([variance for _, variance in pairs], variances)
 
     def finish_fold(self, step: int, weight: float) -> None:
-        """All blocks of the checkpoint of `step` are folded."""
-        coefficients = next_coefficients(self._about.coefficients, step=step, weight=weight)
-        self._about = replace(self._about, coefficients=coefficients)
+        """All blocks of the checkpoint of `step` are folded, and its variances pooled."""
+        self._shares = np.append(self._shares * (1.0 - weight), weight)
+        self._steps.append(step)
+        self.is_broken = False
 
     def write_state(self, writer: Writer) -> None:
         """Write what `restore` needs: the file that `ShadowWeights.state` describes.
@@ -196,7 +222,8 @@ class StreamedShadow:
             NoAverageYetError: nothing has been folded.
         """
         tensors = [self._tensor(slot, slot.dtype) for slot in self.slots()]
-        self._write(writer, tensors, metadata=self._about.texts(), ties={})
+        about = replace(self._about, coefficients=self.coefficients())
+        self._write(writer, tensors, metadata=about.texts(), ties={})
 
     def write_value(self, writer: Writer, *, metadata: Mapping[str, str]) -> None:
         """Write the average in the checkpoints' dtypes.
@@ -227,7 +254,8 @@ class StreamedShadow:
             raise bad_shadow("its tensors are not those that its description names")
         dtype: AccumulatorDtype = "float64" if about.dtype == "float64" else "float32"
         shadow = cls(rule, dtype=dtype, latest=about.latest, scratch_folder=scratch_folder)
-        shadow._make_room(about, source.name)
+        shadow._make_room(replace(about, coefficients={}), source.name)
+        shadow._steps, shadow._shares = list(about.coefficients), np.array([*about.coefficients.values()])
         try:
             shadow._load(source, pace)
         except BaseException:
@@ -239,9 +267,9 @@ class StreamedShadow:
         """Give the accumulators' space back; the shadow is as if nothing had been folded."""
         if self._storage is not None:
             self._storage.close()
-        self._storage, self._slots, self._stored = None, {}, {}
-        self.is_broken = False
-        self._about = replace(self._about, specs=(), ties={}, coefficients={})
+        self._storage, self._slots, self._stored, self._pairs = None, {}, {}, []
+        self._steps, self._shares, self._layout, self.is_broken = [], np.empty(0), "", False
+        self._about = replace(self._about, specs=(), ties={})
 
     @property
     def _used_storage(self) -> Storage:
@@ -257,6 +285,8 @@ class StreamedShadow:
         self._storage = MemoryStorage(end) if folder is None else FileStorage(folder, end)
         self._slots, self._about = slots, about
         self._stored = {spec.name: spec for spec in about.specs if spec.name in slots}
+        self._pairs = _pairs_of(slots)
+        self._layout = repr(slots)
 
     def _load(self, source: FilesSource, pace: Pace) -> None:
         with reading(source, pace=pace) as passing:
@@ -265,9 +295,16 @@ class StreamedShadow:
                     self._used_storage.save(self._slots[piece.tensor.spec.name].begin + piece.begin, part)
             passing.sha256()
 
-    def _loaded(self, slot: Slot) -> Tensor:
-        raw = self._used_storage.load(slot.begin, slot.size_bytes)
-        return torch.from_numpy(raw).view(getattr(torch, slot.dtype))
+    def _gather(self, slots: Sequence[Slot]) -> Tensor:
+        # Copied: what is loaded may be overwritten by the next load.
+        raw = [self._used_storage.load(slot.begin, slot.size_bytes).copy() for slot in slots]
+        return torch.from_numpy(np.concatenate(raw)).view(getattr(torch, slots[0].dtype))
+
+    def _scatter(self, slots: Sequence[Slot], values: Tensor) -> None:
+        raw, at = values.numpy().view(np.uint8), 0
+        for slot in slots:
+            self._used_storage.save(slot.begin, raw[at : at + slot.size_bytes])
+            at += slot.size_bytes
 
     def _check_other(self, source: Source) -> None:
         try:
@@ -308,7 +345,7 @@ class StreamedShadow:
         metadata: Mapping[str, str],
         ties: Mapping[str, str],
     ) -> None:
-        if self.is_broken or not self._about.coefficients:
+        if self.is_broken or not self._steps:
             raise NoAverageYetError("nothing has been folded yet, or a fold failed half-way; there is no average")
         try:
             # Widest elements first, so that every tensor is aligned to its own element size.
@@ -348,21 +385,28 @@ def _slots_of(about: ShadowDescription, name: str) -> dict[str, Slot]:
         raise IncompatibleError(f"{name}: {error.message}", code=error.code) from None
     slots: dict[str, Slot] = {}
     end = 0
-    for spec in about.stored:
-        item = DTYPE_BYTES[format_dtype_name(spec.dtype)]
-        slots[spec.name] = slot = Slot(
-            spec.name, spec.dtype, policies[spec.name], item, math.prod(spec.shape), end
-        )
-        end = _aligned(slot.begin + slot.size_bytes)
+    dtypes = {spec.name: spec.dtype for spec in about.specs}
+    # As files mostly have them, so that neighbours there are neighbours here (`wa_core.averaging.runs`); and
+    # widest elements first, so that every accumulator is aligned to its own element size.
+    order = [(-DTYPE_BYTES[format_dtype_name(spec.dtype)], dtypes[spec.name], spec) for spec in about.stored]
+    for item, _, spec in sorted(order):
+        num = math.prod(spec.shape)
+        slots[spec.name] = Slot(spec.name, spec.dtype, policies[spec.name], -item, num, end)
+        end += num * -item
     return slots
 
 
 def _size_of(slots: Mapping[str, Slot]) -> int:
-    return max((_aligned(slot.begin + slot.size_bytes) for slot in slots.values()), default=0)
+    return sum(slot.size_bytes for slot in slots.values())
 
 
-def _aligned(end: int) -> int:
-    return -(-end // _ALIGNMENT) * _ALIGNMENT
+def _pairs_of(slots: Mapping[str, Slot]) -> list[list[tuple[Slot, Slot]]]:
+    found: dict[tuple[str, str], list[tuple[Slot, Slot]]] = {}
+    for mean in slots.values():
+        if mean.policy is Policy.POOLED_MEAN:
+            variance = slots[partner_of(mean.name)]
+            found.setdefault((mean.dtype, variance.dtype), []).append((mean, variance))
+    return list(found.values())
 
 
 def _cut(size_bytes: int) -> Iterator[tuple[int, int]]:

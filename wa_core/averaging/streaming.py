@@ -12,22 +12,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from wa_core.averaging.files.passes import USUAL_PACE, reading
-from wa_core.averaging.pairs import Pairs, PairTarget
-from wa_core.averaging.tensor_policy import Policy, partner_of
+from wa_core.averaging.runs import parts_of, plan_runs
 from wa_core.errors import CorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from wa_core.averaging.files.blocks import Raw
     from wa_core.averaging.files.passes import Pace, Pass
-    from wa_core.averaging.files.sources import FilesSource, Piece
-    from wa_core.averaging.streamed import Slot, StreamedShadow
+    from wa_core.averaging.files.sources import FilesSource, Stretch
+    from wa_core.averaging.runs import Run
+    from wa_core.averaging.streamed import StreamedShadow
 
 # Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average.
 BLOCK = 1 << 16
@@ -43,19 +44,10 @@ class FoldReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """Where one stored tensor goes in one shadow."""
-
-    shadow: StreamedShadow
-    slot: Slot
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Block:
-    """Some elements of one tensor, from `begin` on, found sound; `values` is None unless its dtype is a float."""
+    """Elements of a run, from `begin` on, found sound; `values` is None unless its dtype is a float."""
 
-    name: str
+    run: Run
     begin: int
     raw: Raw
     values: Tensor | None
@@ -79,7 +71,7 @@ def fold_source(
     before any shadow changes, so that a refused one leaves no trace. When a larger one is refused, or the read
     fails, the shadows are `is_broken` and have to be restored from what was last kept of them.
 
-    In memory are a few stretches, and pairs of running means and variances whose other half is still to come.
+    In memory are a few stretches, and the running means whose variances are pooled.
 
     Args:
         source: the checkpoint.
@@ -103,57 +95,97 @@ def fold_source(
     is_folded = tuple(shadow in counting for shadow in shadows)
     if not counting and not verify:
         return FoldReport(is_folded, 0, {})
-    targets = _Targets(source, counting)
+    fold = _Fold(source, counting)
     with _one_thread(), reading(source, pace=pace, digests=digests) as passing:
-        arriving = _arriving(source, passing, on_read=on_read, block=block)
+        arriving = fold.arriving(passing, on_read=on_read, block=block)
         # A small checkpoint is looked at in full before anything changes.
-        sound = list(arriving) if passing.is_whole else arriving
-        with _breaking(counting):
-            for one in sound:
-                targets.take(one)
-            sha256 = passing.sha256()
-            for shadow, weight in counting.items():
-                shadow.finish_fold(step, weight)
+        fold.take(list(arriving) if passing.is_whole else arriving)
+        sha256 = passing.sha256()
+        fold.finish(step)
     return FoldReport(is_folded, source.data_bytes, sha256)
 
 
-class _Targets:
-    """Where each tensor of a checkpoint goes, in all shadows."""
+class _Fold:
+    """One checkpoint on its way into all shadows that count it."""
 
     def __init__(self, source: FilesSource, weights: Mapping[StreamedShadow, float]) -> None:
         for shadow in weights:
             shadow.check(source)
-        self._by_name: dict[str, list[_Target]] = {name: [] for name in source.tensors}
-        pairs: list[PairTarget] = []
-        for shadow, weight in weights.items():
-            for slot in shadow.slots():
-                name = source.ties.get(slot.name, slot.name)
-                if slot.policy is Policy.POOLED_MEAN:
-                    partner = partner_of(slot.name)
-                    pairs.append(PairTarget(shadow, slot, weight, name, source.ties.get(partner, partner)))
-                elif slot.policy is not Policy.POOLED_VAR:
-                    self._by_name[name].append(_Target(shadow, slot, weight))
-        self._pairs = Pairs(pairs, sizes={name: tensor.num_elements for name, tensor in source.tensors.items()})
+        self._source = source
+        self._weights = weights
+        self._runs = plan_runs(source, weights)
+        pooled = {source.ties.get(name, name) for shadow in weights for name in shadow.pooled_means()}
+        self._means = {name: np.empty(source.tensors[name].size_bytes, np.uint8) for name in pooled}
 
-    def take(self, block: _Block) -> None:
-        """Fold one block into every shadow."""
-        for target in self._by_name[block.name]:
-            if block.values is None or target.slot.policy is Policy.LATEST:
-                target.shadow.keep(target.slot, block.begin, block.raw)
-            else:
-                target.shadow.blend(target.slot, block.begin, block.values, weight=target.weight)
-        if block.values is not None:
-            self._pairs.take(block.name, block.begin, block.values)
+    def arriving(self, passing: Pass, *, on_read: Callable[[int], None] | None, block: int) -> Iterator[_Block]:
+        """All data, in blocks that have been looked at."""
+        for stretch, raw in passing.arrivals():
+            for run, begin, end in parts_of(self._runs[stretch.file], stretch):
+                part = raw[begin - stretch.begin : end - stretch.begin]
+                yield from self._sound_blocks(run, (begin - run.begin) // run.item_bytes, part, block=block)
+            if self._means:
+                self._keep_means(stretch, raw)
+            if on_read is not None:
+                on_read(len(raw))
 
+    def take(self, blocks: Iterable[_Block]) -> None:
+        """Fold them into every shadow."""
+        for shadow in self._weights:
+            shadow.begin_fold()
+        for block in blocks:
+            for target in block.run.targets:
+                begin = target.begin + block.begin * target.item_bytes
+                for shadow in target.shadows:
+                    if block.values is None or target.is_latest:
+                        shadow.keep(begin, block.raw)
+                    else:
+                        shadow.blend(begin, block.values, dtype=target.dtype, weight=self._weights[shadow])
 
-@contextmanager
-def _breaking(shadows: Mapping[StreamedShadow, float]) -> Iterator[None]:
-    # Until the fold is done, some blocks have it and others do not.
-    for shadow in shadows:
-        shadow.is_broken = True
-    yield
-    for shadow in shadows:
-        shadow.is_broken = False
+    def finish(self, step: int) -> None:
+        """All data has been taken and is the recorded one."""
+        tensors, ties = self._source.tensors, self._source.ties
+        means = {
+            name: _numbers(raw, getattr(torch, tensors[name].spec.dtype)) for name, raw in self._means.items()
+        }
+        for shadow, weight in self._weights.items():
+            shadow.pool({name: means[ties.get(name, name)] for name in shadow.pooled_means()}, weight=weight)
+        for shadow, weight in self._weights.items():
+            shadow.finish_fold(step, weight)
+
+    def _keep_means(self, stretch: Stretch, raw: Raw) -> None:
+        for piece, part in stretch.cut(raw):
+            if piece.tensor.spec.name in self._means:
+                self._means[piece.tensor.spec.name][piece.begin : piece.end] = part
+
+    def _sound_blocks(self, run: Run, begin: int, raw: Raw, *, block: int) -> Iterator[_Block]:
+        dtype, item = run.dtype, run.item_bytes
+        for at in range(0, len(raw), block * item):
+            part = raw[at : at + block * item]
+            first = begin + at // item
+            if not dtype.is_floating_point:
+                if dtype == torch.bool and part.max() > 1:
+                    raise self._bad_bool(run, first + int(part.argmax()))
+                yield _Block(run, first, part, None)
+                continue
+            values = _numbers(part, dtype)
+            if not _is_finite(values):
+                raise self._not_finite(run, first + int(torch.isfinite(values).logical_not_().nonzero()[0]))
+            yield _Block(run, first, part, values)
+
+    def _bad_bool(self, run: Run, element: int) -> CorruptError:
+        name, _ = run.find(element)
+        return CorruptError(
+            f"{self._source.name}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is damaged",
+            code="bad_value",
+        )
+
+    def _not_finite(self, run: Run, element: int) -> CorruptError:
+        name, first = run.find(element)
+        return CorruptError(
+            f"{self._source.name}: tensor {name!r} has values that are NaN or infinite (the first at element "
+            f"{first}); the training has diverged here",
+            code="not_finite",
+        )
 
 
 @contextmanager
@@ -168,45 +200,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _arriving(
-    source: FilesSource, passing: Pass, *, on_read: Callable[[int], None] | None, block: int
-) -> Iterator[_Block]:
-    """All data, in blocks that have been looked at."""
-    for stretch, raw in passing.arrivals():
-        for piece, part in stretch.cut(raw):
-            yield from _sound_blocks(source.name, piece, part, block=block)
-        if on_read is not None:
-            on_read(len(raw))
-
-
-def _sound_blocks(source: str, piece: Piece, raw: Raw, *, block: int) -> Iterator[_Block]:
-    name, item = piece.tensor.spec.name, piece.tensor.item_bytes
-    dtype: torch.dtype = getattr(torch, piece.tensor.spec.dtype)
-    for at in range(0, len(raw), block * item):
-        part, begin = raw[at : at + block * item], (piece.begin + at) // item
-        if not dtype.is_floating_point:
-            if dtype == torch.bool and part.max() > 1:
-                raise CorruptError(
-                    f"{source}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is damaged",
-                    code="bad_value",
-                )
-            yield _Block(name, begin, part, None)
-            continue
-        values = _numbers(part, dtype, item=item)
-        if not _is_finite(values):
-            raise CorruptError(
-                f"{source}: tensor {name!r} has values that are NaN or infinite, between elements {begin} and "
-                f"{begin + values.numel()}; the training has diverged here",
-                code="not_finite",
-            )
-        yield _Block(name, begin, part, values)
-
-
-def _numbers(raw: Raw, dtype: torch.dtype, *, item: int) -> Tensor:
-    aligned = raw if raw.ctypes.data % item == 0 else raw.copy()
+def _numbers(raw: Raw, dtype: torch.dtype) -> Tensor:
+    aligned = raw if raw.ctypes.data % dtype.itemsize == 0 else raw.copy()
     values = torch.from_numpy(aligned).view(dtype)
     # Exact, and once for all averages.
-    return values if item > 2 else values.float()  # noqa: PLR2004 - float32 and float64 as they are
+    return values if dtype.itemsize > 2 else values.float()  # noqa: PLR2004 - float32 and float64 as they are
 
 
 def _is_finite(values: Tensor) -> bool:

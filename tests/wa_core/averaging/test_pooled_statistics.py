@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,6 +69,7 @@ def mixture(states: dict[int, dict[str, Tensor]], shares: dict[int, float], pref
     return mean, parts @ variances + parts @ (means - mean) ** 2
 
 
+@settings(deadline=None)
 @given(
     rule=st.sampled_from(RULES),
     dtype=st.sampled_from(DTYPES),

@@ -329,6 +329,27 @@ def test_whoever_is_told_of_every_stretch_can_stop_the_fold(pace: Pace) -> None:
     assert shadow.n_averaged == 1
 
 
+def test_bits_of_zeros_do_not_depend_on_where_a_block_ends() -> None:
+    """A weight that rounds to 1 replaces the average, signs of zeros included, in any cut and in both classes."""
+    rule = EmaRule(half_life_steps=60)
+    weight = rule.weight(n_averaged=1, step=1454, prev_step=40)
+    assert weight < 1.0
+    assert torch.tensor(weight) == 1.0
+    states = {
+        40: {"w": torch.tensor([0.0, -0.0] * 17 + [1.0]), "b": torch.zeros(3), "x": torch.ones(2).double()},
+        1454: {"w": torch.tensor([0.0, 0.0, -0.0, -0.0] * 8 + [0.0, -0.0, 0.0]), "b": -torch.zeros(3)}
+        | {"x": torch.zeros(2).double()},
+    }
+    for block in (1, 7, 16, 17, 1000):
+        reference, shadow = ShadowWeights(rule), StreamedShadow(rule)
+        for step, state in states.items():
+            reference.fold(state, step=step)
+            fold([shadow], state, step=step, block=block)
+        assert serialize(written(shadow)) == serialize(reference.value())
+        assert torch.equal(torch.signbit(written(shadow)["w"]), torch.signbit(states[1454]["w"]))
+        assert (written(shadow)["x"] > 0).all()  # float64 has the digits
+
+
 def test_large_numbers_are_not_taken_for_infinity(tmp_path: Path) -> None:
     """Values near the end of float32's range, whose sum overflows, are folded."""
     state = {"w": torch.full((1000,), 3e38)}

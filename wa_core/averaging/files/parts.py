@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 _PREFIX_BYTES = 64  # enough to tell foreign files apart
-_WHOLE_BYTES = 1 << 20  # an object up to this size costs one request, not one for each of its parts
 _TRIES = 6
 
 
@@ -102,13 +101,16 @@ class FilePart:
 
 
 class ObjectPart:
-    """An object in a store, read by ranges; a small one at once. A read that breaks off goes on where it broke.
+    """An object in a store, read by ranges; or at once, with a single request when its size is recorded.
+
+    A read that breaks off goes on where it broke.
 
     Args:
         store: where it is.
         key: its key.
         size_bytes: what a record says its size is.
         sha256: what a record says its digest is, in hex.
+        whole_bytes: an object of at most this size is fetched now and kept in memory until it is closed.
 
     Raises:
         ObjectNotFoundError: no object has this key.
@@ -118,31 +120,41 @@ class ObjectPart:
     is_remote = True
 
     def __init__(
-        self, store: ObjectStore, key: str, *, size_bytes: int | None = None, sha256: str | None = None
+        self,
+        store: ObjectStore,
+        key: str,
+        *,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        whole_bytes: int = 0,
     ) -> None:
         self.name = key.rpartition("/")[2]
-        self.size_bytes = store.head(key).size_bytes
-        if size_bytes not in (None, self.size_bytes):
-            raise _other_size(key, expected=size_bytes, found=self.size_bytes)
         self.sha256 = sha256
         self._store = store
         self._key = key
-        self._whole: memoryview | None = None
+        self._body: memoryview | None = None
+        self.size_bytes = (
+            store.head(key).size_bytes if size_bytes is None or size_bytes > whole_bytes else size_bytes
+        )
+        if self.size_bytes <= whole_bytes:
+            # One byte more than there should be, to notice a longer object.
+            body = memoryview(bytearray(self.size_bytes + 1))
+            self._body = body[: self._fetch_into(0, body)]
+            self.size_bytes = len(self._body)
+        if size_bytes not in (None, self.size_bytes):
+            raise _other_size(key, expected=size_bytes, found=self.size_bytes)
 
     def read_into(self, begin: int, out: memoryview) -> int:
         """Fill `out` from byte `begin` on; how many bytes there were."""
-        if self.size_bytes > _WHOLE_BYTES:
+        if self._body is None:
             return self._fetch_into(begin, out)
-        if self._whole is None:
-            whole = memoryview(bytearray(self.size_bytes))
-            self._whole = whole[: self._fetch_into(0, whole)]
-        found = self._whole[begin : begin + len(out)]
+        found = self._body[begin : begin + len(out)]
         out[: len(found)] = found
         return len(found)
 
     def close(self) -> None:
-        """Let go of what was kept."""
-        self._whole = None
+        """Let go of what was fetched."""
+        self._body = None
 
     def _fetch_into(self, begin: int, out: memoryview) -> int:
         filled = 0

@@ -345,6 +345,7 @@ def open_object(
     name: str | None = None,
     size_bytes: int | None = None,
     sha256: str | None = None,
+    whole_bytes: int = 0,
 ) -> FilesSource:
     """Open a checkpoint in an object store: a safetensors object or a sharded index.
 
@@ -355,12 +356,13 @@ def open_object(
         name: what people call it, such as its ``s3://`` URL; the key when not given.
         size_bytes: what a record says of a single object.
         sha256: the same, in hex.
+        whole_bytes: a single object of at most this size is fetched now, whole; with `size_bytes` by one request.
 
     Raises:
         ObjectNotFoundError: no object has this key.
         CorruptError, IncompatibleError: as for `open_source`.
     """
-    part = ObjectPart(store, key, size_bytes=size_bytes, sha256=sha256)
+    part = ObjectPart(store, key, size_bytes=size_bytes, sha256=sha256, whole_bytes=whole_bytes)
     if not key.endswith(".index.json"):
         return FilesSource(name or key, [part], step=step)
     folder = key[: -len(part.name)]

@@ -275,6 +275,29 @@ def test_objects_are_read_by_ranges(seaweed: Seaweed) -> None:
         open_object(store, "ck/missing.safetensors")
 
 
+def test_a_small_object_is_fetched_with_one_request() -> None:
+    """With its size recorded, a small object costs one request, whatever is read of it; a larger one does not."""
+    state = {"w": torch.arange(100.0), "b": torch.ones(3)}
+    body = serialize(state)
+    store = WatchedStore(MemoryStore())
+    store.put("m.safetensors", body)
+    before = store.num_operations
+    source = open_object(store, "m.safetensors", size_bytes=len(body), whole_bytes=len(body))
+    assert {name: bytes_of(source, name) for name in state} == {name: data_of(state[name]) for name in state}
+    assert source.digests() == {"m.safetensors": hashlib.sha256(body).hexdigest()}
+    assert store.num_operations == before + 1
+    assert store.bytes_read == {"m.safetensors": len(body)}
+    source.close()
+
+    source = open_object(store, "m.safetensors", whole_bytes=len(body) - 1)
+    assert store.bytes_read["m.safetensors"] < 2 * len(body)
+    source.close()
+    for recorded in (len(body) - 1, len(body) + 1):
+        with pytest.raises(CorruptError) as caught:
+            open_object(store, "m.safetensors", size_bytes=recorded, whole_bytes=1 << 20)
+        assert caught.value.code == "size_mismatch"
+
+
 def test_a_sharded_checkpoint_in_a_store_is_one_source() -> None:
     """An index object and the objects beside it are one checkpoint."""
     store = MemoryStore()
