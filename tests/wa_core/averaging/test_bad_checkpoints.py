@@ -178,7 +178,7 @@ def test_46_truncated_data(tmp_path: Path) -> None:
 def test_46_data_that_is_cut_off_while_it_is_folded() -> None:
     """An object that has become shorter since it was opened breaks the fold; zeros are never folded."""
     store = MemoryStore()
-    body = serialize(good_state(200))
+    body = serialize(good_state(200) | {"large": torch.ones(1 << 20)})
     store.put("step_200.safetensors", body)
     source = open_object(store, "step_200.safetensors")
     store.put("step_200.safetensors", body[:-1])
@@ -263,13 +263,14 @@ print(peak_mb() - before)
 """
 
 
+@pytest.mark.timeout(600)
 def test_56_100_000_tensors_are_folded_in_bounded_memory(tmp_path: Path) -> None:
     """They work: two folds and the average's file take less than 300 MB on top of torch itself."""
     path, out = tmp_path / "many.safetensors", tmp_path / "out.safetensors"
     path.write_bytes(many_tensors())
 
     done = subprocess.run(
-        [sys.executable, "-c", _MANY, path, out], capture_output=True, text=True, check=True, timeout=280
+        [sys.executable, "-c", _MANY, path, out], capture_output=True, text=True, check=True, timeout=580
     )
 
     assert int(done.stdout) < 300
