@@ -171,7 +171,8 @@ def _refuse_constant(constant: str) -> None:
 def _check_metadata(found: object) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise CorruptError(
-            f"{METADATA_KEY} must map names to texts; save the file again with text values", code="bad_entry"
+            f"the header's {METADATA_KEY} must map names to texts; the file is damaged, save it again",
+            code="bad_entry",
         )
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import Any
 
 from wa_core.header import HEADER_LIMIT_BYTES
@@ -71,6 +72,9 @@ BAD_FILES = [
     (54, raw({"w" * 5000: f32(0, 8)}, b"\0" * 8), "bad_name"),
     (55, raw({}), "no_tensors"),
     (55, raw({"__metadata__": {"a": "b"}}), "no_tensors"),
+    *((57, pickle.dumps({"w": [0.0] * 99}, protocol=protocol), "not_safetensors") for protocol in (2, 3, 4, 5)),
+    (57, b"(dp0\nVw\np1\nF0.0\ns.", "header_too_large"),  # protocol 0 is text
+    (57, b"PK\x03\x04" + bytes(60), "not_safetensors"),  # what torch.save writes is a zip archive
     (58, b"<!DOCTYPE html><html><body>502 Bad Gateway</body></html>", "not_safetensors"),
     (58, b"\r\n <?xml version='1.0'?><Error/>", "not_safetensors"),
     (58, b'{"error": "no such key"}', "not_safetensors"),
