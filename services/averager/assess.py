@@ -18,7 +18,7 @@ import traceback
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -49,7 +49,7 @@ from wa_core.records import BatchNormSummary
 from wa_core.tensors import map_checkpoint, serialize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
@@ -64,12 +64,12 @@ _BLOCK_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 
 
-def main() -> int:
-    """Serve jobs until stdin ends."""
+def main(load: Load = load_recipe) -> int:
+    """Serve jobs until stdin ends; `load` finds the recipe that a job names."""
     _yield_to_others()
     torch.set_num_threads(1)
     answers = _take_stdout()
-    assessing = Assessing()
+    assessing = Assessing(load)
     for line in sys.stdin:
         for finding in assessing.findings(Path(json.loads(line))):
             answers.write(finding.model_dump_json() + "\n")
@@ -77,10 +77,19 @@ def main() -> int:
     return 0
 
 
+class Load(Protocol):
+    """Finds a recipe."""
+
+    def __call__(self, recipe: str, config: Mapping[str, object], *, seed: int) -> Recipe:
+        """Build `recipe` (``package.module:Class``) with its config."""
+        ...
+
+
 class Assessing:
     """Does jobs one after the other, and keeps the results of the last ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Load = load_recipe) -> None:
+        self._load = load
         self._digests: _Kept[str] = _Kept(MAX_RESULTS_KEPT)
         self._raw: _Kept[Measured] = _Kept(MAX_RESULTS_KEPT)
         self._trials: _Kept[Trial] = _Kept(MAX_RESULTS_KEPT)
@@ -89,7 +98,7 @@ class Assessing:
         """Do the job in `folder`; whatever user code raises is a finding."""
         try:
             job = JobFile.model_validate_json(job_path(folder).read_bytes())
-            recipe = load_recipe(job.recipe, job.config, seed=job.seed)
+            recipe = self._load(job.recipe, job.config, seed=job.seed)
             about = json.dumps([job.recipe, job.config, job.seed], sort_keys=True)
             data_sha256 = self._digests.get(about, lambda: data_digest(recipe))
             model = recipe.build_model()

@@ -9,14 +9,13 @@ is served with the BatchNorm statistics it came with.
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
 import structlog
 from pydantic import ValidationError
 
-from services.averager.child import Child
+from services.averager.child import COMMAND, Child
 from services.averager.protocol import (
     MESSAGE_LIMIT,
     AverageFound,
@@ -33,14 +32,16 @@ from services.averager.protocol import (
 from services.averager.publication import Buffers, ServedWeights, provenance
 from wa_core import layout
 from wa_core.averaging.files.sources import open_source
+from wa_core.clock import SystemClock
 from wa_core.errors import UserCodeError, WeightAveragingError
 from wa_core.records import Assessment, BatchNormSummary, Evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from services.averager.protocol import Finding
+    from wa_core.clock import Clock
     from wa_core.records import AverageManifest, RunRequest
 
 log = structlog.get_logger(__name__)
@@ -126,13 +127,22 @@ class ProcessAssessor:
         time_limit_s: after so long a job's child is killed.
         memory_limit_bytes: when its child is seen to hold more (`Child.memory_bytes`), it is killed; None, and
             where the system does not tell: no limit.
+        clock: what the time limit goes by.
+        command: what the child is.
     """
 
     def __init__(
-        self, *, time_limit_s: float = TIME_LIMIT_S, memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES
+        self,
+        *,
+        time_limit_s: float = TIME_LIMIT_S,
+        memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+        clock: Clock | None = None,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self._time_limit_s = time_limit_s
         self._memory_limit_bytes = memory_limit_bytes
+        self._clock = clock or SystemClock()
+        self._command = command
         self._child: Child | None = None
         self._hearing: _Hearing | None = None
         self._writing: _Writing | None = None
@@ -151,12 +161,12 @@ class ProcessAssessor:
     def start(self, job: AssessJob) -> None:
         """Begin a job."""
         assert self.is_idle, "one job at a time"  # noqa: S101  programmer's error
-        self._hearing = _Hearing(job, started_at=time.monotonic())
+        self._hearing = _Hearing(job, started_at=self._clock.monotonic())
         try:
             _write_job(job)
-            if self._child is None or not self._child.is_alive:
+            if self._child is None or not self._child.is_ready:
                 self._end_child()
-                self._child = Child()
+                self._child = Child(self._command)
             self._child.ask(job.folder)
         except OSError as error:
             self._give_up("assess_failed", f"the assess process could not be asked ({error})")
@@ -164,7 +174,8 @@ class ProcessAssessor:
     def poll(self) -> FinishedJob | None:
         """The job's outcome, once."""
         if self._hearing is not None and self._hear(self._hearing):
-            self._writing = _Writing(self._hearing)
+            took_s = self._clock.monotonic() - self._hearing.started_at
+            self._writing = _Writing(self._hearing, took_s=took_s)
             self._hearing = None
         if self._writing is None or self._writing.outcome is None:
             return None
@@ -198,13 +209,13 @@ class ProcessAssessor:
             self._give_up(
                 "assess_out_of_memory",
                 f"assessing held {held >> 20} MiB, over the limit of {limit >> 20} MiB, and was killed; let the "
-                f"recipe yield smaller batches, or raise the averager's limit",
+                f"recipe yield smaller batches, or raise the assessor's memory limit",
             )
-        elif time.monotonic() - hearing.started_at > self._time_limit_s:
+        elif self._clock.monotonic() - hearing.started_at > self._time_limit_s:
             self._give_up(
                 "assess_timeout",
                 f"assessing took longer than {self._time_limit_s:g} s and was killed; let the recipe hold out "
-                f"less data, or raise the averager's limit",
+                f"less data, or raise the assessor's time limit",
             )
 
     def _give_up(self, code: str, message: str) -> None:
@@ -241,8 +252,8 @@ class _Hearing:
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]["msg"]
                 raise UserCodeError(
-                    f"the assess process talked nonsense ({line[:80]!r}: {first}); nothing but the recipe's base "
-                    f"class may write to it"
+                    f"the assess process talked nonsense ({line[:80]!r}: {first}); let the recipe print with "
+                    f"print(), and leave other files alone"
                 ) from None
 
     def fail(self, code: str, message: str) -> None:
@@ -258,8 +269,10 @@ class _Hearing:
         match finding:
             case RawFound():
                 self.raw = finding
-            case AverageFound():
-                self._found[finding.name] = finding
+            case AverageFound(name=name) if name in self.job.averages:
+                self._found[name] = finding
+            case AverageFound(name=name):
+                raise UserCodeError(f"the assess process spoke of {name!r}, which is no average of this job")
             case JobFailed():
                 self.fail("assess_failed", finding.message)
             case JobDone():
@@ -273,12 +286,12 @@ class _Stopped(Exception):  # noqa: N818  no error: somebody wants the end
 class _Writing:
     """Writes the files to serve, in a thread: large models take long, and the averager has other things to do."""
 
-    def __init__(self, hearing: _Hearing) -> None:
+    def __init__(self, hearing: _Hearing, *, took_s: float) -> None:
         self.outcome: FinishedJob | None = None
         self._hearing = hearing
+        self._took_s = took_s
         self._is_stopping = threading.Event()
-        self._took_s = time.monotonic() - hearing.started_at
-        self._thread = threading.Thread(target=self._run, name="assessed-files")
+        self._thread = threading.Thread(target=self._run, name="assessed-files", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

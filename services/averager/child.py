@@ -14,8 +14,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wa_core.errors import UserCodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: What an assess process is.
+COMMAND = (sys.executable, "-m", "services.averager.assess")
 
 _LIMIT_BYTES = 8 << 20  # of findings not yet taken; a job's are some kilobytes
 _READ_BYTES = 1 << 16
@@ -23,11 +30,15 @@ _MEMORY = re.compile(rb"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", re.MULTILINE
 
 
 class Child:
-    """A new assess process. Importing torch takes it seconds; it can be asked at once."""
+    """A new assess process. Importing torch takes it seconds; it can be asked at once.
 
-    def __init__(self) -> None:
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.averager.assess"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment_without_secrets(),
@@ -42,9 +53,11 @@ class Child:
         return self._process.pid
 
     @property
-    def is_alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
+    def is_ready(self) -> bool:
+        """Whether it can be asked: it is alive, and user code has not said anything since its last answer."""
+        with contextlib.suppress(UserCodeError):
+            return self._is_alive and not self.lines() and not self._unread
+        return False
 
     @property
     def memory_bytes(self) -> int | None:
@@ -74,7 +87,7 @@ class Child:
         Raises:
             UserCodeError: it is dead, or says more than any job needs.
         """
-        is_alive = self.is_alive  # asked first: what a dying process has said is there by now
+        is_alive = self._is_alive  # asked first: what a dying process has said is there by now
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._stdout, _READ_BYTES):
                 self._unread += chunk
@@ -89,7 +102,15 @@ class Child:
         """Kill it and all that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.communicate()
+        # Not `communicate`, which would wait for any process that has left the group and kept the pipe open.
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]  # it was started with both
+        self._process.wait()
+
+    @property
+    def _is_alive(self) -> bool:
+        return self._process.poll() is None
 
     @property
     def _stdout(self) -> int:

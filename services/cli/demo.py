@@ -18,7 +18,7 @@ import typer
 
 from services.cli.connection import DEFAULT_DATA
 from services.cli.console import answer, print_table, say, shown
-from services.cli.follow import follow
+from services.cli.follow import follow, verdict
 from services.cli.results import download_weights
 from services.cli.runs import FOLLOW_PATIENCE_S, explain_end
 from services.client import Client
@@ -72,6 +72,8 @@ def demo(
             download_weights(client, run["run_id"], average["name"], out / f"{average['name']}.safetensors")
     print_table(["WEIGHTS", "N\naveraged", *_HEADINGS], table_rows(run, averages), title="Held-out data")
     answer("before: BatchNorm statistics pooled over the checkpoints; after: recalibrated for the average")
+    for average in averages:
+        answer(f"{average['name'].upper()}, against raw: {verdict(average) or 'not compared'}")
     for average in averages:
         answer(f"wrote {out / average['name']}.safetensors")
     say(f"done in {time.monotonic() - began:.0f} s; nothing is left running")

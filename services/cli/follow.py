@@ -95,7 +95,17 @@ def average_line(average: Json) -> str:
     for which in ("averaged", "raw"):
         if metrics := measured_metrics(average, which):
             line += f"  {which}: " + ", ".join(f"{name} {shown(value)}" for name, value in metrics.items())
-    return line
+    return f"{line}  {told}" if (told := verdict(average)) else line
+
+
+def verdict(average: Json) -> str:
+    """Who won, by how much and how certainly, or why nobody can say; empty while there is nothing to say."""
+    batchnorm = average.get("batchnorm") or {}
+    if found := (average.get("evaluation") or {}).get("comparison"):
+        outcome = {"averaged": "averaged wins", "raw": "raw wins"}.get(found["won"], "tie")
+        difference, low, high = (f"{found[key]:#.2g}" for key in ("difference", "low", "high"))
+        return f"{outcome}: {found['metric']} {difference} [{low}, {high}]"
+    return f"not compared: {batchnorm.get('code')}" if batchnorm.get("status") == "failed" else ""
 
 
 def measured_metrics(average: Json, which: str) -> Json:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
 from services.cli.console import answer, notices, print_json, print_table
-from services.cli.follow import measured_metrics
+from services.cli.follow import measured_metrics, verdict
 from services.cli.runs import FOLLOW_PATIENCE_S
 from wa_core.errors import AverageNotFoundError
 
@@ -35,11 +35,13 @@ def checkpoints(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = Non
 def averages(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
     """List the run's averages beside the raw weights, measured on the same held-out data.
 
+    WON is the verdict on averaged minus raw, with its 95 % interval: a tie when that has 0 in it.
+
     Example: wa averages RUN
     """
     with connect(api_url, token) as client:
         found = client.averages(run_id)
-    columns = ["NAME", "RULE", "N_AVERAGED", "STEPS", "BEHIND", "AVERAGED", "RAW"]
+    columns = ["NAME", "RULE", "N_AVERAGED", "STEPS", "BEHIND", "AVERAGED", "RAW", "WON"]
     _print_list(found, as_json=as_json, columns=columns, row=_average_row)
 
 
@@ -123,4 +125,4 @@ def _checkpoint_row(one: Json) -> list[object]:
 def _average_row(one: Json) -> list[object]:
     steps = None if one["first_step"] is None else f"{one['first_step']}..{one['last_step']}"
     measured = [measured_metrics(one, which) or None for which in ("averaged", "raw")]
-    return [one["name"], one["rule"], one["n_averaged"], steps, one["behind"], *measured]
+    return [one["name"], one["rule"], one["n_averaged"], steps, one["behind"], *measured, verdict(one) or None]

@@ -45,6 +45,17 @@ def average_resource(**changes: Any) -> dict[str, Any]:
         "raw": {"step": 40, "loss": 0.5, "accuracy": 0.9},
         "averaged": {"step": 40, "loss": 0.25, "accuracy": 0.95},
         "before_recalibration": {"step": 40, "loss": 0.75, "accuracy": 0.8},
+        "comparison": {
+            "metric": "loss",
+            "difference": -0.25,
+            "low": -0.304,
+            "high": -0.1,
+            "confidence": 0.95,
+            "num_samples": 360,
+            "unit": "sample",
+            "won": "averaged",
+        },
+        "won": "averaged",
     }
     return {
         "name": "swa",

@@ -2,97 +2,272 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
 
-from services.averager import assess
-from services.averager.assessor import ProcessAssessor, _outcome, environment_without_secrets
+from services.averager.assessor import AssessJob, ProcessAssessor
+from services.averager.child import environment_without_secrets
 from services.recipes.loader import load_recipe
+from support.assessing import CHILD, finish, is_alive, make_job, tiny_request, tiny_weights, wait_for
 from support.averaging import same_bits
 from support.runs import DIGITS
-from wa_core.errors import UserCodeError
-from wa_core.recipe import Recipe
+from wa_core.clock import ManualClock
 from wa_core.records import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from services.averager.assessor import Assessed, FinishedJob
+
 REQUEST = RunRequest(recipe=DIGITS, config={"width": 4})
-
-
-def digits_weights() -> dict[str, torch.Tensor]:
-    """Initial weights of a narrow digits net; its BatchNorm statistics fit nothing."""
-    torch.manual_seed(0)
-    return load_recipe(DIGITS, {"width": 4}, seed=0).build_model().state_dict()
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @pytest.fixture
 def assessor() -> Iterator[ProcessAssessor]:
-    """A real assessor, ended with its child."""
-    with ProcessAssessor() as found:
+    """A real assessor of the tiny recipe, whose time the test lets pass; ended with its child."""
+    with ProcessAssessor(clock=ManualClock(), command=CHILD) as found:
         yield found
 
 
-def test_measures_raw_and_averaged_and_recalibrates(assessor: ProcessAssessor) -> None:
-    """Held-out metrics for raw and for the average before and after; only BatchNorm buffers come back."""
-    weights = digits_weights()
-    outcome = assessor.assess(REQUEST, raw=weights, weights={"swa": weights})["swa"]
-    assert outcome.batchnorm.status == "recalibrated"
-    assert outcome.batchnorm.num_samples == 1437
-    assert outcome.raw == outcome.before
-    assert outcome.after is not None
-    assert outcome.after["loss"] != outcome.raw["loss"]
-    assert outcome.buffers
-    assert all("running_" in name or "num_batches_tracked" in name for name in outcome.buffers)
+@pytest.fixture
+def childless() -> Iterator[ProcessAssessor]:
+    """An assessor whose child is no program."""
+    with ProcessAssessor(command=("/no/such/program",)) as found:
+        yield found
 
 
-def test_averages_of_one_job_get_their_own_buffers(assessor: ProcessAssessor) -> None:
+def by_name(finished: FinishedJob) -> dict[str, Assessed]:
+    """What came out, by average."""
+    return {assessed.manifest.name: assessed for assessed in finished.assessed}
+
+
+def run(assessor: ProcessAssessor, job: AssessJob) -> dict[str, Assessed]:
+    """Do a job."""
+    assert assessor.is_idle
+    assessor.start(job)
+    return by_name(finish(assessor))
+
+
+def code_of(assessed: Assessed) -> str | None:
+    """Why an average was not assessed; it must be served all the same, with the statistics it came with."""
+    weights = load_file(assessed.files["model.safetensors"])
+    loaded = torch.load(assessed.files["model.pt"], weights_only=True)
+    assert same_bits(weights, loaded)
+    if assessed.assessment.batchnorm.status == "failed":
+        assert weights["1.running_var"].tolist() == [1, 1, 1]
+    return assessed.assessment.batchnorm.code
+
+
+def test_measures_raw_and_averaged_and_recalibrates(tmp_path: Path) -> None:
+    """Real digits: raw, before and after on the same 360 samples, a verdict, and new BatchNorm statistics only."""
+    torch.manual_seed(0)
+    weights = load_recipe(DIGITS, {"width": 4}, seed=0).build_model().state_dict()
+    with ProcessAssessor() as assessor:
+        job = make_job(tmp_path, {"swa": weights}, raw=weights, request=REQUEST)
+        found = run(assessor, job)["swa"]
+    assessment = found.assessment
+    assert (assessment.batchnorm.status, assessment.batchnorm.num_samples) == ("recalibrated", 1437)
+    assert assessment.raw is not None
+    assert assessment.before_recalibration is not None
+    assert assessment.averaged is not None
+    assert assessment.raw.metrics == assessment.before_recalibration.metrics
+    assert (assessment.raw.step, assessment.averaged.step) == (20, 20)
+    compared = assessment.comparison
+    assert compared is not None
+    assert (compared.num_samples, compared.unit, compared.confidence) == (360, "sample", 0.95)
+    difference = assessment.averaged.metrics["loss"] - assessment.raw.metrics["loss"]
+    assert compared.difference == pytest.approx(difference)
+    assert compared.low < compared.difference < compared.high
+    served = load_file(found.files["model.safetensors"])
+    assert served.keys() == weights.keys()
+    changed = {name for name in weights if not torch.equal(served[name], weights[name])}
+    assert changed
+    assert all(name.endswith(STATISTICS) for name in changed)
+
+
+def test_averages_of_one_job_get_their_own_buffers(assessor: ProcessAssessor, tmp_path: Path) -> None:
     """Measured together or alone, an average gets the same recalibrated buffers and score."""
-    weights = digits_weights()
-    other = {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    together = assessor.assess(REQUEST, raw=None, weights={"swa": weights, "ema": other})
-    alone = assessor.assess(REQUEST, raw=None, weights={"swa": weights})
-    assert same_bits(together["swa"].buffers, alone["swa"].buffers)
-    assert together["swa"].after == alone["swa"].after
-    assert not same_bits(together["swa"].buffers, together["ema"].buffers)
+    swa, ema = tiny_weights(1.5), tiny_weights(0.5)
+    together = run(assessor, make_job(tmp_path, {"swa": swa, "ema": ema}))
+    another_seed = tiny_request().model_copy(update={"seed": 1})  # so that nothing is known from before
+    alone = run(assessor, make_job(tmp_path, {"swa": swa}, request=another_seed))
+    assert together["swa"].assessment.averaged == alone["swa"].assessment.averaged
+    both, one = (load_file(found["swa"].files["model.safetensors"]) for found in (together, alone))
+    assert same_bits(both, one)
+    # The oracle: calibration data of mean 3 and deviation 2, scaled.
+    assert both["1.running_mean"].mean() == pytest.approx(1.5 * 3, abs=0.5)
+    assert load_file(together["ema"].files["model.safetensors"])["1.running_mean"].mean() < 2.5
 
 
-def test_one_child_serves_many_jobs_and_a_dead_one_is_replaced(assessor: ProcessAssessor) -> None:
+def test_what_was_measured_once_is_not_measured_again(assessor: ProcessAssessor, tmp_path: Path) -> None:
+    """The same weights under the same recipe, config and seed, as after a rewind, cost nothing; raw ones once."""
+    marks = tmp_path / "marks"
+    marks.touch()
+    request = tiny_request(marks=str(marks))
+
+    def cost(name: str, scale: float, *, seed: int = 0, raw: float = 3.0, generation: int = 1) -> int:
+        before = len(marks.read_text())
+        wanted = request.model_copy(update={"seed": seed})
+        averages = {name: tiny_weights(scale)}
+        job = make_job(tmp_path, averages, raw=tiny_weights(raw), request=wanted, generation=generation)
+        seen.append(run(assessor, job)[name])
+        return (len(marks.read_text()) - before) // len("evaluated\n")
+
+    seen: list[Assessed] = []
+    assert cost("swa", 2.0) == 3  # raw, before, after
+    assert cost("swa", 2.0, generation=2) == 0
+    assert seen[0].assessment.model_copy(update={"took_s": 0.0}) == seen[1].assessment
+    assert same_bits(*(load_file(one.files["model.safetensors"]) for one in seen))
+    assert cost("ema", 2.5) == 2  # the raw weights are known
+    assert cost("ema", 2.5, raw=4.0) == 1  # the average is
+    assert cost("ema", 2.5, raw=4.0, seed=1) == 3  # nothing is, with another seed
+
+
+def test_one_child_serves_many_jobs_and_a_dead_one_is_replaced(assessor: ProcessAssessor, tmp_path: Path) -> None:
     """The child stays between jobs; killed with SIGKILL it is started anew and nothing else is lost."""
-    weights = digits_weights()
-    first = assessor.assess(REQUEST, raw=None, weights={"swa": weights})["swa"]
+    outcomes = []
+    pids = []
+    for _ in range(3):
+        found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, raw=tiny_weights()))
+        outcomes.append(found["swa"].assessment)
+        assert assessor._child is not None
+        pids.append(assessor._child.pid)
+        if len(pids) == 2:
+            os.kill(pids[1], signal.SIGKILL)
+            assessor._child._process.wait()
+    assert pids[0] == pids[1] != pids[2]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert outcomes[0].batchnorm.status == "recalibrated"
+
+
+def test_weights_that_do_not_fit_the_recipe_hold_up_no_other(assessor: ProcessAssessor, tmp_path: Path) -> None:
+    """`assess_failed` with the reason for that average; the other one of the job is assessed."""
+    strange = tiny_weights() | {"strange": torch.ones(2)}
+    found = run(assessor, make_job(tmp_path, {"odd": strange, "swa": tiny_weights()}, raw=strange))
+    assert code_of(found["odd"]) == "assess_failed"
+    assert "strange" in found["odd"].assessment.batchnorm.message
+    assert found["swa"].assessment.averaged is not None
+    assert (found["swa"].assessment.raw, found["swa"].assessment.comparison) == (None, None)
+
+
+def test_a_hanging_child_is_killed_and_nobody_waits(tmp_path: Path) -> None:
+    """Past the time limit it is killed; asking never waits, and what it found before counts."""
+    clock = ManualClock()
+    with ProcessAssessor(clock=clock, command=CHILD) as assessor:
+        request = tiny_request(mood="hang", average=2.0, marks=str(tmp_path / "marks"))
+        averages = {"sound": tiny_weights(1.0), "stuck": tiny_weights(2.0)}
+        began = time.monotonic()
+        assessor.start(make_job(tmp_path, averages, request=request))
+        assert assessor.poll() is None
+        assert time.monotonic() - began < 2
+        assert not assessor.is_idle
+        pid = wait_for(tmp_path / "marks.pid")
+        clock.advance(299)
+        assert assessor.poll() is None
+        clock.advance(2)
+        found = by_name(finish(assessor))
+        assert code_of(found["stuck"]) == "assess_timeout"
+        assert "longer than 300 s" in found["stuck"].assessment.batchnorm.message
+        assert found["sound"].assessment.averaged is not None
+        assert not is_alive(pid)
+
+
+def test_a_child_that_takes_too_much_memory_is_killed(tmp_path: Path) -> None:
+    """Past the memory limit it is killed, with a message that says what to do."""
+    with ProcessAssessor(memory_limit_bytes=700 << 20, clock=ManualClock(), command=CHILD) as assessor:
+        request = tiny_request(mood="eat", marks=str(tmp_path / "marks"))
+        found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, request=request))["swa"]
+        assert code_of(found) == "assess_out_of_memory"
+        assert "over the limit of 700 MiB" in found.assessment.batchnorm.message
+        assert "smaller batches" in found.assessment.batchnorm.message
+        assert not is_alive(wait_for(tmp_path / "marks.pid"))
+
+
+def test_a_child_killed_in_the_middle_is_an_outcome(assessor: ProcessAssessor, tmp_path: Path) -> None:
+    """SIGKILL while it measures: `assess_failed` and the signal's name."""
+    request = tiny_request(mood="hang", marks=str(tmp_path / "marks"))
+    assessor.start(make_job(tmp_path, {"swa": tiny_weights()}, request=request))
+    os.kill(wait_for(tmp_path / "marks.pid"), signal.SIGKILL)
+    found = by_name(finish(assessor))["swa"]
+    assert code_of(found) == "assess_failed"
+    assert "SIGKILL" in found.assessment.batchnorm.message
+
+
+def test_what_a_recipe_does_wrong_costs_its_own_job_alone(assessor: ProcessAssessor, tmp_path: Path) -> None:
+    """A recipe that cannot be built, raises, writes into the answers or exits: the outcome says so, and no other."""
+    wrong = {
+        "raise": "RuntimeError: no such metric",
+        "shout": "talked nonsense (b'look at me'",
+        "flood": "said more than",
+        "exit": "died (exit code 0)",
+    }
+    unbuildable = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, request=tiny_request(mode="typo")))
+    assert "mode" in unbuildable["swa"].assessment.batchnorm.message
     assert assessor._child is not None
-    pid = assessor._child.pid
-    again = assessor.assess(REQUEST, raw=None, weights={"swa": weights})["swa"]
-    assert assessor._child.pid == pid
-    os.kill(pid, signal.SIGKILL)
-    assessor._child.wait()
-    replaced = assessor.assess(REQUEST, raw=None, weights={"swa": weights})["swa"]
-    assert first.after == again.after == replaced.after
+    first = assessor._child
+    for mood, message in wrong.items():
+        assert mood == "flood" or mood == "exit" or assessor._child is first, "what is raised costs no child"
+        request = tiny_request(mood=mood, marks=str(tmp_path / "marks"))
+        found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, request=request))["swa"]
+        assert code_of(found) == "assess_failed"
+        assert message in found.assessment.batchnorm.message
+    assert code_of(run(assessor, make_job(tmp_path, {"swa": tiny_weights()}))["swa"]) is None
 
 
-def test_weights_that_do_not_fit_the_recipe_are_an_outcome(assessor: ProcessAssessor) -> None:
-    """A recipe that cannot load the weights yields `assess_failed`, with the reason, for every average."""
-    outcome = assessor.assess(REQUEST, raw=None, weights={"swa": {"strange": torch.ones(2)}})["swa"]
-    assert (outcome.batchnorm.status, outcome.batchnorm.code) == ("failed", "assess_failed")
-    assert "strange" in outcome.batchnorm.message
+def test_closing_gives_up_the_job_and_ends_all_processes(assessor: ProcessAssessor, tmp_path: Path) -> None:
+    """Neither the child nor what user code has started is left; the job's folder is its maker's to remove."""
+    request = tiny_request(mood="spawn", marks=str(tmp_path / "marks"))
+    job = make_job(tmp_path, {"swa": tiny_weights()}, request=request)
+    assessor.start(job)
+    grandchild = wait_for(tmp_path / "marks.pid")
+    assert assessor._child is not None
+    child = assessor._child.pid
+    assessor.close()
+    assert not is_alive(child)
+    deadline = time.monotonic() + 20
+    while is_alive(grandchild) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(grandchild)
+    assert assessor.is_idle
+    assert assessor.poll() is None
+    assert job.folder.exists()
+    assessor.close()
 
 
-def test_a_hanging_child_is_killed() -> None:
-    """Past the time limit the child is killed and the outcome says so."""
-    with ProcessAssessor(time_limit_s=0.01) as assessor:
-        outcome = assessor.assess(REQUEST, raw=None, weights={"swa": digits_weights()})["swa"]
-        assert "longer than 0.01 s" in outcome.batchnorm.message
-        assert assessor._child is None
+def test_closing_stops_the_writing_of_files(childless: ProcessAssessor, tmp_path: Path) -> None:
+    """A large model's files are given up within a block; no thread is left."""
+    assessor = childless
+    assessor.start(make_job(tmp_path, {"swa": tiny_weights() | {"extra": torch.zeros(40 << 20)}}))
+    while assessor._writing is None:
+        assessor.poll()
+    assessor.close()
+    assert assessor.is_idle
+    assert not [thread for thread in threading.enumerate() if thread.name == "assessed-files"]
+
+
+def test_f22_an_average_whose_files_cannot_be_written_is_left_out(
+    childless: ProcessAssessor, tmp_path: Path
+) -> None:
+    """F22: it can be tried again later; the other average of the job is there."""
+    job = make_job(tmp_path, {"gone": tiny_weights(), "swa": tiny_weights()})
+    job.value_path("gone").unlink()
+    assert run(childless, job).keys() == {"swa"}
+
+
+def test_a_child_that_cannot_be_started_is_an_outcome(childless: ProcessAssessor, tmp_path: Path) -> None:
+    """The averages are served unmeasured, and the reason is recorded."""
+    found = run(childless, make_job(tmp_path, {"swa": tiny_weights()}))["swa"]
+    assert code_of(found) == "assess_failed"
+    assert "could not be asked" in found.assessment.batchnorm.message
 
 
 def test_user_code_gets_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,101 +275,3 @@ def test_user_code_gets_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WA_S3_SECRET_KEY", "WA_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "secret")
     assert "secret" not in environment_without_secrets().values()
-
-
-def test_what_a_recipe_prints_cannot_pass_for_an_answer() -> None:
-    """The child's stdout carries answers alone; a broken job is answered, and the child lives on."""
-    child = subprocess.run(
-        [sys.executable, "-m", "services.averager.assess"],
-        input=b'{"folder": "/nowhere"}\n{"folder": "/nowhere"}\n',
-        capture_output=True,
-        check=True,
-        timeout=120,
-    )
-    answers = [json.loads(line) for line in child.stdout.splitlines()]
-    assert [list(answer) for answer in answers] == [["error"], ["error"]]
-
-
-class Plain(Recipe):
-    """A recipe around one given model, for what the built-in ones do not show."""
-
-    def __init__(self, model: nn.Module, *, num_calibration: int) -> None:
-        self._model = model
-        self._num_calibration = num_calibration
-
-    num_train_samples = 0
-
-    def build_model(self) -> nn.Module:
-        """The given model."""
-        return self._model
-
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Never trained."""
-        raise AssertionError
-
-    def train_batch(self, indices: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-        """Never trained."""
-        raise AssertionError
-
-    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """Never trained."""
-        raise AssertionError
-
-    def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """Run the model."""
-        result: torch.Tensor = model(batch)
-        return result
-
-    def calibration_batches(self) -> list[torch.Tensor]:
-        """As many batches as asked for."""
-        return [torch.randn(8, 3) for _ in range(self._num_calibration)]
-
-    def heldout_batches(self) -> list[torch.Tensor]:
-        """One batch."""
-        return [torch.ones(4, 3)]
-
-    def evaluate(self, model: nn.Module, batches: object) -> dict[str, float]:
-        """A constant."""
-        return {"loss": 1.0}
-
-
-def test_72_empty_calibration_data_is_an_answer() -> None:
-    """72: `calibration_failed` with the weights measured as they are, and no buffers to serve."""
-    recipe = Plain(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), num_calibration=0)
-    found = assess.assess_average(recipe, recipe.build_model(), recipe.build_model().state_dict())
-    assert (found["batchnorm"].status, found["batchnorm"].code) == ("failed", "calibration_failed")
-    assert (found["before"], found["after"], found["buffers"]) == ({"loss": 1.0}, None, {})
-
-
-def test_calibration_that_fails_for_one_average_is_an_answer() -> None:
-    """Weights whose activations are NaN get `calibration_failed`; the job goes on to the next average."""
-    recipe = Plain(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), num_calibration=2)
-    weights = {name: tensor.clone() for name, tensor in recipe.build_model().state_dict().items()}
-    broken = weights | {"0.bias": torch.full((3,), float("nan"))}
-    found = assess.run_job(recipe, raw=None, averages={"broken": broken, "sound": weights})["averages"]
-    assert found["broken"]["batchnorm"].code == "calibration_failed"
-    assert found["sound"]["batchnorm"].status == "recalibrated"
-
-
-def test_73_a_model_without_batchnorm_skips_recalibration() -> None:
-    """73: recalibration is skipped and the report says so; the average is measured all the same."""
-    recipe = Plain(nn.Linear(3, 3), num_calibration=2)
-    found = assess.assess_average(recipe, recipe.build_model(), recipe.build_model().state_dict())
-    assert found["batchnorm"].status == "skipped"
-    assert "no BatchNorm" in found["batchnorm"].message
-    assert found["after"] == {"loss": 1.0}
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {},
-        {"raw": None, "averages": {"swa": 7}},
-        {"raw": {"loss": "low"}, "averages": {"swa": {"batchnorm": {"status": "skipped"}, "buffers": None}}},
-        {"raw": None, "averages": {"swa": {"batchnorm": {"status": "skipped"}, "buffers": "gone.safetensors"}}},
-    ],
-)
-def test_an_answer_of_the_wrong_form_is_user_code_at_fault(answer: dict[str, object], tmp_path: Path) -> None:
-    """What the child says is believed only as far as it has the right form; the averager never stumbles."""
-    with pytest.raises(UserCodeError, match="nonsense"):
-        _outcome(tmp_path, answer, "swa", took_s=0.0)

@@ -56,6 +56,24 @@ def test_following_shows_progress_and_the_averages(wa: Wa, service: Service) -> 
     assert done.returncode == 0
     assert "step 10/40  loss 0.25" in done.stderr
     assert "swa  n_averaged 2  averaged: loss 0.25, accuracy 0.95  raw: loss 0.5, accuracy 0.9" in done.stderr
+    assert "  averaged wins: loss -0.25 [-0.30, -0.10]\n" in done.stderr
+
+
+def test_who_won_is_said_plainly(wa: Wa, service: Service) -> None:
+    """Averaged, raw or a tie, with the difference and its interval; and why where nobody can say."""
+    compared = average_resource()["evaluation"]["comparison"]
+
+    def said(**found: object) -> str:
+        average = average_resource(evaluation={"comparison": compared | found}, batchnorm={"status": "skipped"})
+        service.says(f"{RUN}/averages", {"data": [average]})
+        return wa("averages", RUN_ID).stdout
+
+    assert "averaged wins: loss -0.25 [-0.30, -0.10]" in said()
+    assert "raw wins: loss 0.012 [0.0050, 0.019]" in said(won="raw", difference=0.012, low=0.005, high=0.019)
+    assert "tie: loss 0.0010 [-0.010, 0.012]" in said(won="tie", difference=0.001, low=-0.01, high=0.012)
+    failed = average_resource(evaluation={}, batchnorm={"status": "failed", "code": "assess_timeout"})
+    service.says(f"{RUN}/averages", {"data": [failed]})
+    assert "not compared: assess_timeout" in wa("averages", RUN_ID).stdout
 
 
 @pytest.mark.parametrize(
