@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import stamina
 from hypothesis import settings
@@ -37,6 +38,9 @@ from wa_core.records import (
     TrainingFinished,
 )
 from wa_core.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DIGEST = "0" * 64
 TRIES = 3  # of one operation before its caller's patience ends
@@ -109,6 +113,19 @@ class LogModel:
         self.entries.append((kind, attempt, STATES.get(kind, state), entry.write_id))
 
 
+class Interposed(FaultyStore):
+    """Lets somebody else act right before the next create."""
+
+    rival: Callable[[], object] | None = None
+
+    def create(self, key: str, body: bytes) -> None:
+        """Let the other go first, once."""
+        rival, self.rival = self.rival, None
+        if rival:
+            rival()
+        super().create(key, body)
+
+
 class LogMachine(RuleBasedStateMachine):
     """One run's log and any number of clients that know some part of it."""
 
@@ -119,7 +136,7 @@ class LogMachine(RuleBasedStateMachine):
     def submit(self) -> RunLog:
         """A run and its first client."""
         self.truth = MemoryStore()
-        self.store = FaultyStore(self.truth)
+        self.store = Interposed(self.truth)
         self.model = LogModel()
         self.run_id = submitted(self.truth)
         first = open_log(self.truth, self.run_id)
@@ -156,13 +173,20 @@ class LogMachine(RuleBasedStateMachine):
         behind=st.none() | st.integers(0, 2),
         expect=st.none() | st.sampled_from(sorted(set(STATES.values()))),
         lost=faults,
+        rival=st.none() | st.builds(AttemptStarted, runner_id=st.just("rival")) | entries,
     )
     def append(
-        self, client: RunLog, entry: LogEntry, behind: int | None, expect: str | None, lost: list[Fault]
+        self,
+        client: RunLog,
+        entry: LogEntry,
+        behind: int | None,
+        expect: str | None,
+        lost: list[Fault],
+        rival: LogEntry | None,
     ) -> tuple[LogEntry, int | None]:
-        """Somebody says something, maybe on behalf of an attempt that may be over."""
+        """Somebody says something, maybe on behalf of an attempt that may be over, maybe while somebody else does."""
         attempt = None if behind is None else max(0, self.model.attempt - behind)
-        self._append(client, entry, attempt, expect, lost)
+        self._append(client, entry, attempt, expect, lost, rival)
         return entry, attempt
 
     @rule(client=clients, said=written, lost=faults)
@@ -177,10 +201,20 @@ class LogMachine(RuleBasedStateMachine):
         self._append(client, entry, None, None, lost)
 
     def _append(
-        self, client: RunLog, entry: LogEntry, attempt: int | None, expect: str | None, lost: list[Fault]
+        self,
+        client: RunLog,
+        entry: LogEntry,
+        attempt: int | None,
+        expect: str | None,
+        lost: list[Fault],
+        rival: LogEntry | None = None,
     ) -> None:
         is_there = self.model.holds(entry)
         refusal = None if is_there else self.model.refusal(attempt=attempt, expect=expect)
+        if rival and not is_there and not refusal:  # else nothing is created, and the rival never has its turn
+            self.store.rival = lambda: open_log(self.truth, self.run_id).append(rival)
+            self.model.append(rival)
+            refusal = self.model.refusal(attempt=attempt, expect=expect)
         self.store.next_call("create", *lost)
         try:
             with stamina.set_testing(True, attempts=TRIES):
