@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from services.stack import seaweedfs
 from services.stack.seaweedfs import SeaweedConfig
+from wa_core.store.s3 import S3Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from wa_core.store.s3 import S3Store
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
@@ -50,6 +49,15 @@ class Seaweed:
         store = seaweedfs.open_store(replace(self.config, bucket=f"test-{next(self._numbers)}"))
         store.ensure_bucket()
         return store
+
+    def store_at(self, endpoint_url: str, *, bucket: str, secret_key: str = "") -> S3Store:
+        """An existing bucket, reached some other way (such as through a proxy), or with another secret."""
+        return S3Store(
+            bucket=bucket,
+            endpoint_url=endpoint_url,
+            access_key=self.access_key,
+            secret_key=secret_key or self.secret_key,
+        )
 
     def start(self) -> None:
         """Start the server and wait until it takes writes."""

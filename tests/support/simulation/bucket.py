@@ -1,0 +1,91 @@
+"""The simulated server: a dictionary whose operations are atomic, and an observer that sees every change.
+
+It implements the whole store port, so real code can be run on it directly too. Knows no faults.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from wa_core.errors import AlreadyExistsError, InvalidInputError, ObjectNotFoundError
+from wa_core.store.base import Body, ByteRange, ObjectInfo
+from wa_core.store.keys import check_key, roll_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from wa_core.clock import Clock
+
+
+class Observer(Protocol):
+    """Told of every change, after it."""
+
+    def wrote(self, key: str, body: bytes) -> None:
+        """An object was written."""
+        ...
+
+    def deleted(self, key: str) -> None:
+        """An object that was there is gone."""
+        ...
+
+
+class Bucket:
+    """One bucket's objects."""
+
+    def __init__(self, clock: Clock, objects: Mapping[str, bytes] | None = None) -> None:
+        self.objects = dict(objects or {})
+        self.observer: Observer | None = None
+        self._clock = clock
+
+    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+        """Read an object or a range of it."""
+        body = self._read(key)
+        if byte_range is None:
+            return body
+        if byte_range.start >= len(body):
+            raise InvalidInputError(f"{key}: the range starts at {byte_range.start}, beyond its end")
+        return body[byte_range.start : byte_range.end]
+
+    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield an object's bytes."""
+        part = self._read(key)[start:end]
+        return iter((part,) if part else ())
+
+    def head(self, key: str) -> ObjectInfo:
+        """Say an object's size."""
+        return ObjectInfo(key, len(self._read(key)), self._clock.now())
+
+    def put(self, key: str, body: Body) -> None:
+        """Write an object."""
+        check_key(key)
+        data = bytes(body) if isinstance(body, bytes | bytearray | memoryview) else body.read()
+        self.objects[key] = data
+        if self.observer:
+            self.observer.wrote(key, data)
+
+    def create(self, key: str, body: bytes) -> None:
+        """Write an object if its key is free."""
+        if key in self.objects:
+            raise AlreadyExistsError(f"{key} exists already")
+        self.put(key, body)
+
+    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        """Yield the objects under a prefix, by key."""
+        keys = sorted(key for key in self.objects if key.startswith(prefix))
+        now = self._clock.now()
+        infos = [ObjectInfo(key, len(self.objects[key]), now) for key in keys]
+        return roll_up(infos, prefix=prefix, start_after=start_after, delimiter=delimiter)
+
+    def delete(self, key: str) -> None:
+        """Remove an object if it is there."""
+        if self.objects.pop(key, None) is not None and self.observer:
+            self.observer.deleted(key)
+
+    def presign(self, key: str, *, expires_s: int) -> str | None:
+        """A simulated server has no URL."""
+        return None
+
+    def _read(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise ObjectNotFoundError(f"no object at {key}")
+        return self.objects[key]
