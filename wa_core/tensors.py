@@ -224,17 +224,16 @@ def map_checkpoint(path: Path) -> dict[str, Tensor]:
     tensor lives. Tied tensors are the same object under all their names.
 
     Raises:
-        CorruptError: with the codes of `wa_core.header`, or `truncated_data` or `bad_ties`.
+        CorruptError: with the codes of `wa_core.header`, or `truncated_data`, `trailing_bytes` or `bad_ties`.
     """
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         length = parse_length(file.read(LENGTH_BYTES))
         header, data_begin = parse_header(file.read(length)), LENGTH_BYTES + length
-        if size_bytes != data_begin + header.data_bytes:
-            end = data_begin + header.data_bytes
+        if size_bytes != (end := data_begin + header.data_bytes):
             raise CorruptError(
                 f"{path}: the header describes a file of {end} bytes, but it has {size_bytes}; write it again",
-                code="truncated_data",
+                code="truncated_data" if size_bytes < end else "trailing_bytes",
             )
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     tensors = {region.name: _map_tensor(mapped, region, data_begin) for region in header.regions}

@@ -75,7 +75,7 @@ def job_path(folder: Path) -> Path:
 
 def raw_path(folder: Path) -> Path:
     """Where the raw weights are."""
-    return folder / "raw.safetensors"
+    return folder / "_raw.safetensors"  # no average can have this name
 
 
 def value_path(folder: Path, name: str) -> Path:

@@ -91,7 +91,7 @@ class Tiny(Recipe):
 
     def evaluate_each(self, model: nn.Module, batches: Any) -> dict[str, torch.Tensor]:
         """Behave, and measure each sample."""
-        if float(model[0].weight[0, 0]) == self.config.average:  # type: ignore[index,operator]
+        if float(model.state_dict()["0.weight"][0, 0]) == self.config.average:
             self._behave()
         if self.config.marks:
             with Path(self.config.marks).open("a") as marks:

@@ -23,6 +23,7 @@ def test_keys_are_as_the_format_says() -> None:
         == f"{run}/checkpoints/0002-000000000340-ab/"
     )
     assert layout.generation(RUN, "swa", 3) == f"{run}/averages/swa/00000003.json"
+    assert layout.assessment(RUN, "swa", 3) == f"{run}/averages/swa/assessments/00000003.json"
     assert (
         layout.blob(RUN, "swa", nonce="ab", file="model.safetensors")
         == f"{run}/averages/swa/blobs/ab/model.safetensors"
@@ -46,6 +47,7 @@ def test_numbers_are_read_back(number: int) -> None:
     for key in (
         layout.log_entry(RUN, number),
         layout.generation(RUN, "swa", number),
+        layout.assessment(RUN, "swa", number),
         layout.metrics_part(RUN, attempt=1, part=number),
         layout.logs_part(RUN, attempt=1, rank=0, part=number),
     ):

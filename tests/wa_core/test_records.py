@@ -7,9 +7,14 @@ import pytest
 from pydantic import ValidationError
 
 from wa_core.records import (
+    Assessment,
+    AssessmentRecord,
     AverageManifest,
+    BatchNormSummary,
     CheckpointCommitted,
+    Comparison,
     Entry,
+    Evaluation,
     FileRef,
     LogEntry,
     RunRequest,
@@ -121,6 +126,55 @@ def test_a_manifest_derives_its_counts() -> None:
 
     assert (manifest.n_averaged, manifest.first_step, manifest.last_step) == (2, 20, 40)
     assert AverageManifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def comparison(**changes: object) -> dict[str, object]:
+    """A comparison that averaged has won."""
+    base = {"metric": "loss", "difference": -0.5, "low": -0.7, "high": -0.2, "num_samples": 9, "won": "averaged"}
+    return base | changes
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"low": 0.1, "high": 0.2, "won": "raw"}, {"low": -0.1, "won": "tie", "high": 0.2}]
+)
+def test_a_verdict_follows_from_its_interval(change: dict[str, object]) -> None:
+    """Who has won is what the interval says; any other verdict is refused."""
+    given = comparison(**change)
+
+    assert Comparison.model_validate(given).won == given["won"]
+    for other in {"averaged", "raw", "tie"} - {given["won"]}:
+        with pytest.raises(ValidationError, match="does not follow"):
+            Comparison.model_validate(given | {"won": other})
+
+
+@pytest.mark.parametrize(
+    "change", [{"low": -0.1, "high": -0.2}, {"num_samples": 0}, {"confidence": 1.0}, {"high": float("nan")}]
+)
+def test_impossible_comparisons_are_refused(change: dict[str, object]) -> None:
+    """An interval that ends before it begins, or a comparison of nothing, is no comparison."""
+    with pytest.raises(ValidationError):
+        Comparison.model_validate(comparison(**change))
+
+
+def test_an_assessment_reads_back() -> None:
+    """An assessment's record is written and read back as the same."""
+    record = AssessmentRecord(
+        run_id="r",
+        name="swa",
+        generation=3,
+        at=NOW,
+        files={"model.safetensors": FileRef(key="k", size_bytes=1, sha256=DIGEST)},
+        assessment=Assessment(
+            raw=Evaluation(step=20, metrics={"loss": 1.0}),
+            averaged=Evaluation(step=20, metrics={"loss": 0.5}),
+            batchnorm=BatchNormSummary(status="recalibrated"),
+            comparison=Comparison.model_validate(comparison()),
+            data_sha256=DIGEST,
+        ),
+        best=2,
+    )
+
+    assert AssessmentRecord.model_validate_json(record.model_dump_json()) == record
 
 
 def test_a_manifest_without_folds_has_no_steps() -> None:

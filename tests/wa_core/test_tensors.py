@@ -7,8 +7,10 @@ import io
 import json
 import math
 import random
+import re
 import tracemalloc
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +26,7 @@ from wa_core.tensors import (
     canonical_state_dict,
     check_finite,
     find_ties,
+    map_checkpoint,
     read_checkpoint,
     serialize,
     spec_of,
@@ -104,6 +107,44 @@ def test_any_flipped_bit_is_noticed() -> None:
         if position >= len(data) - 28:
             assert code == "digest_mismatch"
     assert read_checkpoint([data], size_bytes=len(data), sha256=digest).sha256 == digest
+
+
+def test_a_mapped_file_is_what_was_written(tmp_path: Path) -> None:
+    """Mapped tensors have the bits, dtypes, shapes and ties of the file; writing to them leaves the file alone."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(serialize(sample()))
+    before = path.read_bytes()
+    mapped, read = map_checkpoint(path), read_checkpoint([before]).tensors
+    assert spec_of(mapped) == spec_of(read)
+    for name, tensor in read.items():
+        assert torch.equal(mapped[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
+    assert mapped["head.weight"] is mapped["embedding.weight"]
+    mapped["half"].zero_()
+    assert path.read_bytes() == before
+
+
+def test_a_mapped_file_takes_no_memory(tmp_path: Path) -> None:
+    """Reading 64 MiB through the map adds nothing to the memory that the system could not take back."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(serialize({"weight": torch.ones(16 << 20)}))
+    held = re.compile(r"RssAnon:\s+(\d+) kB")
+
+    def held_kib() -> int:
+        return int(held.findall(Path("/proc/self/status").read_text())[0])
+
+    before = held_kib()
+    weight = map_checkpoint(path)["weight"]
+    assert bool(weight.min() == 1)
+    assert held_kib() - before < 16 << 10
+
+
+@pytest.mark.parametrize(("number", "data", "code"), BAD_FILES)
+def test_a_bad_file_is_not_mapped(number: int, data: bytes, code: str, tmp_path: Path) -> None:
+    """40-55, 58: what cannot be read is not mapped either."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CorruptError):
+        map_checkpoint(path)
 
 
 def test_endless_data_is_cut_short() -> None:

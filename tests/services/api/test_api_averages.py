@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
+from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from fastapi.testclient import TestClient
@@ -10,7 +12,13 @@ from fastapi.testclient import TestClient
 from services.api.app import create_app
 from support.api import ApiRun
 from support.faulty import Fault, FaultyStore
+from wa_core import layout
 from wa_core.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from wa_core.store.base import ByteRange, ObjectInfo
 
 FIELDS = {
     "name",
@@ -39,6 +47,28 @@ class AddressedStore(MemoryStore):
     def presign(self, key: str, *, expires_s: int) -> str | None:
         """An address."""
         return f"https://store.example/{key}?expires={expires_s}"
+
+
+class CountingStore(MemoryStore):
+    """Another store, whose readers are counted."""
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__()
+        self._inner = inner
+        self.calls: Counter[str] = Counter()
+        self.num_listed: dict[str, int] = {}
+
+    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+        """Read and count."""
+        self.calls["get"] += 1
+        return self._inner.get(key, byte_range=byte_range)
+
+    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        """List and count."""
+        self.calls["list"] += 1
+        found = [*self._inner.list(prefix, start_after=start_after, delimiter=delimiter)]
+        self.num_listed[prefix] = len(found)
+        return iter(found)
 
 
 @pytest.fixture
@@ -116,6 +146,98 @@ def test_a_generation_can_be_chosen(api: TestClient, run: ApiRun) -> None:
     assert api.get(f"{base}?at=best").json()["generation"] == 1
     assert api.get(f"{base}?generation=9").json()["code"] == "average_not_found"
     assert api.get(f"{base}?step=50").json()["code"] == "generation_not_found"
+
+
+def test_who_won_is_in_the_answer(api: TestClient, store: MemoryStore) -> None:
+    """Averaged minus raw, with its interval and a verdict; an average that lost to raw says so."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    run.fold()
+    run.assess(loss=0.5, raw_loss=0.4)
+
+    evaluation = api.get(f"/v1/runs/{run.run_id}/averages/swa").json()["evaluation"]
+
+    assert evaluation["won"] == evaluation["comparison"]["won"] == "raw"
+    assert evaluation["comparison"] == {
+        "metric": "loss",
+        "difference": pytest.approx(0.1),
+        "low": pytest.approx(0.09),
+        "high": pytest.approx(0.11),
+        "confidence": 0.95,
+        "num_samples": 100,
+        "unit": "sample",
+        "won": "raw",
+    }
+
+
+def test_the_best_generation_is_named_whichever_is_shown(api: TestClient, run: ApiRun) -> None:
+    """The best of all is named beside the newest, the best, and an older one that was the best in its day."""
+    for loss in (0.3, 0.9):
+        run.checkpoint(60)
+        run.fold(body=b"weights", loss=loss)
+    url = f"/v1/runs/{run.run_id}/averages/swa"
+
+    shown = {query: api.get(f"{url}{query}").json() for query in ("", "?at=best", "?generation=1", "?step=40")}
+
+    assert [one["best_generation"] for one in shown.values()] == [2, 2, 2, 2]
+    assert [one["generation"] for one in shown.values()] == [3, 2, 1, 1]
+    assert [one["evaluation"]["averaged"]["loss"] for one in shown.values()] == [0.9, 0.3, 0.5, 0.5]
+
+
+def test_a_generation_that_was_not_assessed_has_no_weights(api: TestClient, run: ApiRun) -> None:
+    """It is shown without weights or numbers, its download answers 409; the step's assessed one comes first."""
+    run.fold()
+    url = f"/v1/runs/{run.run_id}/averages/swa"
+
+    chosen = api.get(f"{url}?generation=2").json()
+    download = api.get(f"{url}/weights.safetensors?generation=2")
+
+    assert (chosen["generation"], chosen["weights"], chosen["published_generation"]) == (2, None, None)
+    assert chosen["evaluation"]["averaged"] is None
+    assert (download.status_code, download.json()["code"]) == (409, "no_average_yet")
+    assert api.get(f"{url}?step=40").json()["generation"] == 1
+
+
+def test_a_failed_assessment_says_so_and_serves_all_the_same(api: TestClient, store: MemoryStore) -> None:
+    """Weights that nobody could measure can be downloaded; nothing pretends that they were compared."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    run.fold(body=b"unmeasured", loss=None)
+    url = f"/v1/runs/{run.run_id}/averages/swa"
+
+    average = api.get(url).json()
+
+    assert average["evaluation"] == dict.fromkeys(("raw", "averaged", "before_recalibration", "comparison", "won"))
+    assert (average["best_generation"], average["published_generation"]) == (None, 1)
+    assert api.get(f"{url}/weights.safetensors").content == b"unmeasured"
+
+
+def test_a_look_at_an_average_costs_few_reads(store: MemoryStore) -> None:
+    """Known again, it costs two listings however many generations there are; three while one is assessed."""
+    run = ApiRun(store).start()
+    for step in range(20, 60, 2):
+        run.checkpoint(step)
+        run.fold(body=b"weights")
+    counted = CountingStore(store)
+    url = f"/v1/runs/{run.run_id}/averages/swa"
+    with TestClient(create_app(store=counted)) as api:
+
+        def reads() -> dict[str, int]:
+            counted.calls.clear()
+            assert api.get(url).status_code == 200
+            return dict(counted.calls)
+
+        reads()
+        assert reads() == {"list": 2}  # the run's log, the generations
+        run.checkpoint(60)
+        run.fold()
+        reads()
+        assert reads() == {"list": 3}  # and the assessments
+        run.assess()
+        assert reads() == {"list": 3, "get": 1}
+        assert reads() == {"list": 2}
+    # The newest generation, and the folders beside the generations: not all of them each time.
+    assert counted.num_listed[layout.generations_prefix(run.run_id, "swa")] == 3
 
 
 def test_the_best_needs_an_evaluation(api: TestClient, store: MemoryStore) -> None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.averager.assessor import AssessJob, ProcessAssessor
+from services.averager.assessor import AssessJob, ProcessAssessor, _Hearing
 from services.averager.child import environment_without_secrets
 from services.recipes.loader import load_recipe
 from support.assessing import CHILD, finish, is_alive, make_job, tiny_request, tiny_weights, wait_for
 from support.averaging import same_bits
 from support.runs import DIGITS
 from wa_core.clock import ManualClock
+from wa_core.errors import UserCodeError
 from wa_core.records import RunRequest
 
 if TYPE_CHECKING:
@@ -152,11 +153,12 @@ def test_one_child_serves_many_jobs_and_a_dead_one_is_replaced(assessor: Process
 def test_weights_that_do_not_fit_the_recipe_hold_up_no_other(assessor: ProcessAssessor, tmp_path: Path) -> None:
     """`assess_failed` with the reason for that average; the other one of the job is assessed."""
     strange = tiny_weights() | {"strange": torch.ones(2)}
-    found = run(assessor, make_job(tmp_path, {"odd": strange, "swa": tiny_weights()}, raw=strange))
+    # An average may be called "raw"; it is not taken for the raw weights.
+    found = run(assessor, make_job(tmp_path, {"odd": strange, "raw": tiny_weights()}, raw=strange))
     assert code_of(found["odd"]) == "assess_failed"
     assert "strange" in found["odd"].assessment.batchnorm.message
-    assert found["swa"].assessment.averaged is not None
-    assert (found["swa"].assessment.raw, found["swa"].assessment.comparison) == (None, None)
+    assert found["raw"].assessment.averaged is not None
+    assert (found["raw"].assessment.raw, found["raw"].assessment.comparison) == (None, None)
 
 
 def test_a_hanging_child_is_killed_and_nobody_waits(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_child_killed_in_the_middle_is_an_outcome(assessor: ProcessAssessor, t
 
 
 def test_what_a_recipe_does_wrong_costs_its_own_job_alone(assessor: ProcessAssessor, tmp_path: Path) -> None:
-    """A recipe that cannot be built, raises, writes into the answers or exits: the outcome says so, and no other."""
+    """A recipe that cannot be built, raises, writes into the answers or exits: its own outcome says so."""
     wrong = {
         "raise": "RuntimeError: no such metric",
         "shout": "talked nonsense (b'look at me'",
@@ -215,7 +217,7 @@ def test_what_a_recipe_does_wrong_costs_its_own_job_alone(assessor: ProcessAsses
     assert assessor._child is not None
     first = assessor._child
     for mood, message in wrong.items():
-        assert mood == "flood" or mood == "exit" or assessor._child is first, "what is raised costs no child"
+        assert mood in {"flood", "exit"} or assessor._child is first, "what is raised costs no child"
         request = tiny_request(mood=mood, marks=str(tmp_path / "marks"))
         found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, request=request))["swa"]
         assert code_of(found) == "assess_failed"
@@ -268,6 +270,26 @@ def test_a_child_that_cannot_be_started_is_an_outcome(childless: ProcessAssessor
     found = run(childless, make_job(tmp_path, {"swa": tiny_weights()}))["swa"]
     assert code_of(found) == "assess_failed"
     assert "could not be asked" in found.assessment.batchnorm.message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "7",
+        '{"kind": "raw", "metrics": null, "data_sha256": "short"}',
+        '{"kind": "average", "name": "swa"}',
+        '{"kind": "average", "name": "other", "batchnorm": {"status": "skipped"}}',
+        '{"kind": "average", "name": "swa", "batchnorm": {"status": "skipped"}, "after": {"loss": "low"}}',
+        '{"kind": "average", "name": "swa", "batchnorm": {"status": "skipped"}, "after": {"loss": NaN}}',
+        '{"kind": "average", "name": "swa", "batchnorm": {"status": "skipped"}, "has_buffers": "../../secret"}',
+    ],
+)
+def test_an_answer_of_the_wrong_form_is_user_code_at_fault(line: str, tmp_path: Path) -> None:
+    """What the child says is believed only as far as it has the right form; the averager never stumbles."""
+    hearing = _Hearing(make_job(tmp_path, {"swa": tiny_weights()}), started_at=0.0)
+    with pytest.raises(UserCodeError):
+        hearing.take([line.encode()])
 
 
 def test_user_code_gets_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

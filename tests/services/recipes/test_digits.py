@@ -75,7 +75,11 @@ def test_evaluation_is_exact_and_restores_modes(digits: Digits) -> None:
     whole = digits.evaluate(model, everything)
     in_batches = digits.evaluate(model, digits.heldout_batches())
 
+    each = digits.evaluate_each(model, digits.heldout_batches())
+
     assert in_batches == pytest.approx(whole, rel=1e-6)
+    assert {name: float(values.mean()) for name, values in each.items()} == in_batches
+    assert {values.shape for values in each.values()} == {(digits_config.NUM_HELDOUT_SAMPLES,)}
     assert 0 <= whole["accuracy"] <= 1
     assert model.training
     assert not frozen.training
