@@ -111,7 +111,12 @@ def assessment(run_id: str, name: str, generation: int) -> str:
 
 def blob(run_id: str, name: str, *, nonce: str, file: str) -> str:
     """A file that a generation or its assessment points to."""
-    return f"{generations_prefix(run_id, name)}blobs/{nonce}/{file}"
+    return f"{blobs_prefix(run_id, name)}{nonce}/{file}"
+
+
+def blobs_prefix(run_id: str, name: str) -> str:
+    """All files that the records of one average point to."""
+    return f"{generations_prefix(run_id, name)}blobs/"
 
 
 def metrics_prefix(run_id: str, *, attempt: int | None = None) -> str:
@@ -149,6 +154,11 @@ def active_marker(run_id: str) -> str:
     return f"{ACTIVE}{run_id}.json"
 
 
+def clock_probe() -> str:
+    """An object that is put to learn the store's own time, and removed at once."""
+    return f"probe/clock-{new_nonce()}"
+
+
 def run_id_of(key: str) -> str | None:
     """The run id in a `runs/`, `queue/` or `active/` key, or None."""
     found = re.match(rf"(?:{RUNS}|{ACTIVE}|{QUEUE}\d\d-)({_RUN_ID.pattern})(?:/|\.json$)", key)
@@ -159,3 +169,15 @@ def number_of(key: str) -> int | None:
     """The number in the last part of a log, generation, metrics or logs key, or None for other keys."""
     found = re.fullmatch(r"(\d+)\.(?:json|jsonl|txt)", key.rpartition("/")[2])
     return int(found.group(1)) if found else None
+
+
+def checkpoint_of(key: str) -> tuple[int, int] | None:
+    """(attempt, step) of the checkpoint that a file belongs to, or None for other keys."""
+    found = re.fullmatch(rf"{RUNS}{_RUN_ID.pattern}/checkpoints/(\d{{4,}})-(\d{{12,}})-[^/]+/[^/]+", key)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def blob_average_of(key: str) -> str | None:
+    """The name of the average whose file this is, or None for other keys."""
+    found = re.fullmatch(rf"{RUNS}{_RUN_ID.pattern}/averages/([^/]+)/blobs/[^/]+/[^/]+", key)
+    return found.group(1) if found else None
