@@ -24,6 +24,7 @@ PICKLE_FILE = "model.pt"
 RUNS = "runs/"
 QUEUE = "queue/"
 ACTIVE = "active/"
+CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _CHECKPOINT_FILE = re.compile(r"[0-9]{4,}-[0-9]{12,}-[0-9a-f]{16}/[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -154,11 +155,6 @@ def active_marker(run_id: str) -> str:
     return f"{ACTIVE}{run_id}.json"
 
 
-def clock_probe() -> str:
-    """An object that is put to learn the store's own time, and removed at once."""
-    return f"probe/clock-{new_nonce()}"
-
-
 def run_id_of(key: str) -> str | None:
     """The run id in a `runs/`, `queue/` or `active/` key, or None."""
     found = re.match(rf"(?:{RUNS}|{ACTIVE}|{QUEUE}\d\d-)({_RUN_ID.pattern})(?:/|\.json$)", key)
@@ -177,7 +173,7 @@ def checkpoint_of(key: str) -> tuple[int, int] | None:
     return (int(found.group(1)), int(found.group(2))) if found else None
 
 
-def blob_average_of(key: str) -> str | None:
-    """The name of the average whose file this is, or None for other keys."""
-    found = re.fullmatch(rf"{RUNS}{_RUN_ID.pattern}/averages/([^/]+)/blobs/[^/]+/[^/]+", key)
-    return found.group(1) if found else None
+def blob_of(key: str) -> tuple[str, str] | None:
+    """(average, file name) of a file that an average's records point to, or None for other keys."""
+    found = re.fullmatch(rf"{RUNS}{_RUN_ID.pattern}/averages/([^/]+)/blobs/[^/]+/([^/]+)", key)
+    return (found.group(1), found.group(2)) if found else None

@@ -68,7 +68,7 @@ class _Orphans:
 
     def verdict(self, key: str, *, age_s: float) -> Verdict:
         """Keep what is not a file of a checkpoint or an average, and what may be on its way."""
-        name, checkpoint = layout.blob_average_of(key), layout.checkpoint_of(key)
+        name, checkpoint = (layout.blob_of(key) or (None,))[0], layout.checkpoint_of(key)
         if name is None and checkpoint is None:
             return Keep("a record, a log or a sign of life; they are never deleted")
         if name is not None and name not in self._averages:
