@@ -24,6 +24,7 @@ PICKLE_FILE = "model.pt"
 RUNS = "runs/"
 QUEUE = "queue/"
 ACTIVE = "active/"
+CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _CHECKPOINT_FILE = re.compile(r"[0-9]{4,}-[0-9]{12,}-[0-9a-f]{16}/[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -111,7 +112,12 @@ def assessment(run_id: str, name: str, generation: int) -> str:
 
 def blob(run_id: str, name: str, *, nonce: str, file: str) -> str:
     """A file that a generation or its assessment points to."""
-    return f"{generations_prefix(run_id, name)}blobs/{nonce}/{file}"
+    return f"{blobs_prefix(run_id, name)}{nonce}/{file}"
+
+
+def blobs_prefix(run_id: str, name: str) -> str:
+    """All files that the records of one average point to."""
+    return f"{generations_prefix(run_id, name)}blobs/"
 
 
 def metrics_prefix(run_id: str, *, attempt: int | None = None) -> str:
@@ -159,3 +165,15 @@ def number_of(key: str) -> int | None:
     """The number in the last part of a log, generation, metrics or logs key, or None for other keys."""
     found = re.fullmatch(r"(\d+)\.(?:json|jsonl|txt)", key.rpartition("/")[2])
     return int(found.group(1)) if found else None
+
+
+def checkpoint_of(key: str) -> tuple[int, int] | None:
+    """(attempt, step) of the checkpoint that a file belongs to, or None for other keys."""
+    found = re.fullmatch(rf"{RUNS}{_RUN_ID.pattern}/checkpoints/(\d{{4,}})-(\d{{12,}})-[^/]+/[^/]+", key)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def blob_of(key: str) -> tuple[str, str] | None:
+    """(average, file name) of a file that an average's records point to, or None for other keys."""
+    found = re.fullmatch(rf"{RUNS}{_RUN_ID.pattern}/averages/([^/]+)/blobs/[^/]+/([^/]+)", key)
+    return (found.group(1), found.group(2)) if found else None

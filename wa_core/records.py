@@ -93,10 +93,30 @@ class Scaling(Request):
 
 
 class CheckpointPolicy(Request):
-    """When checkpoints are taken, and how many of the last must be kept. Nothing deletes any of them so far."""
+    """When checkpoints are taken, and which of them are kept (ADR 0011).
+
+    A checkpoint is kept if any of the three says so; with none of them set, all are. Whatever they say, the newest
+    is kept, and so is every one that an average, a window or a rewind still needs.
+    """
 
     every_steps: int = Field(default=20, ge=1, le=10_000_000)
-    keep_last: int | None = Field(default=None, ge=1)
+    keep_last: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="keep the newest so many checkpoints"
+    )
+    keep_every_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="keep the first checkpoint at or after each multiple of this",
+    )
+    keep_best: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="keep the so many checkpoints with the lowest held-out loss"
+    )
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing says which checkpoints are kept, so that all are."""
+        return self.keep_last is None and self.keep_every_steps is None and self.keep_best is None
 
 
 class AverageRequest(Request):
