@@ -200,14 +200,15 @@ def _check_size(region: Region) -> None:
     # Zero dimensions are left out: a product of zero must not excuse one that no tensor could have.
     if DTYPE_BYTES[region.dtype] * math.prod(max(size, 1) for size in region.shape) > _SIZE_LIMIT:
         raise CorruptError(
-            f"tensor {region.name!r} claims more bytes than any machine can address; the header is damaged",
+            f"tensor {region.name!r} claims more bytes than any machine can address; the file is damaged, save it "
+            f"again",
             code="shape_overflow",
         )
     expected = DTYPE_BYTES[region.dtype] * math.prod(region.shape)
     if region.end - region.begin != expected:
         raise CorruptError(
             f"tensor {region.name!r} is {region.dtype}{list(region.shape)}, which takes {expected} bytes, but its "
-            f"offsets span {region.end - region.begin}; the header is damaged",
+            f"offsets span {region.end - region.begin}; the file is damaged, save it again",
             code="shape_mismatch",
         )
 
@@ -219,7 +220,7 @@ def _check_coverage(regions: list[Region]) -> int:
             code, what = ("hole", "a gap") if region.begin > end else ("overlap", "an overlap")
             raise CorruptError(
                 f"there is {what} before tensor {region.name!r}: it begins at byte {region.begin}, the data "
-                f"before it ends at {end}; tensors must follow each other exactly",
+                f"before it ends at {end}; the file is damaged, save it again",
                 code=code,
             )
         end = region.end
