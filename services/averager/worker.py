@@ -9,6 +9,7 @@ import structlog
 
 from services.averager import telemetry
 from services.averager.follower import RunFollower
+from services.averager.janitor import Janitor
 from services.averager.lease import Lease, Worker
 from wa_core.catalog.runs import list_active
 from wa_core.errors import RunNotFoundError, StoreAuthError, TransientError, WeightAveragingError
@@ -63,6 +64,7 @@ class Averager:
         self._should_stop = should_stop
         self._publish_every_folds = publish_every_folds
         self._assess_interval_s = assess_interval_s
+        self._janitor = Janitor(store, clock=clock)
         self._worker = Worker()
         self._followers: dict[str, RunFollower] = {}
         self._leases: dict[str, Lease] = {}
@@ -89,6 +91,7 @@ class Averager:
         # On from the run that was last: one whose objects cannot be read, and so ends the tick, stops no other.
         in_turn = sorted(active, key=lambda run_id: (run_id <= self._last_stepped, run_id))
         did = [self._step(run_id) for run_id in in_turn]
+        self._janitor.sweep_if_due(held=self._followers.keys(), active=active)
         self._observe()
         return any(did)
 
