@@ -1,7 +1,7 @@
 """Keeps the bucket as small as each run's policy allows: sweeps one run at a time, now and then, in between.
 
-It knows when to sweep what; what may go is `wa_core.catalog.retention`'s to say. The invariant: trouble with a sweep
-is logged and costs nothing but a later one; folding never waits for more than one bounded sweep.
+It knows when to sweep what; what may go is `wa_core.catalog.retention`'s to say. The invariant: trouble with a
+sweep is logged and costs nothing but a later one; folding never waits for more than one bounded sweep.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class Janitor:
     def _sweep(self, run_id: str) -> None:
         try:
             if run_id not in self._sweepers:
-                limits = {"depth": _DEPTH, "max_deletes": _MAX_DELETES}
-                self._sweepers[run_id] = Sweeper(self._store, run_id, clock=self._clock, **limits)
+                self._sweepers[run_id] = Sweeper(
+                    self._store, run_id, clock=self._clock, depth=_DEPTH, max_deletes=_MAX_DELETES
+                )
             sweeper = self._sweepers[run_id]
             report = sweeper.sweep()
         except (TransientError, StoreAuthError):
