@@ -33,10 +33,10 @@ from wa_core.catalog.runs import list_active
 from wa_core.errors import StoreUnavailableError
 from wa_core.records import Assessment, AttemptFailed, AverageManifest, BatchNormSummary, RunState
 from wa_core.store.memory import MemoryStore
-from wa_core.tensors import read_checkpoint, serialize
+from wa_core.tensors import read_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from wa_core.store.base import ObjectInfo
 
@@ -197,57 +197,6 @@ def test_a_rewind_with_nothing_new_is_published() -> None:
     run.start_attempt(resumed_from=first.seq)
     run_until_idle(worker)
     assert newest(run, "swa").folded == [first.seq]
-
-
-def changed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A sound state dict but for one tensor."""
-    return random_weights(30) | {name: tensor}
-
-
-BAD: dict[str, tuple[Callable[[], bytes], dict[str, object]]] = {
-    "40 empty file": (lambda: b"", {}),
-    "41 seven bytes": (lambda: b"\x01" * 7, {}),
-    "46 truncated": (lambda: serialize(random_weights(30))[:-4], {}),
-    "47 trailing": (lambda: serialize(random_weights(30)) + b"xx", {}),
-    "59 NaN": (lambda: serialize(changed("scale", torch.tensor(float("nan")))), {}),
-    "60 extra": (lambda: serialize(changed("new", torch.ones(1))), {}),
-    "61 shape": (lambda: serialize(changed("scale", torch.ones(1))), {}),
-    "62 int": (lambda: serialize(changed("scale", torch.tensor(1))), {}),
-    "63 size": (lambda: serialize(random_weights(30)), {"size_bytes": 5}),
-    "64 sha256": (lambda: serialize(random_weights(30)), {"sha256": "0" * 64}),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_a_bad_checkpoint_is_rejected_and_the_others_folded(case: str) -> None:
-    """40-64: recorded as rejected with a code, in every average; the rest is folded as if it had not been."""
-    store = MemoryStore()
-    run = HandmadeRun(store, averages=AVERAGES)
-    make_body, claims = BAD[case]
-    run.checkpoint(20, random_weights(20))
-    run.checkpoint_bytes(30, make_body(), **claims)  # type: ignore[arg-type]
-    run.checkpoint(40, random_weights(40))
-    run.finish()
-    run_until_idle(averager(store))
-    for name in AVERAGES:
-        manifest = newest(run, name)
-        assert [aside.step for aside in manifest.rejected] == [30]
-        assert manifest.rejected[0].code
-        assert manifest.coefficients.keys() == {20, 40}
-    run.log.refresh()
-    assert run.log.state is RunState.SUCCEEDED
-
-
-def test_a_missing_object_is_rejected() -> None:
-    """67: a committed checkpoint whose object is gone is rejected as `object_missing`; folding goes on."""
-    store = MemoryStore()
-    run = HandmadeRun(store, averages=AVERAGES)
-    gone = run.checkpoint(20, random_weights(20))
-    store.delete(gone.files[layout.MODEL_FILE].key)
-    run.checkpoint(30, random_weights(30))
-    run.finish()
-    run_until_idle(averager(store))
-    assert [aside.code for aside in newest(run, "swa").rejected] == ["object_missing"]
 
 
 def test_a_damaged_shadow_is_rebuilt_from_older_generations() -> None:
