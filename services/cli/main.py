@@ -15,6 +15,7 @@ import typer
 
 from services.cli import average, demo, doctor, local, results, runs
 from services.cli.console import say
+from services.cli.verify import verify
 from services.client import ApiError, ServiceUnreachableError
 from wa_core.errors import InvalidInputError, WeightAveragingError
 
@@ -55,6 +56,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "checkpoints": results.checkpoints,
         "averages": results.averages,
         "download": results.download,
+        "verify": verify,
     },
     "Files": {
         "average": average.average,
