@@ -326,6 +326,7 @@ class _Writing:
             served.write_archive(files[layout.PICKLE_FILE], on_block=self._go_on)
         finally:
             value.close()
+        job.value_path(name).unlink()  # scratch space is as scarce as models are large
         return Assessed(manifest, self._assessment(manifest, found), files)
 
     def _assessment(self, manifest: AverageManifest, found: AverageFound) -> Assessment:
