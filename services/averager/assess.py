@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections import OrderedDict
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -98,30 +98,37 @@ class Assessing:
         """Do the job in `folder`; whatever user code raises is a finding."""
         try:
             job = JobFile.model_validate_json(job_path(folder).read_bytes())
-            recipe = self._load(job.recipe, job.config, seed=job.seed)
-            about = json.dumps([job.recipe, job.config, job.seed], sort_keys=True)
-            data_sha256 = self._digests.get(about, lambda: data_digest(recipe))
-            model = recipe.build_model()
+            setting = self._set_up(job)
         except Exception as error:  # noqa: BLE001  user code may raise anything; the parent records it
             yield JobFailed(message=_describe(error))
             return
-        work = partial(self._measured, recipe, model, f"{about} {data_sha256}")
-        raw = None
-        if job.has_raw:
-            try:
-                raw = work(self._raw, measure_weights, raw_path(folder))
-            except Exception as error:  # noqa: BLE001  as above; the averages are measured all the same
-                _describe(error)
-        yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=data_sha256)
+        raw = self._measure_raw(setting, raw_path(folder)) if job.has_raw else None
+        yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=setting.data_sha256)
         for name in job.averages:
-            yield self._average(name, folder, raw, lambda path: work(self._trials, try_average, path))
+            yield self._assess(setting, name, folder, raw)
         yield JobDone()
 
-    def _average(
-        self, name: str, folder: Path, raw: Measured | None, attempt: Callable[[Path], Trial]
-    ) -> AverageFound:
+    def _set_up(self, job: JobFile) -> _Setting:
+        recipe = self._load(job.recipe, job.config, seed=job.seed)
+        about = json.dumps([job.recipe, job.config, job.seed], sort_keys=True)
+        data_sha256 = self._digests.get(about, lambda: data_digest(recipe))
+        return _Setting(recipe, recipe.build_model(), about, data_sha256)
+
+    def _measure_raw(self, setting: _Setting, path: Path) -> Measured | None:
         try:
-            trial = attempt(value_path(folder, name))
+            return self._raw.get(
+                setting.key(path), lambda: measure_weights(setting.recipe, setting.model, map_checkpoint(path))
+            )
+        except Exception as error:  # noqa: BLE001  user code may raise anything; the averages are measured all the same
+            _describe(error)
+            return None
+
+    def _assess(self, setting: _Setting, name: str, folder: Path, raw: Measured | None) -> AverageFound:
+        path = value_path(folder, name)
+        try:
+            trial = self._trials.get(
+                setting.key(path), lambda: try_average(setting.recipe, setting.model, map_checkpoint(path))
+            )
             if trial.buffers:
                 buffers_path(folder, name).write_bytes(serialize(trial.buffers))
             return AverageFound(
@@ -136,12 +143,19 @@ class Assessing:
             summary = BatchNormSummary(status="failed", code="assess_failed", message=_describe(error))
             return AverageFound(name=name, batchnorm=summary)
 
-    @staticmethod
-    def _measured(
-        recipe: Recipe, model: nn.Module, about: str, kept: _Kept[T], measure: Callable[..., T], path: Path
-    ) -> T:
-        key = f"{weights_digest(path)} {about}"
-        return kept.get(key, lambda: measure(recipe, model, map_checkpoint(path)))
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What the weights of one job are measured with."""
+
+    recipe: Recipe
+    model: nn.Module
+    about: str
+    data_sha256: str
+
+    def key(self, path: Path) -> str:
+        """What the results of measuring the weights in `path` depend on."""
+        return f"{weights_digest(path)} {self.data_sha256} {self.about}"
 
 
 class _Kept(Generic[T]):

@@ -309,6 +309,8 @@ class _Writing:
                 return
             except (WeightAveragingError, OSError) as error:
                 log.warning("assessed_files_not_written", run_id=job.run_id, average=name, error=str(error))
+            except Exception:  # the thread's outermost loop: without an outcome nothing would be assessed again
+                log.exception("assessed_files_not_written", run_id=job.run_id, average=name)
         self.outcome = FinishedJob(job.run_id, tuple(assessed), job.folder)
 
     def _write(self, manifest: AverageManifest, found: AverageFound) -> Assessed:
@@ -326,6 +328,7 @@ class _Writing:
             served.write_archive(files[layout.PICKLE_FILE], on_block=self._go_on)
         finally:
             value.close()
+        job.value_path(name).unlink()  # scratch space is as scarce as models are large
         return Assessed(manifest, self._assessment(manifest, found), files)
 
     def _assessment(self, manifest: AverageManifest, found: AverageFound) -> Assessment:

@@ -1,8 +1,8 @@
 """What users download: averaged weights with recalibrated BatchNorm buffers, as safetensors and as `.pt`.
 
 Both files are written in one pass over the value that the averager made, with the buffers put in place of its own;
-a model is never in memory. The assess process may hand back normalisation statistics, and only those that the
-average has, of the same shape and type: user code cannot change the weights that are served.
+a model is never in memory. The invariant: of what the assess process hands back, only finite normalisation
+statistics that the average has, of the same shape and type, come into a served file; a weight never does.
 """
 
 from __future__ import annotations

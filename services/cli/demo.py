@@ -73,7 +73,7 @@ def demo(
     print_table(["WEIGHTS", "N\naveraged", *_HEADINGS], table_rows(run, averages), title="Held-out data")
     answer("before: BatchNorm statistics pooled over the checkpoints; after: recalibrated for the average")
     for average in averages:
-        answer(f"{average['name'].upper()}, against raw: {verdict(average) or 'not compared'}")
+        answer(f"{average['name'].upper()} — {verdict(average) or 'not compared'}")
     for average in averages:
         answer(f"wrote {out / average['name']}.safetensors")
     say(f"done in {time.monotonic() - began:.0f} s; nothing is left running")

@@ -76,11 +76,15 @@ def test_the_weights_load_and_score_as_reported(stack: RunningStack, run: dict[s
 
 
 def test_averaging_helps(stack: RunningStack, run: dict[str, Any]) -> None:
-    """SWA's or EMA's held-out loss beats the last raw iterate's, and both numbers are reported."""
+    """SWA's or EMA's held-out loss beats the last raw iterate's, and both numbers and the verdict are reported."""
     with stack.client() as client:
         evaluations = [average["evaluation"] for average in client.averages(run["run_id"])]
     averaged = min(evaluation["averaged"]["loss"] for evaluation in evaluations)
     assert averaged < evaluations[0]["raw"]["loss"]
+    for evaluation in evaluations:
+        compared, difference = evaluation["comparison"], evaluation["averaged"]["loss"] - evaluation["raw"]["loss"]
+        assert (compared["num_samples"], compared["difference"]) == (360, pytest.approx(difference))
+        assert evaluation["won"] in {"averaged", "raw", "tie"}
 
 
 def test_logs_metrics_and_events_tell_the_story(stack: RunningStack, run: dict[str, Any]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +27,6 @@ from wa_core.records import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from services.averager.assessor import Assessed, FinishedJob
 
@@ -142,6 +144,9 @@ def test_one_child_serves_many_jobs_and_a_dead_one_is_replaced(assessor: Process
         outcomes.append(found["swa"].assessment)
         assert assessor._child is not None
         pids.append(assessor._child.pid)
+        # The trainer comes first, and the averager's memory is not what goes when there is too little.
+        assert os.getpriority(os.PRIO_PROCESS, pids[-1]) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+        assert Path(f"/proc/{pids[-1]}/oom_score_adj").read_text() == "1000\n"
         if len(pids) == 2:
             os.kill(pids[1], signal.SIGKILL)
             assessor._child._process.wait()
@@ -243,6 +248,32 @@ def test_closing_gives_up_the_job_and_ends_all_processes(assessor: ProcessAssess
     assert assessor.poll() is None
     assert job.folder.exists()
     assessor.close()
+
+
+def test_f1_a_killed_averager_leaves_no_child(tmp_path: Path) -> None:
+    """F1: the averager is gone by SIGKILL, in the middle of a job; so is a child that hangs."""
+    code = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from services.averager.assessor import ProcessAssessor
+from support.assessing import CHILD, make_job, tiny_request, tiny_weights
+folder = Path(sys.argv[1])
+request = tiny_request(mood="hang", marks=str(folder / "marks"))
+ProcessAssessor(command=CHILD).start(make_job(folder, {{"swa": tiny_weights()}}, request=request))
+time.sleep(600)
+"""
+    averager = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    try:
+        child = wait_for(tmp_path / "marks.pid")
+        assert is_alive(child)
+    finally:
+        averager.kill()
+        averager.wait()
+    deadline = time.monotonic() + 20
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(child)
 
 
 def test_closing_stops_the_writing_of_files(childless: ProcessAssessor, tmp_path: Path) -> None:
