@@ -40,7 +40,7 @@ def main() -> int:
         again = [sys.executable, *sys.orig_argv[1:]]
         os.execve(sys.executable, again, os.environ | {"PYTHONHASHSEED": "0"})  # noqa: S606  ourselves
     torch.set_num_threads(1)
-    stamina.set_testing(True, attempts=TRIES)  # noqa: FBT003  its own signature
+    stamina.set_testing(True, attempts=TRIES)
     gc.freeze()  # what is imported stays: looking through it again and again costs a fifth of the time
     with tempfile.TemporaryDirectory(prefix="wa-simulation-") as scratch:
         summary = simulate_all(options, scratch=Path(scratch))
