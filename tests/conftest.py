@@ -20,6 +20,12 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much is simulated in `tests/chaos/test_simulation.py`."""
+    parser.addoption("--sim-seeds", type=int, default=20_000, help="how many schedules to simulate")
+    parser.addoption("--sim-seed", type=int, default=None, help="tell this one's story")
+
+
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """One real SeaweedFS for the whole session; `seaweed.new_store()` gives each test a bucket of its own."""

@@ -392,8 +392,9 @@ class AverageManifest(Record):
     """One generation of one average: cursor and shadow in one record, so they cannot disagree.
 
     `cursor` is the run-log seq through which everything has been folded, skipped or rejected. `folded` holds
-    the log seqs behind `coefficients` (step -> weight, summing to 1), in folding order. What is served of a
-    generation, and how it measures, is in its `AssessmentRecord`, once there is one.
+    the log seqs behind `coefficients` (step -> weight, summing to 1), in folding order. `attempt` is the newest
+    attempt that its writer knew of, 0 where that was not recorded. What is served of a generation, and how it
+    measures, is in its `AssessmentRecord`, once there is one.
     """
 
     format: Literal[1] = FORMAT
@@ -405,6 +406,7 @@ class AverageManifest(Record):
     rule: str
     accumulator_dtype: Literal["float32", "float64"]
     cursor: int = Field(ge=0)
+    attempt: int = Field(default=0, ge=0)
     folded: list[int] = Field(default_factory=list)
     coefficients: dict[int, float] = Field(default_factory=dict)
     rejected: list[SetAside] = Field(default_factory=list)

@@ -36,9 +36,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_READS = 3  # of a state, before an older one is used
+
 
 class RunningAverage:
-    """Takes checkpoints and publishes generations. `load` must come first, and after every `FencedError`.
+    """Takes checkpoints and publishes generations.
+
+    `look` and `load` must come first, and after every `FencedError`.
 
     Args:
         store: the bucket.
@@ -71,6 +75,7 @@ class RunningAverage:
         self._accumulation: Accumulation = self._new_accumulation()
         self._manifest = self._blank()
         self._taken: list[CheckpointCommitted] = []
+        self._numbers: list[int] = []
         self._newest_number = 0
         self._assessed_number: int | None = None
         self._num_unpublished = 0
@@ -87,6 +92,7 @@ class RunningAverage:
             num_unpublished=self._num_unpublished,
             is_dirty=self._is_dirty,
             is_assessed=self._assessed_number == self._newest_number,
+            attempt=self._manifest.attempt,
         )
 
     @property
@@ -104,15 +110,24 @@ class RunningAverage:
         """Whether `load` has to come before anything else."""
         return not self._is_loaded or (self.shadow is not None and self.shadow.is_broken)
 
-    def load(self, lineage: Mapping[int, CheckpointCommitted]) -> None:
-        """Go back to the newest generation that holds nothing from outside `lineage` (log seq -> checkpoint).
+    def look(self) -> None:
+        """See which generations there are, for the next `load`.
 
         Raises:
             TransientError: the store is away; `is_broken` until the next `load`.
         """
         self._is_loaded = False
-        numbers = self._generations.numbers()
-        self._newest_number = numbers[-1] if numbers else 0
+        self._numbers = self._generations.numbers()
+
+    def load(self, lineage: Mapping[int, CheckpointCommitted]) -> None:
+        """Go back to the newest generation seen that holds nothing from outside `lineage` (log seq -> checkpoint).
+
+        The log must have been read after the last `look`.
+
+        Raises:
+            TransientError: the store is away; `is_broken` until the next `load`.
+        """
+        self._newest_number = self._numbers[-1] if self._numbers else 0
         found = self._start_from_newest_inside(lineage)
         # A newer generation of an abandoned branch is still the newest: publish over it even with no new fold.
         self._is_dirty = found < self._newest_number
@@ -154,8 +169,8 @@ class RunningAverage:
         log.warning("rejected", run_id=self._run_id, average=self.name, step=entry.step, code=error.code)
         self._set_aside("rejected", entry, code=error.code, message=error.message)
 
-    def publish(self) -> AverageManifest:
-        """Commit what was taken as the next generation.
+    def publish(self, *, attempt: int) -> AverageManifest:
+        """Commit what was taken as the next generation; `attempt` is the newest one that the log knows of.
 
         Raises:
             FencedError: another averager published that generation first; `load` before going on.
@@ -164,8 +179,8 @@ class RunningAverage:
         if not self._is_state_stored:
             state = uploaded = self._upload_state()
         number = self._newest_number + 1
-        stamp = {"generation": number, "at": self._clock.now(), "write_id": new_write_id(), "shadow": state}
-        manifest = self._manifest.model_copy(update=stamp)
+        stamp = {"generation": number, "at": self._clock.now(), "write_id": new_write_id()}
+        manifest = self._manifest.model_copy(update={**stamp, "attempt": attempt, "shadow": state})
         try:
             # Blobs are up before this: a crash in between leaves an orphan, never a dangling pointer.
             self._generations.commit(manifest)
@@ -214,19 +229,24 @@ class RunningAverage:
 
     def _start_from_newest_inside(self, lineage: Mapping[int, CheckpointCommitted]) -> int:
         """Restore the newest usable generation; returns its number, 0 for a fresh start."""
-        for manifest in self._generations.newest_first():
-            if not lineage.keys() >= set(manifest.folded):
-                continue
+        for manifest in map(self._generations.fetch, reversed(self._numbers)):
+            if lineage.keys() >= set(manifest.folded) and self._could_start_from(manifest, lineage):
+                return manifest.generation
+        self._start_from(None, lineage)
+        return 0
+
+    def _could_start_from(self, manifest: AverageManifest, lineage: Mapping[int, CheckpointCommitted]) -> bool:
+        """Restore a generation; a truncated or flipped transfer heals, a corrupt object does not."""
+        code = ""
+        for _ in range(_READS):
             try:
                 self._start_from(manifest, lineage)
             except CorruptError as error:
-                log.warning(
-                    "older_generation_used", average=self.name, unreadable=manifest.generation, code=error.code
-                )
-                continue
-            return manifest.generation
-        self._start_from(None, lineage)
-        return 0
+                code = error.code
+            else:
+                return True
+        log.warning("older_generation_used", average=self.name, unreadable=manifest.generation, code=code)
+        return False
 
     def _start_from(self, manifest: AverageManifest | None, lineage: Mapping[int, CheckpointCommitted]) -> None:
         self._accumulation.restore(manifest)

@@ -155,10 +155,11 @@ class RunFollower:
         self._load(average for average in self._averages.values() if average.is_broken)
 
     def _load(self, averages: Iterable[RunningAverage]) -> None:
-        lineage: dict[int, CheckpointCommitted] | None = None
         for average in averages:
-            lineage = lineage or {entry.seq: entry for entry in self._log.lineage}
-            average.load(lineage)
+            average.look()
+            # After the look: a log that is older than a generation would make it seem to be of another branch.
+            self._log.refresh()
+            average.load({entry.seq: entry for entry in self._log.lineage})
 
     def _view(self) -> RunView:
         state = self._log.state
@@ -170,6 +171,7 @@ class RunFollower:
             is_assessor_idle=self._assessor.is_idle,
             averages=[average.view for average in self._averages.values()],
             assessing=self._assessing,
+            branched_at=self._log.branched_at,
         )
 
     def _act(self, action: Action) -> None:
@@ -181,7 +183,7 @@ class RunFollower:
                 self._fold(self._entry(seq), [self._averages[name] for name in names])
             case Publish(names):
                 for name in names:
-                    manifest = self._averages[name].publish()
+                    manifest = self._averages[name].publish(attempt=self._log.attempt)
                     log.info("published", run_id=self.run_id, average=name, generation=manifest.generation)
             case Assess(names):
                 self._assess([self._averages[name] for name in names])

@@ -20,7 +20,8 @@ class AverageView:
 
     `cursor` is the run-log seq through which it has taken every checkpoint; `folded` are the seqs in it.
     `num_unpublished` counts the checkpoints taken since its newest generation; `is_dirty` says that memory differs
-    from that generation even so (after a rewind). `is_assessed` speaks of the newest generation.
+    from that generation even so (it could not be read). `is_assessed` speaks of the newest generation, and
+    `attempt` is the newest attempt that the writer of that one knew of.
     """
 
     name: str
@@ -29,13 +30,15 @@ class AverageView:
     num_unpublished: int
     is_dirty: bool
     is_assessed: bool
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RunView:
     """What the policy needs to know of a run.
 
-    `lineage` are the seqs of its surviving checkpoints, ascending. Assessing goes on beside everything else:
+    `lineage` are the seqs of its surviving checkpoints, ascending; `branched_at` is the newest attempt that
+    abandoned some, 0 while none has. Assessing goes on beside everything else:
     `assessing` names the averages that a job of this run is at, `is_assessor_idle` says whether one may start.
     """
 
@@ -45,6 +48,7 @@ class RunView:
     averages: Sequence[AverageView]
     is_assessor_idle: bool = True
     assessing: frozenset[str] = frozenset()
+    branched_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,9 @@ Action = Rewind | Fold | Publish | Assess | Finish | Wait
 def next_action(run: RunView, *, publish_every_folds: int) -> Action:
     """The one thing to do next.
 
-    While behind, an average is published every `publish_every_folds` checkpoints; when caught up, after each.
+    While behind, an average is published every `publish_every_folds` checkpoints; when caught up, after each. It
+    is also published once after a branch was abandoned, whatever it holds: an averager that has not heard of that
+    may be about to create the same generation, with abandoned checkpoints in it, and must find the number taken.
     """
     lineage = frozenset(run.lineage)
     if astray := tuple(average.name for average in run.averages if not average.folded <= lineage):
@@ -101,7 +107,9 @@ def next_action(run: RunView, *, publish_every_folds: int) -> Action:
     pending = tuple(
         average.name
         for average in run.averages
-        if average.is_dirty or average.num_unpublished >= (publish_every_folds if fold else 1)
+        if (average.is_dirty and not fold)
+        or average.attempt < run.branched_at
+        or average.num_unpublished >= (publish_every_folds if fold else 1)
     )
     if pending:
         return Publish(pending)

@@ -32,10 +32,18 @@ def patiently(call: Callable[[], T], *, patience_s: float = COMMIT_PATIENCE_S) -
     Raises:
         TransientError: the reason had not passed when the patience ended.
     """
+    failed: TransientError | None = None
+    try:
+        return call()  # nearly always all there is to it, and far cheaper than the machinery below
+    except TransientError as error:
+        failed = error
     for attempt in stamina.retry_context(
         on=TransientError, attempts=None, timeout=patience_s, wait_initial=0.1, wait_max=3.0, wait_jitter=0.2
     ):
         with attempt:
+            if failed is not None:
+                first, failed = failed, None
+                raise first
             return call()
     raise AssertionError("unreachable: stamina returns or raises")
 

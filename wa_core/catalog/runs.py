@@ -90,6 +90,18 @@ def lineage(entries: Sequence[LogEntry]) -> list[CheckpointCommitted]:
     return surviving
 
 
+def branched_at(entries: Sequence[LogEntry]) -> int:
+    """The newest attempt that abandoned checkpoints, 0 while none has; see `lineage`."""
+    branch, newest = 0, 0
+    for entry in entries:
+        if isinstance(entry, AttemptStarted):
+            branch = entry.attempt if newest > (entry.resumed_from or 0) else branch
+            newest = entry.resumed_from or 0
+        elif isinstance(entry, CheckpointCommitted):
+            newest = entry.seq
+    return branch
+
+
 def requested_averages(spec: RunSpec, entries: Iterable[LogEntry]) -> list[AverageRequest]:
     """The averages that a run should have: those submitted, then those added, in order. A name's first counts."""
     added = (entry.average for entry in entries if isinstance(entry, AverageAdded))
@@ -203,6 +215,11 @@ class RunLog:
     def lineage(self) -> list[CheckpointCommitted]:
         """The surviving checkpoints; see `lineage`."""
         return lineage(self._entries)
+
+    @property
+    def branched_at(self) -> int:
+        """The newest attempt that abandoned checkpoints; see `branched_at`."""
+        return branched_at(self._entries)
 
     @property
     def desired_state(self) -> str:

@@ -5,6 +5,7 @@ It implements the whole store port, so real code can be run on it directly too. 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from typing import TYPE_CHECKING, Protocol
 
 from wa_core.errors import AlreadyExistsError, InvalidInputError, ObjectNotFoundError
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from wa_core.clock import Clock
+
+
+_LAST = chr(0x10FFFF)  # sorts after whatever a key may hold
 
 
 class Observer(Protocol):
@@ -34,6 +38,7 @@ class Bucket:
 
     def __init__(self, clock: Clock, objects: Mapping[str, bytes] | None = None) -> None:
         self.objects = dict(objects or {})
+        self._keys = sorted(self.objects)
         self.observer: Observer | None = None
         self._clock = clock
 
@@ -59,6 +64,8 @@ class Bucket:
         """Write an object."""
         check_key(key)
         data = bytes(body) if isinstance(body, bytes | bytearray | memoryview) else body.read()
+        if key not in self.objects:
+            insort(self._keys, key)
         self.objects[key] = data
         if self.observer:
             self.observer.wrote(key, data)
@@ -71,14 +78,17 @@ class Bucket:
 
     def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key."""
-        keys = sorted(key for key in self.objects if key.startswith(prefix))
+        begin, end = bisect_left(self._keys, prefix), bisect_left(self._keys, prefix + _LAST)
         now = self._clock.now()
-        infos = [ObjectInfo(key, len(self.objects[key]), now) for key in keys]
+        infos = [ObjectInfo(key, len(self.objects[key]), now) for key in self._keys[begin:end]]
         return roll_up(infos, prefix=prefix, start_after=start_after, delimiter=delimiter)
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
-        if self.objects.pop(key, None) is not None and self.observer:
+        if self.objects.pop(key, None) is None:
+            return
+        self._keys.remove(key)
+        if self.observer:
             self.observer.deleted(key)
 
     def presign(self, key: str, *, expires_s: int) -> str | None:

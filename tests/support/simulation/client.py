@@ -98,6 +98,8 @@ class SimulatedStore:
         self._schedule.hand_over(self._actor)
         trouble = self._weather.draw(operation, key, may_crash=self._may_crash)
         self._trace.append((self._schedule.step, self._actor.name, operation, key, trouble or ""))
+        if trouble is None:
+            return act(), None
         if trouble in CRASHES:
             self._is_dead = True
             if trouble is Trouble.CRASH_AFTER:

@@ -143,17 +143,11 @@ class Inspector:
         yield from references(self.assessments.get((name, manifest["generation"]), {}))
 
 
-def references(record: object) -> Iterator[dict[str, Any]]:
-    """Every file reference in a record, wherever it stands."""
-    if isinstance(record, dict):
-        if "sha256" in record and "key" in record:
-            yield record
-        else:
-            for value in record.values():
-                yield from references(value)
-    elif isinstance(record, list):
-        for value in record:
-            yield from references(value)
+def references(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The files that a manifest or an assessment names."""
+    if record.get("shadow"):
+        yield record["shadow"]
+    yield from record.get("files", {}).values()
 
 
 def _is_whole(manifest: dict[str, Any], path: Sequence[Checkpoint]) -> bool:

@@ -41,16 +41,20 @@ class Schedule:
         chance: decides who is next.
         clock: advances with the steps.
         stickiness: how likely an actor goes on rather than hand over.
+        nap_steps: for how long, at most, one who has nothing to do does not even look.
         max_steps: after so many steps the world counts as stuck.
     """
 
-    def __init__(self, chance: random.Random, clock: WorldClock, *, stickiness: float, max_steps: int) -> None:
+    def __init__(
+        self, chance: random.Random, clock: WorldClock, *, stickiness: float, nap_steps: int, max_steps: int
+    ) -> None:
         self.step = 0
         self.news = 0
         self.failure: str | None = None
         self._chance = chance
         self._clock = clock
         self._stickiness = stickiness
+        self._nap_steps = nap_steps
         self._max_steps = max_steps
         self._is_stopping = False
         self._alive: list[Actor] = []
@@ -96,7 +100,8 @@ class Schedule:
         self.hand_over(actor)
 
     def idle(self, actor: Actor) -> None:
-        """Wait for news, or for time to pass."""
+        """Wait a little, and then for news, or for time to pass."""
+        actor.resumes_at = self.step + self._chance.randint(0, self._nap_steps)
         actor.idle_since = self.news
         self.hand_over(actor)
         actor.idle_since = None

@@ -65,6 +65,7 @@ class World:
             self._chance,
             self._clock,
             stickiness=self._chance.choice((0.2, 0.5, 0.8, 0.95)),
+            nap_steps=self._chance.choice((0, 15, 60)),
             max_steps=MAX_STEPS,
         )
         self._inspector = Inspector(self._bucket.objects, fail=self._schedule.fail, tell=self._news)

@@ -184,7 +184,7 @@ class LogMachine(RuleBasedStateMachine):
         lost: list[Fault],
         rival: LogEntry | None,
     ) -> tuple[LogEntry, int | None]:
-        """Somebody says something, maybe for an attempt that may be over, maybe while somebody else does."""
+        """Somebody says something, for an attempt that may be over, maybe while somebody else does."""
         attempt = None if behind is None else max(0, self.model.attempt - behind)
         self._append(client, entry, attempt, expect, lost, rival)
         return entry, attempt
