@@ -9,7 +9,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from services.cli.average_report import describe_plan, describe_report, print_plan
 from services.cli.connection import AsJson  # noqa: TC001  Typer reads the annotations at run time
@@ -140,11 +139,23 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr, if that is a terminal."""
     console = notices()
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(name, total=None)
         shown_at = 0.0
 

@@ -15,8 +15,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from services.runtime.settings import Settings
-from services.runtime.stores import open_store
 from wa_core.averaging.files.foreign import TORCH_SUFFIXES, convert_checkpoint, is_dcp_folder, is_torch_format
 from wa_core.averaging.files.parts import FilePart
 from wa_core.averaging.files.sources import FilesSource, open_object, open_source
@@ -229,6 +227,10 @@ def _find_objects(url: str) -> list[Found]:
 def _open_bucket(url: str, bucket: str) -> ObjectStore:
     if not re.fullmatch(r"[a-z0-9.-]{3,63}", bucket):
         raise InvalidInputError(f"{url}: {bucket!r} is no bucket's name; write s3://bucket/prefix")
+    # Not at the top: files need neither, and loading them takes longer than averaging a small model.
+    from services.runtime.settings import Settings
+    from services.runtime.stores import open_store
+
     return open_store(Settings().model_copy(update={"store_url": f"{_S3}{bucket}"}))
 
 

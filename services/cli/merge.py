@@ -130,7 +130,7 @@ def plan(job: Job) -> tuple[AveragePlan, RebuildPlan | None]:
         return work.plan, work.rebuild
 
 
-def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None]) -> AverageReport:
+def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None] | None = None) -> AverageReport:
     """Average into `target`, going on from what a killed merge of the same job has left.
 
     Raises:
@@ -153,7 +153,9 @@ def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None]) 
         raise
 
 
-def _merge(job: Job, target: Target, staging: Staging, on_progress: Callable[[int, int], None]) -> AverageReport:
+def _merge(
+    job: Job, target: Target, staging: Staging, on_progress: Callable[[int, int], None] | None
+) -> AverageReport:
     with _opened(job, staging.folder) as sources:
         work = _settle(job, sources)
         _check_space(target, work.plan)
