@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one process took: seconds from start to end, seconds of processors, peak memory; and what it printed."""
+    """What one process took: seconds from start to end, and of processors; peak memory; and what it printed."""
 
     wall_s: float
     cpu_s: float
@@ -56,7 +56,10 @@ def alternate(kinds: Mapping[str, Callable[[], Usage]], *, rounds: int) -> dict[
         for name in names[shift:] + names[:shift]:
             os.sync()  # what the last one left to write must not slow the next one down
             usage = kinds[name]()
-            print(f"{name}: {usage.wall_s:.2f} s ({usage.cpu_s:.2f} s of CPU), {usage.peak_rss_bytes / 1e6:.0f} MB", file=sys.stderr)
+            print(
+                f"{name}: {usage.wall_s:.2f} s ({usage.cpu_s:.2f} s of CPU), {usage.peak_rss_bytes / 1e6:.0f} MB",
+                file=sys.stderr,
+            )
             found[name].append(usage)
     return found
 

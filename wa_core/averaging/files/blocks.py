@@ -22,7 +22,7 @@ Raw = NDArray[np.uint8]
 Bits = NDArray[np.uint32]
 
 #: Elements worked on at a time: small enough that what is summed stays in the processor's cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 _NATIVE = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 # Bits of the exponent, its bias, and how many of the largest codes are not finite.
 _FLOAT8 = {"F8_E4M3": (4, 7, 1), "F8_E5M2": (5, 15, 4), "F8_E4M3FNUZ": (4, 8, 0), "F8_E5M2FNUZ": (5, 16, 0)}

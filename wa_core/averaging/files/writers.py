@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wa_core.averaging.files.foreign import export_pt
-from wa_core.averaging.files.output import SafetensorsWriter, sync_path
+from wa_core.averaging.files.output import SafetensorsWriter, leave_to_system
 from wa_core.averaging.files.staging import unwritable
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from wa_core.averaging.files.sources import StoredTensor
     from wa_core.averaging.files.staging import Staging
@@ -42,7 +42,7 @@ class StagedWriter:
         max_shard_bytes: tensors beyond this go to the next file; a larger tensor has a file to itself. None: one
             file. Without meaning for ``pt``.
         companions: files to copy into a Hugging Face folder.
-        fsync: wait for the disk before anything is moved into place and after it.
+        sync: how to wait for the disk, before anything is moved into place and after it, or not at all.
 
     Raises:
         InvalidInputError: `output_not_writable`; or ``hf`` into a folder that holds something already.
@@ -55,10 +55,10 @@ class StagedWriter:
         file_format: OutputFormat,
         max_shard_bytes: int | None = None,
         companions: Iterable[Path] = (),
-        fsync: bool = False,
+        sync: Callable[[Path], None] = leave_to_system,
     ) -> None:
         self._staging = staging
-        self._fsync = fsync
+        self._sync = sync
         self._format = file_format
         self._max_shard_bytes = None if file_format == "pt" else max_shard_bytes
         self._companions = tuple(companions)
@@ -155,8 +155,13 @@ class StagedWriter:
         own = {alias: owner for alias, owner in ties.items() if owner in set(names)}
         part = self._staging.folder / f"{file}.data"
         left_over = part.stat().st_size if part.exists() else None
-        target = self._staging.output.parent if self._is_placed_directly else self._made
-        self._files[file] = writer = SafetensorsWriter(target / file, part=part, fsync=self._fsync)
+        # What is not in its place yet is waited for there.
+        target, sync = (
+            (self._staging.output.parent, self._sync)
+            if self._is_placed_directly
+            else (self._made, leave_to_system)
+        )
+        self._files[file] = writer = SafetensorsWriter(target / file, part=part, sync=sync)
         writer.begin(shard, ties=own, metadata=metadata)
         if left_over != part.stat().st_size:
             self._staging.forget(self._owners.get(name, name) for name in names)
@@ -188,14 +193,11 @@ class StagedWriter:
 
     def _place_folder(self, made: Sequence[Path]) -> list[Path]:
         companions = [Path(shutil.copy(path, self._made / path.name)) for path in self._companions]
-        self._sync(*self._made.iterdir(), self._made)
+        for path in (*self._made.iterdir(), self._made):
+            self._sync(path)
         self._made.replace(self._staging.output)
         self._sync(self._staging.output.parent)
         return [self._staging.output / path.name for path in (*made, *companions)]
-
-    def _sync(self, *paths: Path) -> None:
-        for path in paths if self._fsync else ():
-            sync_path(path)
 
 
 def split_shards(tensors: Sequence[StoredTensor], max_bytes: int | None) -> list[list[StoredTensor]]:
