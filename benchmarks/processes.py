@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one process took: seconds from start to end, peak resident memory in bytes, and what it printed."""
+    """What one process took: seconds from start to end, and of processors; peak memory; and what it printed."""
 
     wall_s: float
+    cpu_s: float
     peak_rss_bytes: int
     output: str
 
@@ -43,7 +44,7 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Usage:
         output.seek(0)
         if process.returncode:
             raise RuntimeError(f"{argv}: exit {process.returncode}\n{errors.read().decode()[-2000:]}")
-        return Usage(wall_s, usage.ru_maxrss * 1024, output.read().decode())
+        return Usage(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, output.read().decode())
 
 
 def alternate(kinds: Mapping[str, Callable[[], Usage]], *, rounds: int) -> dict[str, list[Usage]]:
@@ -55,7 +56,10 @@ def alternate(kinds: Mapping[str, Callable[[], Usage]], *, rounds: int) -> dict[
         for name in names[shift:] + names[:shift]:
             os.sync()  # what the last one left to write must not slow the next one down
             usage = kinds[name]()
-            print(f"{name}: {usage.wall_s:.2f} s, {usage.peak_rss_bytes / 1e6:.0f} MB", file=sys.stderr)
+            print(
+                f"{name}: {usage.wall_s:.2f} s ({usage.cpu_s:.2f} s of CPU), {usage.peak_rss_bytes / 1e6:.0f} MB",
+                file=sys.stderr,
+            )
             found[name].append(usage)
     return found
 
@@ -66,6 +70,7 @@ def summary(found: Mapping[str, Sequence[Usage]]) -> dict[str, Any]:
         name: {
             "median_s": median(usage.wall_s for usage in usages),
             "wall_s": [usage.wall_s for usage in usages],
+            "cpu_s": [usage.cpu_s for usage in usages],
             "peak_rss_bytes": max(usage.peak_rss_bytes for usage in usages),
         }
         for name, usages in found.items()

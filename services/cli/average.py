@@ -9,7 +9,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from services.cli.average_report import describe_plan, describe_report, print_plan
 from services.cli.connection import AsJson  # noqa: TC001  Typer reads the annotations at run time
@@ -87,8 +86,16 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Float tensors that keep their newest value.", show_default=False),
     ] = None,
-    has_digests: Annotated[
-        bool, typer.Option("--digests/--no-digests", help="Note the sources' sha256 in the output.")
+    digests: Annotated[
+        bool | None,
+        typer.Option(
+            "--digests/--no-digests",
+            help="Note the sources' sha256 in the output: one more pass.",
+            show_default="for local sources of up to 1 GiB together",
+        ),
+    ] = None,
+    fsync: Annotated[
+        bool, typer.Option("--fsync", help="Wait until the output is on the disk: safe from a power cut too.")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Stretches worked on at a time.")] = 2,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
@@ -117,7 +124,7 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         latest=tuple(latest or ()),
         dtype=dtype,
         accumulator_dtype=accumulator_dtype,
-        has_digests=has_digests,
+        digests=digests,
         num_threads=threads,
     )
     shard_bytes = _parse_size(max_shard_size)
@@ -128,7 +135,9 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         else:
             print_plan(found, num_threads=threads, rebuild=rebuild)
         return
-    target = _checked("--output", lambda: Target.settle(output, file_format, max_shard_bytes=shard_bytes))
+    target = _checked(
+        "--output", lambda: Target.settle(output, file_format, max_shard_bytes=shard_bytes, fsync=fsync)
+    )
     with _bar(output.name) as on_progress:
         report = merge(job, target, on_progress=on_progress)
     if as_json:
@@ -140,11 +149,23 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr, if that is a terminal."""
     console = notices()
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(name, total=None)
         shown_at = 0.0
 

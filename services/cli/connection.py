@@ -1,16 +1,20 @@
-"""Where the service is: options, then the environment, then the embedded stack of `./.wa`."""
+"""Where the service is: options, then the environment, then the embedded stack of `./.wa`.
+
+The client and the stack are loaded when a service is looked for: commands on files share the options alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.client import ApiError, Client
-from services.stack.state import DataFolder
 from wa_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from services.client import Client
 
 DEFAULT_DATA = Path(".wa")
 
@@ -46,6 +50,8 @@ def connect(api_url: str | None, token: str | None, *, patience_s: float = 0.0) 
         ServiceUnreachableError: a patient client is asked for, and nobody is there to begin with: a service that
             restarts is waited for, a wrong address is not.
     """
+    from services.client import ApiError, Client
+
     if api_url is None and (found := _embedded()) is not None:
         api_url, token = found[0], token or found[1]
     if patience_s:
@@ -55,6 +61,8 @@ def connect(api_url: str | None, token: str | None, *, patience_s: float = 0.0) 
 
 
 def _embedded() -> tuple[str, str] | None:
+    from services.stack.state import DataFolder
+
     try:
         stack = DataFolder(DEFAULT_DATA.resolve()).connection()
     except ConfigurationError:

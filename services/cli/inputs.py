@@ -15,16 +15,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from services.runtime.settings import Settings
-from services.runtime.stores import open_store
+from wa_core.averaging.files.converted import ConvertedSource
 from wa_core.averaging.files.foreign import TORCH_SUFFIXES, convert_checkpoint, is_dcp_folder, is_torch_format
-from wa_core.averaging.files.parts import FilePart
-from wa_core.averaging.files.sources import FilesSource, open_object, open_source
+from wa_core.averaging.files.sources import open_object, open_source
 from wa_core.errors import InvalidInputError, ObjectNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from wa_core.averaging.files.sources import FilesSource
     from wa_core.store.base import ObjectStore
 
 _S3 = "s3://"
@@ -57,7 +56,7 @@ class Found:
         if self.is_foreign:
             if not converted.exists():
                 self._convert(converted)
-            return FilesSource(self.name, [FilePart(converted)])
+            return ConvertedSource(self.name, converted, originals=_files_of(self.path) if self.path else ())
         if self.store is not None:
             return open_object(self.store, self.key, name=self.name)
         return open_source(self.name)
@@ -182,12 +181,15 @@ def _files_below(folder: Path) -> list[str]:
     return found
 
 
+def _files_of(path: Path) -> list[Path]:
+    """The file itself, or all files in a folder."""
+    return sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+
+
 def _stamp(path: Path) -> str:
     """Size and time of a file, or of all files beside an index or in a folder."""
-    is_group = path.is_dir() or path.name.endswith(_INDEX_SUFFIX)
-    folder = path if path.is_dir() else path.parent
     try:
-        files = sorted(one for one in folder.iterdir() if one.is_file()) if is_group else [path]
+        files = _files_of(path.parent if path.name.endswith(_INDEX_SUFFIX) else path)
         return ";".join(f"{one.name}:{(at := one.stat()).st_size}:{at.st_mtime_ns}" for one in files)
     except OSError as error:
         raise InvalidInputError(f"{path}: {error.strerror}; check the name and its permissions") from None
@@ -229,6 +231,10 @@ def _find_objects(url: str) -> list[Found]:
 def _open_bucket(url: str, bucket: str) -> ObjectStore:
     if not re.fullmatch(r"[a-z0-9.-]{3,63}", bucket):
         raise InvalidInputError(f"{url}: {bucket!r} is no bucket's name; write s3://bucket/prefix")
+    # Not at the top: files need neither, and loading them takes longer than averaging a small model.
+    from services.runtime.settings import Settings
+    from services.runtime.stores import open_store
+
     return open_store(Settings().model_copy(update={"store_url": f"{_S3}{bucket}"}))
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli import average, demo, doctor, local, results, runs
 from services.cli.console import say
-from services.cli.verify import verify
-from services.client import ApiError, ServiceUnreachableError
 from wa_core.errors import InvalidInputError, WeightAveragingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from services.client import ApiError
 
 _HELP = """Averaged weights (SWA, EMA) for every training run.
 
@@ -43,36 +43,38 @@ _FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
 _UNAUTHENTICATED = 401
 _BAD_REQUEST = {400, 413, 415, 422}
 
-_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+# Command -> where its function is, as module:function below services.cli. Only what is called is loaded: the
+# client and the stack take longer to import than averaging a small model does.
+_PANELS: dict[str, dict[str, str]] = {
     "Runs": {
-        "submit": runs.submit,
-        "runs": runs.runs,
-        "show": runs.show,
-        "logs": runs.logs,
-        "events": runs.events,
-        "cancel": runs.cancel,
+        "submit": "runs:submit",
+        "runs": "runs:runs",
+        "show": "runs:show",
+        "logs": "runs:logs",
+        "events": "runs:events",
+        "cancel": "runs:cancel",
     },
     "Results": {
-        "checkpoints": results.checkpoints,
-        "averages": results.averages,
-        "download": results.download,
-        "verify": verify,
+        "checkpoints": "results:checkpoints",
+        "averages": "results:averages",
+        "download": "results:download",
+        "verify": "verify:verify",
     },
     "Files": {
-        "average": average.average,
+        "average": "average:average",
     },
     "This machine": {
-        "up": local.up,
-        "down": local.down,
-        "demo": demo.demo,
-        "doctor": doctor.doctor,
-        "version": local.show_version,
+        "up": "local:up",
+        "down": "local:down",
+        "demo": "demo:demo",
+        "doctor": "doctor:doctor",
+        "version": "local:show_version",
     },
 }
 
 
-def build_app() -> typer.Typer:
-    """The app with all its commands, grouped as the help shows them."""
+def build_app(called: str | None = None) -> typer.Typer:
+    """The app, grouped as the help shows it: with the command `called` alone if there is one, or else with all."""
     app = typer.Typer(
         name="wa",
         help=_HELP,
@@ -83,16 +85,20 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
+    is_known = any(called in commands for commands in _PANELS.values())
     for panel, commands in _PANELS.items():
-        for name, function in commands.items():
-            app.command(name, rich_help_panel=panel)(function)
+        for name, place in commands.items():
+            if name == called or not is_known:
+                module, _, function = place.partition(":")
+                command = getattr(import_module(f"services.cli.{module}"), function)
+                app.command(name, rich_help_panel=panel)(command)
     return app
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command, and return its exit code."""
     try:
-        build_app()(args=list(arguments), prog_name="wa")
+        build_app(next(iter(arguments), None))(args=list(arguments), prog_name="wa")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
@@ -124,6 +130,8 @@ def _explain(error: WeightAveragingError) -> int:
     if os.environ.get("WA_DEBUG"):
         raise error
     say(f"wa: {error.message}")
+    from services.client import ApiError, ServiceUnreachableError
+
     if isinstance(error, ServiceUnreachableError):
         return _UNREACHABLE
     if isinstance(error, ApiError):

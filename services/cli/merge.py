@@ -18,6 +18,7 @@ from services.cli.console import say
 from wa_core.averaging.files.casting import CastingWriter
 from wa_core.averaging.files.foreign import TORCH_SUFFIXES
 from wa_core.averaging.files.offline import MergeOptions, average_files
+from wa_core.averaging.files.output import leave_to_system, sync_path
 from wa_core.averaging.files.plan import plan_average
 from wa_core.averaging.files.rebuild import RebuildWriter, newest_last, plan_sources
 from wa_core.averaging.files.staging import Staging
@@ -59,20 +60,23 @@ class Job:
     latest: tuple[str, ...] = ()
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
     accumulator_dtype: AccumulatorDtype = "float64"
-    has_digests: bool = False
+    digests: bool | None = None
     num_threads: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the average goes."""
+    """Where the average goes; with `fsync` the disk is waited for."""
 
     path: Path
     file_format: OutputFormat
     max_shard_bytes: int | None
+    fsync: bool
 
     @classmethod
-    def settle(cls, output: Path, file_format: OutputFormat | None, *, max_shard_bytes: int | None) -> Target:
+    def settle(
+        cls, output: Path, file_format: OutputFormat | None, *, max_shard_bytes: int | None, fsync: bool = False
+    ) -> Target:
         """Choose what was left open by the output's name: a torch suffix, none for a folder, else safetensors.
 
         Raises:
@@ -90,7 +94,7 @@ class Target:
             )
         if max_shard_bytes is None and file_format == "hf":
             max_shard_bytes = _FOLDER_SHARD_BYTES
-        return cls(output, file_format, max_shard_bytes)
+        return cls(output, file_format, max_shard_bytes, fsync)
 
     @property
     def index(self) -> Path | None:
@@ -130,7 +134,7 @@ def plan(job: Job) -> tuple[AveragePlan, RebuildPlan | None]:
         return work.plan, work.rebuild
 
 
-def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None]) -> AverageReport:
+def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None] | None = None) -> AverageReport:
     """Average into `target`, going on from what a killed merge of the same job has left.
 
     Raises:
@@ -153,7 +157,9 @@ def merge(job: Job, target: Target, *, on_progress: Callable[[int, int], None]) 
         raise
 
 
-def _merge(job: Job, target: Target, staging: Staging, on_progress: Callable[[int, int], None]) -> AverageReport:
+def _merge(
+    job: Job, target: Target, staging: Staging, on_progress: Callable[[int, int], None] | None
+) -> AverageReport:
     with _opened(job, staging.folder) as sources:
         work = _settle(job, sources)
         _check_space(target, work.plan)
@@ -166,7 +172,7 @@ def _merge(job: Job, target: Target, staging: Staging, on_progress: Callable[[in
             latest=job.latest,
             options=MergeOptions(
                 accumulator_dtype=job.accumulator_dtype,
-                digests=job.has_digests,
+                digests=job.digests,
                 num_threads=job.num_threads,
                 on_progress=on_progress,
             ),
@@ -180,6 +186,7 @@ def _writer(job: Job, target: Target, staging: Staging, work: Work) -> Writer:
         file_format=target.file_format,
         max_shard_bytes=target.max_shard_bytes,
         companions=_companions(next(found for found in job.found if found.name == newest), target),
+        sync=sync_path if target.fsync else leave_to_system,
     )
     if job.dtype is not None:
         writer = CastingWriter(writer, dtype=_FORMAT_DTYPES[job.dtype], averaged=_averaged(work.plan))
@@ -245,6 +252,6 @@ def _identity(job: Job, target: Target) -> list[object]:
     return [
         [[found.name, found.stamp] for found in job.found],
         [job.rule.spelling, job.steps, job.total_steps, job.max_rebuild_error, job.latest],
-        [job.dtype, job.accumulator_dtype, job.has_digests],
+        [job.dtype, job.accumulator_dtype, job.digests],
         [target.file_format, target.max_shard_bytes],
     ]

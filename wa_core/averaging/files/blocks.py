@@ -19,28 +19,34 @@ if TYPE_CHECKING:
 AccumulatorDtype = Literal["float64", "float32"]
 Floats = NDArray[np.floating[Any]]
 Raw = NDArray[np.uint8]
+Bits = NDArray[np.uint32]
 
 #: Elements worked on at a time: small enough that what is summed stays in the processor's cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 _NATIVE = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 # Bits of the exponent, its bias, and how many of the largest codes are not finite.
 _FLOAT8 = {"F8_E4M3": (4, 7, 1), "F8_E5M2": (5, 15, 4), "F8_E4M3FNUZ": (4, 8, 0), "F8_E5M2FNUZ": (5, 16, 0)}
+_WIDEST_NARROWED = 8
 _UNEVEN = 1e-12
 
 
-def widen(raw: Raw, dtype: str) -> Floats:
+def widen(raw: Raw, dtype: str, *, out: Bits | None = None) -> Floats:
     """The numbers in `raw`, exactly, as float64, float32 or float16; a view of `raw` where the format allows it.
 
     Args:
         raw: bytes of whole elements, flat.
         dtype: a float dtype by the format's name.
+        out: memory for bfloat16's numbers, one for each element, instead of new memory.
     """
     if dtype in _NATIVE:
         native: Floats = raw.view(_NATIVE[dtype])
         return native
     if dtype == "BF16":
         # bfloat16 is the upper half of a float32.
-        upper: NDArray[np.uint32] = np.left_shift(raw.view("<u2"), 16, dtype=np.uint32)
+        codes = raw.view("<u2")
+        upper = np.empty(len(codes), np.uint32) if out is None else out
+        np.copyto(upper, codes)
+        np.left_shift(upper, 16, out=upper)
         return upper.view(np.float32)
     values: Floats = _float8_values(dtype)[raw]
     return values
@@ -53,12 +59,7 @@ def narrow(values: Floats, dtype: str) -> Raw:
         values: flat float64 or float32.
         dtype: a float dtype by the format's name. Beyond its range float8 saturates, the others become infinite.
     """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if dtype in _NATIVE:
-            return values.astype(_NATIVE[dtype], copy=False).view(np.uint8)
-        if dtype == "BF16":
-            return _to_bfloat16(values).view(np.uint8)
-        return _to_float8(values, dtype)
+    return Rounding(max_elements=len(values)).narrow(values, dtype)
 
 
 def is_finite(raw: Raw, dtype: str) -> bool:
@@ -66,6 +67,55 @@ def is_finite(raw: Raw, dtype: str) -> bool:
     if dtype not in _NATIVE and dtype != "BF16" and dtype not in _FLOAT8:
         return True
     return bool(np.isfinite(widen(raw, dtype)).all())
+
+
+class Rounding:
+    """`narrow` for tile after tile, in the same memory: new memory costs more than the arithmetic.
+
+    Args:
+        max_elements: the largest tile.
+    """
+
+    def __init__(self, *, max_elements: int) -> None:
+        block = min(BLOCK, max_elements)
+        self._result = np.empty(max_elements * _WIDEST_NARROWED, np.uint8)
+        self._bits, self._spare = np.empty((2, block), np.uint32)
+        self._is_middle = np.empty(block, np.bool_)
+
+    def narrow(self, values: Floats, dtype: str) -> Raw:
+        """As the function `narrow`; the bytes are valid until the next call."""
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            if dtype in _NATIVE:
+                kind = np.dtype(_NATIVE[dtype])
+                if values.dtype == kind:
+                    return values.view(np.uint8)
+                native = self._result[: len(values) * kind.itemsize]
+                np.copyto(native.view(kind), values, casting="same_kind")
+                return native
+            if dtype == "BF16":
+                codes = self._result[: 2 * len(values)].view(np.uint16)
+                for begin in range(0, len(values), BLOCK):
+                    self._to_bfloat16(values[begin : begin + BLOCK], codes[begin : begin + BLOCK])
+                return codes.view(np.uint8)
+            return _to_float8(values, dtype)
+
+    def _to_bfloat16(self, values: Floats, codes: NDArray[np.uint16]) -> None:
+        bits, spare, is_middle = (memory[: len(values)] for memory in (self._bits, self._spare, self._is_middle))
+        single = bits.view(np.float32)
+        np.copyto(single, values, casting="same_kind")
+        if values.dtype == np.float64:
+            # Rounding to float32 first may land on the middle between two bfloat16 numbers; then it decides
+            # which way. The middle has a one and then zeros in its lower half.
+            np.equal(np.left_shift(bits, 16, out=spare), 1 << 31, out=is_middle)
+            middle = np.flatnonzero(is_middle)
+            excess = np.abs(values[middle]) - np.abs(single[middle].astype(np.float64))
+            bits[middle] += np.sign(excess).astype(np.int32).view(np.uint32)
+        is_nan = None if math.isfinite(float(np.add.reduce(single))) else np.isnan(single)
+        np.bitwise_and(np.right_shift(bits, 16, out=spare), 1, out=spare)
+        np.add(bits, np.add(spare, 0x7FFF, out=spare), out=bits)
+        np.copyto(codes, np.right_shift(bits, 16, out=bits), casting="same_kind")
+        if is_nan is not None:
+            codes[is_nan] = 0x7FC0
 
 
 class WeightedSum:
@@ -90,6 +140,7 @@ class WeightedSum:
         self._accumulator = accumulator
         self._memory = np.empty((2, max_elements), np.float64)
         self._product = np.empty(min(BLOCK, max_elements), np.float64)
+        self._widened = np.empty(min(BLOCK, max_elements), np.uint32)
         self.begin(0, "F64")
 
     def begin(self, num_elements: int, dtype: str) -> None:
@@ -106,9 +157,9 @@ class WeightedSum:
         item = len(raw) // max(len(self._sum), 1)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for begin in range(0, len(self._sum), BLOCK):
-                block = slice(begin, begin + BLOCK)
-                values = widen(raw[begin * item : (begin + BLOCK) * item], self._dtype)
-                self._add_block(block, values)
+                end = min(begin + BLOCK, len(self._sum))
+                piece = raw[begin * item : end * item]
+                self._add_block(slice(begin, end), widen(piece, self._dtype, out=self._widened[: end - begin]))
         self._num_added += 1
 
     def values(self) -> Floats:
@@ -156,21 +207,6 @@ class WeightedSum:
         else:
             np.multiply(values, coefficient, out=scratch, dtype=np.float64)
             np.add(into, scratch, out=into)
-
-
-def _to_bfloat16(values: Floats) -> NDArray[np.uint16]:
-    single = values.astype(np.float32)
-    bits = single.view(np.uint32)
-    # Rounding to float32 first may land on the middle between two bfloat16 numbers; then it decides which way.
-    middle = np.flatnonzero((bits & 0xFFFF) == 0x8000)  # noqa: PLR2004 - half of the last place
-    if middle.size and values.dtype == np.float64:
-        excess = np.abs(values[middle]) - np.abs(single[middle].astype(np.float64))
-        bits[middle] += np.sign(excess).astype(np.int32).view(np.uint32)
-    is_nan = np.isnan(single)
-    bits += 0x7FFF + ((bits >> 16) & 1)
-    found = (bits >> 16).astype(np.uint16)
-    found[is_nan] = 0x7FC0
-    return found
 
 
 def _to_float8(values: Floats, dtype: str) -> Raw:

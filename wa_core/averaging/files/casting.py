@@ -54,7 +54,7 @@ class CastingWriter:
         if name not in self._from:
             self._writer.write(name, begin, data)
             return
-        values = widen(np.frombuffer(data, np.uint8), self._from[name]).astype(np.float64)
+        values = widen(np.frombuffer(data, np.uint8), self._from[name])
         self._writer.write(name, self._scaled(name, begin), narrow(values, self._dtype).data)
 
     def commit(self, metadata: Mapping[str, str]) -> tuple[Path, ...]:

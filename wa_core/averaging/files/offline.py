@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wa_core.averaging.files.output import SafetensorsWriter
+from wa_core.averaging.files.output import SafetensorsWriter, leave_to_system, sync_path
 from wa_core.averaging.files.plan import AveragePlan, plan_average
 from wa_core.averaging.files.sources import open_source
 from wa_core.averaging.files.tiles import Merge
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # Elements of a tile. Local files: what is summed stays in the processor's cache. Stores: few large requests.
 _LOCAL_TILE = 1 << 17
 _REMOTE_TILE = 1 << 21
+# Sources up to this size together, on this machine, are hashed unless told otherwise: it takes under a second.
+_AUTO_DIGEST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,11 @@ class MergeOptions:
 
     Attributes:
         accumulator_dtype: what is summed in; float64 tensors are always summed in float64.
-        digests: note the SHA-256 of every source file (one more pass; recorded digests are always checked).
+        digests: note the SHA-256 of every source file, which takes one more pass; False: of none; None: of all
+            when they are local and at most 1 GiB together, or else of those that have records. Recorded digests
+            are checked in any case.
+        fsync: wait until the output is on the disk, where `average_files` makes it; without, a kill cannot harm it
+            but a power cut can.
         metadata: more texts for the output's header.
         num_threads: tiles in work at a time.
         tile_elements: the largest tile; chosen by where the sources are when None.
@@ -60,7 +66,8 @@ class MergeOptions:
     """
 
     accumulator_dtype: AccumulatorDtype = "float64"
-    digests: bool = False
+    digests: bool | None = None
+    fsync: bool = False
     metadata: Mapping[str, str] | None = None
     num_threads: int = 2
     tile_elements: int | None = None
@@ -99,14 +106,18 @@ def average_files(
         CorruptError: a source is damaged or has NaN or infinity (`not_finite`); nothing was written.
         StoreUnavailableError: a source cannot be reached; nothing was written.
     """
-    started = time.monotonic()
+    started, options = time.monotonic(), options or MergeOptions()
     with ExitStack() as stack:
         opened = [_open(source, stack) for source in sources]
         plan = plan_average(opened, rule, steps=steps, total_steps=total_steps, latest=latest)
-        writer = SafetensorsWriter(_check_out(Path(out), sources)) if isinstance(out, str | os.PathLike) else out
+        writer = out
+        if isinstance(writer, str | os.PathLike):
+            writer = SafetensorsWriter(
+                _check_out(Path(writer), sources), sync=sync_path if options.fsync else leave_to_system
+            )
         by_name = {source.name: source for source in opened}
         used = [by_name[use.name] for use in plan.sources]
-        plan, files = _write(plan, used, writer, options or MergeOptions())
+        plan, files = _write(plan, used, writer, options)
     return AverageReport(plan, files, seconds=time.monotonic() - started)
 
 
@@ -129,17 +140,25 @@ def _check_out(out: Path, sources: Iterable[Source | str | os.PathLike[str]]) ->
 def _write(
     plan: AveragePlan, used: Sequence[Source], writer: Writer, options: MergeOptions
 ) -> tuple[AveragePlan, tuple[Path, ...]]:
-    needs_digests = options.digests or any(source.has_records for source in used)
-    blank = [dict.fromkeys(source.files, "0" * 64) if needs_digests else {} for source in used]
+    hashed = [source.has_records or _notes_all(used, options) for source in used]
+    noted = [is_hashed and options.digests is not False for is_hashed in hashed]
+    blank = [dict.fromkeys(source.files, "0" * 64) for source in used]
     try:
-        writer.begin(plan.tensors, ties=plan.ties, metadata=_texts(_with_digests(plan, blank), options))
-        with _digesting(used if needs_digests else ()) as finish:
+        writer.begin(plan.tensors, ties=plan.ties, metadata=_texts(_with_digests(plan, blank, noted), options))
+        with _digesting(used, hashed, num_threads=options.num_threads) as finish:
             _merge(plan, used, writer, options)
-            plan = _with_digests(plan, finish() or blank)
+            plan = _with_digests(plan, finish(), noted)
         return plan, writer.commit(_texts(plan, options))
     except BaseException:
         writer.abort()
         raise
+
+
+def _notes_all(used: Sequence[Source], options: MergeOptions) -> bool:
+    if options.digests is not None:
+        return options.digests
+    is_local = not any(source.is_remote for source in used)
+    return is_local and sum(source.size_bytes for source in used) <= _AUTO_DIGEST_BYTES
 
 
 def _merge(plan: AveragePlan, used: Sequence[Source], writer: Writer, options: MergeOptions) -> None:
@@ -171,18 +190,26 @@ def _counter(total_bytes: int, on_progress: Callable[[int, int], None] | None) -
 
 
 @contextmanager
-def _digesting(sources: Sequence[Source]) -> Iterator[Callable[[], list[dict[str, str]]]]:
-    # Beside the merge, in a thread of its own: hashing lets go of the interpreter's lock.
-    with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
-        waiting = [pool.submit(source.digests) for source in sources]
+def _digesting(
+    sources: Sequence[Source], hashed: Sequence[bool], *, num_threads: int
+) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    # Beside the merge, in threads of their own: hashing lets go of the interpreter's lock.
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="digest") as pool:
+        waiting = [
+            pool.submit(source.digests if is_hashed else dict)
+            for source, is_hashed in zip(sources, hashed, strict=True)
+        ]
         try:
             yield lambda: [digests.result() for digests in waiting]
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _with_digests(plan: AveragePlan, digests: Sequence[Mapping[str, str]]) -> AveragePlan:
-    uses = [replace(use, sha256=sha256) for use, sha256 in zip(plan.sources, digests, strict=True)]
+def _with_digests(plan: AveragePlan, digests: Sequence[Mapping[str, str]], noted: Sequence[bool]) -> AveragePlan:
+    uses = [
+        replace(use, sha256=sha256 if is_noted else {})
+        for use, sha256, is_noted in zip(plan.sources, digests, noted, strict=True)
+    ]
     return replace(plan, sources=tuple(uses))
 
 

@@ -1,7 +1,8 @@
 """Where an average is written: the port, and the plain safetensors file behind it.
 
 It knows bytes by tensor name, and one file format; no arithmetic and no torch. The invariant: what stands under
-the output's name is the old file or the new one, whole; a failure or a kill leaves at most a temporary file.
+the output's name is the old file or the new one, whole; a failure or a kill leaves at most a temporary file. A
+power cut is another matter: only with `sync` has the disk everything before the name changes (ADR 0009).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import threading
+import sys
 from typing import TYPE_CHECKING, Protocol
 
 from wa_core.errors import InvalidInputError
@@ -17,12 +18,11 @@ from wa_core.header import LENGTH_BYTES, METADATA_KEY
 from wa_core.specs import TIED_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from wa_core.averaging.files.sources import StoredTensor
 
-_FLUSH_BYTES = 128 << 20
 _ANY_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _NEW_FILE = _ANY_FILE | os.O_EXCL
 
@@ -54,12 +54,25 @@ class Writer(Protocol):
         ...
 
     def commit(self, metadata: Mapping[str, str]) -> tuple[Path, ...]:
-        """Make the output durable and visible at once; the files that it consists of."""
+        """Make the output visible, all of it at once; the files that it consists of."""
         ...
 
     def abort(self) -> None:
         """Remove what was written; after `commit`, do nothing."""
         ...
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def leave_to_system(_: Path) -> None:
+    """Do not wait; the system writes in its own time, within half a minute or so."""
 
 
 class SafetensorsWriter:
@@ -69,13 +82,17 @@ class SafetensorsWriter:
         path: the file.
         part: where to write until then, on the same file system. Unlike the file with a random name that is the
             default, it may be there already, and then its data is kept, for a merge that goes on.
+        sync: how to wait for the disk, before the rename and after it: `sync_path`, or not at all.
 
     Raises:
         InvalidInputError: `path` cannot be written (code `output_not_writable`), from `begin` on.
     """
 
-    def __init__(self, path: Path, *, part: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, part: Path | None = None, sync: Callable[[Path], None] = leave_to_system
+    ) -> None:
         self._path = path
+        self._sync = sync
         self._part = part or path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         self._flags = _ANY_FILE if part else _NEW_FILE
         self._fd = -1
@@ -83,10 +100,6 @@ class SafetensorsWriter:
         self._header: dict[str, object] = {}
         self._header_bytes = 0
         self._data_bytes = 0
-        self._mutex = threading.Lock()
-        self._num_unflushed = 0
-        self._flushing: threading.Thread | None = None
-        self._flush_error: OSError | None = None
 
     def begin(
         self, tensors: Sequence[StoredTensor], *, ties: Mapping[str, str], metadata: Mapping[str, str]
@@ -106,7 +119,7 @@ class SafetensorsWriter:
         self._header_bytes, self._data_bytes = len(text) + -len(text) % 8, end
         try:
             self._fd = os.open(self._part, self._flags, 0o666)
-            os.ftruncate(self._fd, LENGTH_BYTES + self._header_bytes + end)
+            _take_space(self._fd, LENGTH_BYTES + self._header_bytes + end)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -116,11 +129,10 @@ class SafetensorsWriter:
 
     def write(self, name: str, begin: int, data: memoryview) -> None:
         """Put `data` at byte `begin` of tensor `name`."""
-        self._flush_soon(len(data))
         self._pwrite(LENGTH_BYTES + self._header_bytes + self._offsets[name] + begin, data)
 
     def commit(self, metadata: Mapping[str, str]) -> tuple[Path, ...]:
-        """Write the header, wait for the disk, rename."""
+        """Write the header and rename; wait for the disk if that is wanted."""
         kept = self._header[METADATA_KEY]
         assert isinstance(kept, dict)  # noqa: S101  `begin` built it
         text = _encode({**self._header, METADATA_KEY: {**kept, **metadata}}).ljust(self._header_bytes)
@@ -128,11 +140,10 @@ class SafetensorsWriter:
             raise InvalidInputError(f"the metadata grew by {len(text) - self._header_bytes} bytes since `begin`")
         self._pwrite(0, memoryview(len(text).to_bytes(LENGTH_BYTES, "little") + text))
         try:
-            self._await_flush()
-            os.fsync(self._fd)
             self._close()
+            self._sync(self._part)
             self._part.replace(self._path)
-            _fsync_folder(self._path.parent)
+            self._sync(self._path.parent)
         except OSError as error:
             raise self._failed(error) from error
         return (self._path,)
@@ -141,14 +152,6 @@ class SafetensorsWriter:
     def data_bytes(self) -> int:
         """Of all tensors together, once begun."""
         return self._data_bytes
-
-    def sync(self) -> None:
-        """Wait until what was written is on the disk."""
-        try:
-            self._await_flush()
-            os.fdatasync(self._fd)
-        except OSError as error:
-            raise self._failed(error) from error
 
     def suspend(self) -> None:
         """Stop, and keep the temporary file for a merge that goes on."""
@@ -167,33 +170,7 @@ class SafetensorsWriter:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _flush_soon(self, num_bytes: int) -> None:
-        # The disk works beside the merge, so that the wait at the end is for the last bytes only.
-        with self._mutex:
-            self._num_unflushed += num_bytes
-            is_busy = self._flushing is not None and self._flushing.is_alive()
-            if is_busy or self._num_unflushed < _FLUSH_BYTES:
-                return
-            self._num_unflushed = 0
-            self._flushing = threading.Thread(target=self._flush, name="flush")
-            self._flushing.start()
-
-    def _flush(self) -> None:
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            # The system tells of a failed write only once: `commit` must not take the file for whole.
-            self._flush_error = error
-
-    def _await_flush(self) -> None:
-        if self._flushing is not None:
-            self._flushing.join()
-        if self._flush_error is not None:
-            raise self._flush_error
-
     def _close(self) -> None:
-        if self._flushing is not None:
-            self._flushing.join()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -206,13 +183,12 @@ class SafetensorsWriter:
         )
 
 
+def _take_space(fd: int, size_bytes: int) -> None:
+    os.ftruncate(fd, size_bytes)
+    if sys.platform == "linux":
+        # A full disk is found out now, and writing into space that is there takes a third less of the processor.
+        os.posix_fallocate(fd, 0, size_bytes)
+
+
 def _encode(header: Mapping[str, object]) -> bytes:
     return json.dumps(header, separators=(",", ":")).encode()
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

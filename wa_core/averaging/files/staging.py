@@ -1,8 +1,9 @@
 """Work in progress beside an output: a folder that a killed merge leaves behind and the next one goes on from.
 
 It knows files and byte ranges; no tensors, rules or formats. The invariant: `has` is true only for bytes that were
-on the disk before they were noted, in a folder whose job (sources, rule, options) is the same one, and only one
-process at a time holds the folder.
+written before they were noted, by the same job (sources, rule, options), since the machine was started, and only
+one process at a time holds the folder. What a killed process has written, the system still has; what it had not
+put on the disk before a power cut is gone, in any order, so nothing from before a start is believed (ADR 0009).
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wa_core.errors import ConflictError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
 _JOB, _JOURNAL = "job.json", "journal.jsonl"
-_SYNC_EVERY_S = 0.5
+_NOTE_EVERY_S = 0.5
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Staging:
@@ -44,13 +47,12 @@ class Staging:
         self._mutex = threading.Lock()
         self._pending: list[tuple[str, int, int]] = []
         self._done: dict[str, list[tuple[int, int]]] = {}
-        self._next_sync_at = 0.0
-        self._is_syncing = False
+        self._next_note_at = 0.0
         self._lock = -1
         try:
             self.folder.mkdir(exist_ok=True)
             self._take_lock()
-            self._load(hashlib.sha256(json.dumps(list(job)).encode()).hexdigest())
+            self._load(hashlib.sha256(json.dumps([*job, _this_boot()]).encode()).hexdigest())
         except OSError as error:
             self.close()
             raise unwritable(output, error) from error
@@ -72,22 +74,23 @@ class Staging:
         """Whether a merge before this one has finished these bytes of a tensor."""
         return any(first <= begin and end <= last for first, last in self._done.get(name, ()))
 
-    def note(self, name: str, begin: int, end: int, *, sync: Callable[[], None]) -> None:
-        """Say that these bytes are written; from time to time, `sync` is called and what was said is recorded."""
+    def note(self, name: str, begin: int, end: int) -> None:
+        """Say that these bytes are written; from time to time, what was said is recorded.
+
+        Raises:
+            InvalidInputError: `output_not_writable`.
+        """
         with self._mutex:
             self._pending.append((name, begin, end))
-            if self._is_syncing or time.monotonic() < self._next_sync_at:
+            if time.monotonic() < self._next_note_at:
                 return
-            self._is_syncing = True
-            pending, self._pending = self._pending, []
-        # The data first: a journal must not say more than the disk holds, even after a power cut.
-        sync()
-        with (self.folder / _JOURNAL).open("a") as journal:
-            journal.write("".join(json.dumps(entry) + "\n" for entry in pending))
-            journal.flush()
-            os.fsync(journal.fileno())
-        with self._mutex:
-            self._is_syncing, self._next_sync_at = False, time.monotonic() + _SYNC_EVERY_S
+            try:
+                with (self.folder / _JOURNAL).open("a") as journal:
+                    journal.write("".join(json.dumps(entry) + "\n" for entry in self._pending))
+            except OSError as error:
+                raise unwritable(self.output, error) from error
+            self._pending.clear()
+            self._next_note_at = time.monotonic() + _NOTE_EVERY_S
 
     def remove(self) -> None:
         """Throw the folder away."""
@@ -125,6 +128,14 @@ def unwritable(output: Path, error: OSError) -> InvalidInputError:
         f"{output} cannot be written: {error.strerror or error}; free the space, or choose another place with -o",
         code="output_not_writable",
     )
+
+
+def _this_boot() -> str:
+    """A text that is another one after every start of the machine."""
+    try:
+        return _BOOT.read_text()
+    except OSError:  # a system that does not tell: no work is gone on from
+        return secrets.token_hex(16)
 
 
 def _read_journal(path: Path) -> dict[str, list[tuple[int, int]]]:

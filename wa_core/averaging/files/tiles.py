@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wa_core.averaging.files.blocks import AccumulatorDtype, Raw, WeightedSum, is_finite, narrow, widen
+from wa_core.averaging.files.blocks import AccumulatorDtype, Raw, Rounding, WeightedSum, is_finite, widen
 from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import CorruptError, IncompatibleError
 
@@ -117,6 +117,7 @@ class _Worker:
         self._merge = merge
         self._bytes = np.empty(merge.max_elements * _WIDEST_BYTES, np.uint8)
         self._sum = WeightedSum(merge.coefficients, max_elements=merge.max_elements, accumulator=merge.accumulator)
+        self._rounding = Rounding(max_elements=merge.max_elements)
 
     def do(self, tile: Tile) -> None:
         """Read, compute and write one tile, unless a killed merge has done that."""
@@ -198,7 +199,7 @@ class _Worker:
         return raw
 
     def _write(self, tensor: StoredTensor, tile: Tile, values: Floats) -> None:
-        raw = narrow(values, tensor.dtype)
+        raw = self._rounding.narrow(values, tensor.dtype)
         if min(self._merge.coefficients) < 0 and not is_finite(raw, tensor.dtype):
             raise _overflow(tensor)
         self._merge.writer.write(tensor.spec.name, tile.begin * tensor.item_bytes, raw.data)

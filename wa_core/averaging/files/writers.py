@@ -8,19 +8,18 @@ everything is written, nothing under the output's name changes.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wa_core.averaging.files.foreign import export_pt
-from wa_core.averaging.files.output import SafetensorsWriter
+from wa_core.averaging.files.output import SafetensorsWriter, leave_to_system
 from wa_core.averaging.files.staging import unwritable
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from wa_core.averaging.files.sources import StoredTensor
     from wa_core.averaging.files.staging import Staging
@@ -43,6 +42,7 @@ class StagedWriter:
         max_shard_bytes: tensors beyond this go to the next file; a larger tensor has a file to itself. None: one
             file. Without meaning for ``pt``.
         companions: files to copy into a Hugging Face folder.
+        sync: how to wait for the disk, before anything is moved into place and after it, or not at all.
 
     Raises:
         InvalidInputError: `output_not_writable`; or ``hf`` into a folder that holds something already.
@@ -55,8 +55,10 @@ class StagedWriter:
         file_format: OutputFormat,
         max_shard_bytes: int | None = None,
         companions: Iterable[Path] = (),
+        sync: Callable[[Path], None] = leave_to_system,
     ) -> None:
         self._staging = staging
+        self._sync = sync
         self._format = file_format
         self._max_shard_bytes = None if file_format == "pt" else max_shard_bytes
         self._companions = tuple(companions)
@@ -91,7 +93,7 @@ class StagedWriter:
         """Put `data` at byte `begin` of tensor `name`."""
         for copy in (name, *self._aliases.get(name, ())):
             self._file_of[copy].write(copy, begin, data)
-        self._staging.note(name, begin, begin + len(data), sync=self._sync)
+        self._staging.note(name, begin, begin + len(data))
 
     def commit(self, metadata: Mapping[str, str]) -> tuple[Path, ...]:
         """Move everything into place, the index last, and remove the work folder."""
@@ -153,17 +155,18 @@ class StagedWriter:
         own = {alias: owner for alias, owner in ties.items() if owner in set(names)}
         part = self._staging.folder / f"{file}.data"
         left_over = part.stat().st_size if part.exists() else None
-        target = self._staging.output.parent if self._is_placed_directly else self._made
-        self._files[file] = writer = SafetensorsWriter(target / file, part=part)
+        # What is not in its place yet is waited for there.
+        target, sync = (
+            (self._staging.output.parent, self._sync)
+            if self._is_placed_directly
+            else (self._made, leave_to_system)
+        )
+        self._files[file] = writer = SafetensorsWriter(target / file, part=part, sync=sync)
         writer.begin(shard, ties=own, metadata=metadata)
         if left_over != part.stat().st_size:
             self._staging.forget(self._owners.get(name, name) for name in names)
         self._file_of |= dict.fromkeys(names, writer)
         self._weight_map |= dict.fromkeys(names, file)
-
-    def _sync(self) -> None:
-        for writer in self._files.values():
-            writer.sync()
 
     def _write_index(self) -> Path:
         output = self._staging.output
@@ -173,21 +176,27 @@ class StagedWriter:
         part.write_text(json.dumps(index, indent=2) + "\n")
         if not self._is_placed_directly:
             return part
+        self._sync(part)
         placed = output.with_name(f"{output.stem}.safetensors.index.json")
         part.replace(placed)
         output.unlink(missing_ok=True)  # the shards stand in its place
+        self._sync(output.parent)
         return placed
 
     def _export(self, weights: Path) -> Path:
         part = self._staging.folder / self._staging.output.name
         export_pt(weights, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        return part.replace(self._staging.output)
+        self._sync(part)
+        made = part.replace(self._staging.output)
+        self._sync(made.parent)
+        return made
 
     def _place_folder(self, made: Sequence[Path]) -> list[Path]:
         companions = [Path(shutil.copy(path, self._made / path.name)) for path in self._companions]
+        for path in (*self._made.iterdir(), self._made):
+            self._sync(path)
         self._made.replace(self._staging.output)
+        self._sync(self._staging.output.parent)
         return [self._staging.output / path.name for path in (*made, *companions)]
 
 

@@ -213,7 +213,7 @@ def test_what_was_recorded_is_known_to_the_same_job_only(tmp_path: Path) -> None
     """A merge goes on from noted bytes of its own job, and from none of another."""
     output = tmp_path / "avg.safetensors"
     first = Staging(output, job=["one"])
-    first.note("w", 0, 10, sync=lambda: None)
+    first.note("w", 0, 10)
     first.close()
 
     again = Staging(output, job=["one"])
