@@ -22,6 +22,7 @@ from wa_core.averaging.files.output import SafetensorsWriter, leave_to_system, s
 from wa_core.averaging.files.plan import AveragePlan, plan_average
 from wa_core.averaging.files.sources import open_source
 from wa_core.averaging.files.tiles import Merge
+from wa_core.averaging.rules import parse_rule
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class AverageReport:
     plan: AveragePlan
     files: tuple[Path, ...]
     seconds: float
+
+    @property
+    def coefficients(self) -> dict[int, float]:
+        """Step -> the part of that checkpoint in the average; they sum to 1."""
+        return self.plan.coefficients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,23 +88,25 @@ class MergeOptions:
 
 def average_files(
     sources: Sequence[Source | str | os.PathLike[str]],
-    rule: AnyRule,
+    rule: AnyRule | str,
     out: str | os.PathLike[str] | Writer,
     *,
     steps: Sequence[int] | None = None,
     total_steps: int | None = None,
     latest: Iterable[str] = (),
+    accumulator_dtype: AccumulatorDtype | None = None,
     options: MergeOptions | None = None,
 ) -> AverageReport:
     """Average checkpoints into one file.
 
     Args:
         sources: paths, which are opened and closed here, or open sources, which stay open.
-        rule: how much each counts.
+        rule: how much each counts; or its spelling, such as ``ema:half_life=500``.
         out: a path for one safetensors file, or a writer.
         steps: one for each source; when not given, those that the sources know, or else their names tell.
         total_steps: the run's length, for rules that need it.
         latest: shell patterns of float tensors that keep their newest value instead.
+        accumulator_dtype: what is summed in, ``"float64"`` or ``"float32"``; that of `options` when None.
         options: how to work.
 
     Raises:
@@ -107,6 +115,10 @@ def average_files(
         StoreUnavailableError: a source cannot be reached; nothing was written.
     """
     started, options = time.monotonic(), options or MergeOptions()
+    if accumulator_dtype is not None:
+        options = replace(options, accumulator_dtype=accumulator_dtype)
+    if isinstance(rule, str):
+        rule = parse_rule(rule)
     with ExitStack() as stack:
         opened = [_open(source, stack) for source in sources]
         plan = plan_average(opened, rule, steps=steps, total_steps=total_steps, latest=latest)

@@ -447,3 +447,13 @@ def test_memory_is_bounded_and_torch_stays_out(tmp_path: Path) -> None:
     assert has_torch == "False"
     with safe_open(out, "pt") as file:
         assert file.get_slice("w")[:3].tolist() == [2.5, 2.5, 2.5]
+
+
+def test_a_rule_may_be_spelled_and_the_accumulator_named(tmp_path: Path) -> None:
+    """The call as the design writes it: a spelling, `accumulator_dtype`, and the coefficients in the report."""
+    paths = save(tmp_path, {step: network(step, size=11) for step in STEPS})
+    report = average_files(paths, "swa:start_step=40", tmp_path / "one.safetensors", accumulator_dtype="float32")
+    assert report.coefficients == dict.fromkeys((40, 41, 100), pytest.approx(1 / 3))
+    assert metadata_of(tmp_path / "one.safetensors")["accumulator_dtype"] == "float32"
+    with pytest.raises(InvalidInputError, match="float16"):
+        average_files(paths, "swa", tmp_path / "two.safetensors", accumulator_dtype="float16")  # type: ignore[arg-type]
