@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from services.averager import telemetry
 from services.averager.accumulation import FoldedAccumulation, WindowAccumulation
 from wa_core import layout
 from wa_core.averaging.policy import AverageView
@@ -181,6 +182,7 @@ class RunningAverage:
         number = self._newest_number + 1
         stamp = {"generation": number, "at": self._clock.now(), "write_id": new_write_id()}
         manifest = self._manifest.model_copy(update={**stamp, "attempt": attempt, "shadow": state})
+        telemetry.WRITTEN_BYTES.inc(uploaded.size_bytes if uploaded else 0)
         try:
             # Blobs are up before this: a crash in between leaves an orphan, never a dangling pointer.
             self._generations.commit(manifest)

@@ -343,7 +343,9 @@ class RunFollower:
 
     def _upload(self, average: str, file: str, path: Path) -> FileRef:
         key = layout.blob(self.run_id, average, nonce=layout.new_nonce(), file=file)
-        return put_path(self._store, key, path, on_read=self._on_progress)
+        ref = put_path(self._store, key, path, on_read=self._on_progress)
+        telemetry.WRITTEN_BYTES.inc(ref.size_bytes)
+        return ref
 
     def _drop_copy(self) -> None:
         if self._copy is not None:
