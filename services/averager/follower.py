@@ -233,22 +233,22 @@ class RunFollower:
     def _fold_source(
         self, entry: CheckpointCommitted, source: FilesSource, counting: list[RunningAverage]
     ) -> None:
-        sound = [average for average in counting if self._fits(average, entry, source)]
-        shadows = [average.shadow for average in sound if average.shadow is not None]
-        fold_source(source, shadows, step=entry.step, verify=True, on_read=self._count_read)
+        misfits = [(average, error) for average in counting if (error := _misfit(average, entry, source))]
+        if misfits:
+            # A bit that flipped on the way looks like another shape: only the committed bytes can be blamed.
+            fold_source(source, [], step=entry.step, verify=True, on_read=self._count_read)
+        for average, error in misfits:
+            average.reject(entry, error)
+            telemetry.REJECTED.inc()
+        misfitting = [average for average, _ in misfits]
+        sound = [average for average in counting if average not in misfitting]
+        if sound:
+            shadows = [average.shadow for average in sound if average.shadow is not None]
+            fold_source(source, shadows, step=entry.step, verify=True, on_read=self._count_read)
         for average in sound:
             average.take(entry)
             telemetry.FOLDS.inc()
         self._faults.pop(entry.seq, None)
-
-    def _fits(self, average: RunningAverage, entry: CheckpointCommitted, source: FilesSource) -> bool:
-        try:
-            average.prepare(entry, source)
-        except (IncompatibleError, InvalidInputError) as error:
-            average.reject(entry, error)
-            telemetry.REJECTED.inc()
-            return False
-        return True
 
     def _count_read(self, num_bytes: int) -> None:
         telemetry.READ_BYTES.inc(num_bytes)
@@ -364,6 +364,17 @@ class RunFollower:
             log.info("succeeded", run_id=self.run_id)
         self._store.delete(layout.active_marker(self.run_id))
         self.is_done = True
+
+
+def _misfit(
+    average: RunningAverage, entry: CheckpointCommitted, source: FilesSource
+) -> IncompatibleError | InvalidInputError | None:
+    """Why a checkpoint cannot be in an average, by its step and its header; None if it can."""
+    try:
+        average.prepare(entry, source)
+    except (IncompatibleError, InvalidInputError) as error:
+        return error
+    return None
 
 
 def _digests(checkpoints: Sequence[CheckpointCommitted]) -> dict[int, str]:

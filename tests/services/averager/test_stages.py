@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from structlog.testing import capture_logs
 
@@ -25,6 +27,9 @@ from wa_core.catalog.runs import add_average
 from wa_core.clock import ManualClock
 from wa_core.records import AverageManifest, AverageRequest, RunState
 from wa_core.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 AVERAGES = {"swa": "swa:start_step=20", "ema": "ema:half_life=30"}
 STEPS = (10, 20, 30, 40, 50)
@@ -147,6 +152,34 @@ def test_f6_a_flipped_bit_on_the_way_is_read_again() -> None:
     for name, rule in AVERAGES.items():
         assert newest(run, name).rejected == []
         assert same_bits(served_weights(inner, run.run_id, name), folded_by_hand(rule, STEPS))
+
+
+class OneFlip(MemoryStore):
+    """A store that answers one read with one byte changed, which turns a tensor's name into another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flips: dict[str, bytes] = {}
+
+    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """What is there, or what was prepared for the next read."""
+        if key in self.flips:
+            return iter([self.flips.pop(key)])
+        return super().stream(key, start=start, end=end)
+
+
+def test_f6_a_flipped_bit_in_a_name_blames_no_sound_checkpoint() -> None:
+    """F6: what looks like another architecture is read again before the checkpoint is held to be at fault."""
+    store = OneFlip()
+    run = HandmadeRun(store, averages=AVERAGES)
+    entries = [run.checkpoint(step, random_weights(step)) for step in STEPS]
+    run.finish()
+    key = entries[2].files[layout.MODEL_FILE].key
+    store.flips[key] = store.get(key).replace(b"conv.weight", b"conv.weighu")
+    run_until_idle(averager(store))
+    for name, rule in AVERAGES.items():
+        assert newest(run, name).rejected == []
+        assert same_bits(served_weights(store, run.run_id, name), folded_by_hand(rule, STEPS))
 
 
 def test_two_runs_take_turns() -> None:
