@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from wa_core.errors import CorruptError, IncompatibleError
@@ -60,6 +61,7 @@ def format_dtype_name(dtype: str) -> str:
     return _FORMAT_NAMES[dtype]
 
 
+@lru_cache(maxsize=1 << 16)
 def canonical_name(name: str) -> str:
     """`name` without the parts that DDP, `torch.compile` and FSDP insert."""
     *path, last = name.split(".")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wa_core.averaging.kernels import blend, pool
+from wa_core.averaging.kernels import blend, new_accumulators, pool
 from wa_core.averaging.rules import require_lerp
 from wa_core.averaging.snapshot import ShadowDescription, accumulator_of, bad_shadow, decide_stored
 from wa_core.averaging.tensor_policy import Policy, partner_of
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.rules import Rule
 
-# Elements summed at a time; tensors with fewer than _SMALL are put together first.
-_BLOCK = 1 << 20
+# Tensors with fewer elements are put together before they are looked at.
 _SMALL = 1 << 12
 
 
@@ -72,6 +71,7 @@ class ShadowWeights:
         """Step -> the part of that checkpoint in the average, in folding order; they sum to 1."""
         return dict(zip(self._steps, self._shares.tolist(), strict=True))
 
+    @torch.no_grad()
     def fold(self, state_dict: Mapping[str, Tensor], *, step: int) -> bool:
         """Fold one checkpoint: ``shadow += weight * (checkpoint - shadow)``.
 
@@ -142,7 +142,7 @@ class ShadowWeights:
             raise bad_shadow("its tensors are not those that its description names")
         shadow = cls(rule, dtype=_torch_dtype(kept.dtype), latest=kept.latest)
         shadow._adopt(specs=kept.specs, ties=dict(kept.ties), coefficients=kept.coefficients)
-        shadow._tensors = {name: _fresh(tensor, tensor.dtype) for name, tensor in tensors.items()}
+        shadow._tensors = new_accumulators(tensors, dtypes={name: one.dtype for name, one in tensors.items()})
         return shadow
 
     def _check(self, state: Mapping[str, Tensor]) -> None:
@@ -160,13 +160,18 @@ class ShadowWeights:
             if {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()} != self._layout:
                 check_spec(self._specs, spec_of(state))
             self._check_ties(state)
-        if not _has_finite_sums(state):
+        if not _is_surely_finite(state):
             check_finite(state)
 
     def _adopt(
         self, *, specs: tuple[TensorSpec, ...], ties: dict[str, str], coefficients: Mapping[int, float]
     ) -> None:
-        self._policies = decide_stored(specs, ties=ties, latest=self._latest)
+        policies = decide_stored(specs, ties=ties, latest=self._latest)
+        self._averaged, self._means, self._kept = (
+            [name for name, found in policies.items() if found is policy]
+            for policy in (Policy.AVERAGE, Policy.POOLED_MEAN, Policy.LATEST)
+        )
+        self._policies = policies
         self._specs, self._ties = specs, ties
         self._layout = {spec.name: (_torch_dtype(spec.dtype), torch.Size(spec.shape)) for spec in specs}
         self._steps = list(coefficients)
@@ -195,63 +200,60 @@ class ShadowWeights:
             for spec in specs
             if spec.name in self._policies
         }
-        self._tensors = {name: _fresh(state[name], _torch_dtype(dtype)) for name, dtype in dtypes.items()}
+        self._tensors = new_accumulators(state, dtypes={name: _torch_dtype(one) for name, one in dtypes.items()})
 
     def _blend(self, state: Mapping[str, Tensor], weight: float) -> None:
-        by_policy: dict[Policy, list[str]] = {policy: [] for policy in Policy}
-        for name, policy in self._policies.items():
-            by_policy[policy].append(name)
-        for name in by_policy[Policy.LATEST]:
-            self._tensors[name].copy_(state[name].detach())
-        averaged, means = by_policy[Policy.AVERAGE], by_policy[Policy.POOLED_MEAN]
         blend(
-            [self._tensors[name] for name in averaged],
-            [self._placed(name, state) for name in averaged],
+            [self._tensors[name] for name in self._averaged],
+            [self._placed(name, state) for name in self._averaged],
             weight=weight,
         )
-        if means:
-            self._pool(means, state, weight)
-
-    def _pool(self, means: list[str], state: Mapping[str, Tensor], weight: float) -> None:
-        variances = [partner_of(name) for name in means]
-        pool(
-            *([self._tensors[name] for name in names] for names in (means, variances)),
-            *(
-                [self._placed(name, state).to(self._tensors[name].dtype) for name in names]
-                for names in (means, variances)
-            ),
-            weight=weight,
-        )
+        if self._means:
+            variances = [partner_of(name) for name in self._means]
+            pool(
+                *([self._tensors[name] for name in names] for names in (self._means, variances)),
+                *(
+                    [self._placed(name, state).to(self._tensors[name].dtype) for name in names]
+                    for names in (self._means, variances)
+                ),
+                weight=weight,
+            )
+        if self._kept:
+            kept = [self._tensors[name] for name in self._kept]
+            torch._foreach_copy_(kept, [state[name] for name in self._kept])
 
     def _placed(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
         # In the shadow's layout: strided kernels round otherwise.
-        return state[name].detach().to(self._tensors[name].device).contiguous()
+        tensor, device = state[name], self._tensors[name].device
+        return (tensor if tensor.device == device else tensor.to(device)).contiguous()
 
 
-def _has_finite_sums(state: Mapping[str, Tensor]) -> bool:
-    """Whether all is finite at a glance: NaN and infinity survive in a sum, and a sum costs little.
+def _is_surely_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether all is finite at a glance: NaN and infinity survive in a sum of products, which costs little.
 
-    False also where sums overflow, or are not this cheap; then every value has to be looked at.
+    False also where products overflow, or are not this cheap; then every value has to be looked at.
     """
     kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     for tensor in state.values():
         if tensor.dtype in (torch.float32, torch.float64):
-            small, sums = kinds.setdefault((tensor.device, tensor.dtype), ([], []))
-            flat = tensor.detach().reshape(-1)
+            small, dots = kinds.setdefault((tensor.device, tensor.dtype), ([], []))
+            flat = tensor.reshape(-1)
             if flat.numel() < _SMALL:
                 small.append(flat)
             else:
-                sums += [block.sum() for block in torch.split(flat, _BLOCK)]
+                dots.append(_halves_product(flat))
         elif tensor.is_floating_point():
             return False
     return all(
-        bool(torch.stack([*sums, torch.cat(small).sum()] if small else sums).isfinite().all())
-        for small, sums in kinds.values()
+        bool(torch.stack([*dots, torch.cat(small).sum()] if small else dots).isfinite().all())
+        for small, dots in kinds.values()
     )
 
 
-def _fresh(source: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(source.shape, dtype=dtype, device=source.device).copy_(source.detach())
+def _halves_product(flat: Tensor) -> Tensor:
+    # Memory is read in two places at a time, which is faster than one sum.
+    half = flat.numel() // 2
+    return torch.dot(flat[: flat.numel() - half], flat[half:])
 
 
 def _torch_dtype(name: str) -> torch.dtype:
