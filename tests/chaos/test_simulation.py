@@ -1,6 +1,6 @@
 """Averagers, a trainer and its zombies in thousands of seeded schedules, each with its own faults.
 
-``pytest tests/chaos/test_simulation.py --sim-seeds=200000`` simulates more; ``--sim-seed=N`` tells one seed's story
+``pytest tests/chaos/test_simulation.py --sim-seeds=200000`` simulates more; ``--sim-seed=N`` tells one story
 step by step, the same one every time (or ``python -m support.simulation --first N --trace`` in ``tests``).
 """
 

@@ -64,19 +64,20 @@ class Weather:
         """What befalls this operation, if anything."""
         if not self.num_left or self._chance.random() >= self._rate:
             return None
-        trouble = self._chance.choice(self._kinds)
-        if not self._fits(trouble, operation, key, may_crash=may_crash):
+        possible = [kind for kind in self._kinds if self._fits(kind, operation, key, may_crash=may_crash)]
+        if not possible:
             return None
+        trouble = self._chance.choice(possible)
         self.num_left -= 1
         self.happened[trouble] += 1
+        self._flips[key] += trouble is Trouble.FLIP
         return trouble
 
     def _fits(self, trouble: Trouble, operation: str, key: str, *, may_crash: bool) -> bool:
         if trouble in CRASHES:
             return may_crash
         if trouble is Trouble.FLIP:
-            self._flips[key] += 1
-            return operation in _BODIES and key.endswith(".safetensors") and self._flips[key] <= _FLIPS_PER_KEY
+            return operation in _BODIES and key.endswith(".safetensors") and self._flips[key] < _FLIPS_PER_KEY
         if trouble is Trouble.TRUNCATE:
             return operation in _BODIES
         return not (trouble in _WRITES_ONLY and operation in _READS)

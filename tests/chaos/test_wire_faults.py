@@ -1,0 +1,241 @@
+"""An averager on a real store behind a line that fails: whatever is lost, cut or bent, the averages are exact."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from support.averaging import averager, same_bits, served_weights
+from support.proxy import FaultProxy, Rule, Spoil
+from support.runs import HandmadeRun, random_weights
+from wa_core import layout
+from wa_core.averaging.rules import parse_rule
+from wa_core.averaging.shadow import ShadowWeights
+from wa_core.catalog.averages import Generations
+from wa_core.errors import StoreAuthError, TransientError
+from wa_core.records import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from services.averager.worker import Averager
+    from support.seaweed import Seaweed
+
+AVERAGES = {"swa": "swa:start_step=20", "ema": "ema:half_life=30"}
+STEPS = tuple(range(10, 90, 10))
+SHADOWS = r"/blobs/.*/shadow"
+
+
+class Bench:
+    """A finished run in a bucket, and an averager that reaches it through the proxy."""
+
+    def __init__(self, seaweed: Seaweed, proxy: FaultProxy) -> None:
+        self.proxy = proxy
+        self.far = seaweed.new_store()
+        self.near = seaweed.store_at(proxy.endpoint_url, bucket=self.far.bucket)
+        self.run = HandmadeRun(self.far, averages=AVERAGES)
+
+    def train(self, steps: Iterable[int] = STEPS) -> None:
+        """Commit a sound checkpoint per step, and finish."""
+        for step in steps:
+            self.run.checkpoint(step, random_weights(step))
+        self.run.finish()
+
+    def average(self, *, worker: Averager | None = None, timeout_s: float = 120.0) -> None:
+        """Tick as a process does until the run has succeeded; nothing but a passing error may come out."""
+        worker = worker or averager(self.near, publish_every_folds=2)
+        deadline = time.monotonic() + timeout_s
+        while self.state is not RunState.SUCCEEDED:
+            assert time.monotonic() < deadline, "the averager does not get on"
+            with suppress(TransientError):
+                worker.tick()
+
+    @property
+    def state(self) -> RunState:
+        """The run's, as it really is."""
+        self.run.log.refresh()
+        return self.run.log.state
+
+    def check(self, folded: Iterable[int] = STEPS) -> None:
+        """Every average holds these steps, once each, and equals the offline one bit for bit."""
+        for name, rule in AVERAGES.items():
+            shadow = ShadowWeights(parse_rule(rule), dtype=torch.float64)
+            for step in folded:
+                shadow.fold(random_weights(step), step=step)
+            manifest = Generations(self.far, self.run.run_id, name).newest()
+            assert manifest is not None
+            assert manifest.coefficients == shadow.coefficients()
+            assert same_bits(served_weights(self.far, self.run.run_id, name), shadow.value())
+
+    def orphans(self) -> list[str]:
+        """Files of averages that no record names."""
+        named = set()
+        for name in AVERAGES:
+            generations = Generations(self.far, self.run.run_id, name)
+            named |= {m.shadow.key for m in generations.newest_first() if m.shadow}
+            records = [generations.fetch_assessment(number) for number in generations.assessed_numbers()]
+            named |= {ref.key for record in records if record for ref in record.files.values()}
+        prefix = layout.averages_prefix(self.run.run_id)
+        return [info.key for info in self.far.list(prefix) if "/blobs/" in info.key and info.key not in named]
+
+
+@pytest.fixture
+def bench(seaweed: Seaweed, proxy: FaultProxy) -> Bench:
+    """A run in a bucket of its own."""
+    return Bench(seaweed, proxy)
+
+
+def test_without_faults_each_checkpoint_crosses_the_line_once(bench: Bench) -> None:
+    """Two averages or not: of each checkpoint exactly its bytes are read, in one worker's one pass."""
+    bench.train()
+
+    bench.average()
+
+    bench.check()
+    for entry in bench.run.log.lineage:
+        ref = entry.files[layout.MODEL_FILE]
+        assert bench.proxy.traffic[ref.key].received_bytes == ref.size_bytes
+
+
+def test_f4_lost_answers_to_commits_change_nothing(bench: Bench) -> None:
+    """F4: half of the answers to creates are lost; each is known to be the averager's own, and none fences it."""
+    bench.train()
+    bench.proxy.rules = [Rule(Spoil.LOSE_RESPONSE, rate=0.5, operations=frozenset({"CREATE"}))]
+
+    with capture_logs() as logs:
+        bench.average()
+
+    assert bench.proxy.spoiled[Spoil.LOSE_RESPONSE] > 0
+    assert not [line for line in logs if line["event"] == "fenced"]
+    bench.check()
+
+
+def test_f5_lost_and_half_uploads_leave_orphans_at_worst(bench: Bench) -> None:
+    """F5: a state's upload loses its answer, or half of its body; no generation names what is not whole."""
+    bench.train()
+    uploads = frozenset({"PUT"})
+    bench.proxy.rules = [
+        Rule(Spoil.LOSE_RESPONSE, rate=0.3, operations=uploads, key=SHADOWS),
+        Rule(Spoil.HALF_REQUEST, rate=0.4, operations=uploads, key=SHADOWS),
+    ]
+
+    bench.average()
+
+    assert bench.proxy.spoiled.keys() == {Spoil.LOSE_RESPONSE, Spoil.HALF_REQUEST}
+    assert len(bench.orphans()) <= bench.proxy.spoiled.total()
+    bench.check()
+
+
+def test_f6_bad_transfers_are_read_again(bench: Bench) -> None:
+    """F6: a checkpoint that arrives with a wrong bit twice, and others that are cut, are folded all the same."""
+    bench.train()
+    key = bench.run.log.lineage[3].files[layout.MODEL_FILE].key
+    bench.proxy.rules = [
+        Rule(Spoil.FLIP, times=2, operations=frozenset({"GET"}), key=key),
+        Rule(Spoil.TRUNCATE, rate=0.3, operations=frozenset({"GET"}), key="/checkpoints/|/blobs/"),
+    ]
+
+    bench.average()
+
+    assert bench.proxy.spoiled[Spoil.FLIP] == 2
+    assert bench.proxy.spoiled[Spoil.TRUNCATE] > 0
+    bench.check()
+
+
+def test_f6_what_always_arrives_wrong_is_rejected(bench: Bench) -> None:
+    """F6: a checkpoint that is wrong at every one of three reads is rejected, and the others are folded."""
+    bench.train()
+    bad = bench.run.log.lineage[3]
+    key = bad.files[layout.MODEL_FILE].key
+    bench.proxy.rules = [Rule(Spoil.FLIP, operations=frozenset({"GET"}), key=key)]
+
+    bench.average()
+
+    for name in AVERAGES:
+        manifest = Generations(bench.far, bench.run.run_id, name).newest()
+        assert manifest is not None
+        assert [aside.step for aside in manifest.rejected] == [bad.step]
+    bench.check([step for step in STEPS if step != bad.step])
+
+
+def test_f7_an_overloaded_store_is_ridden_out(bench: Bench) -> None:
+    """F7: 10 % 503, 5 % 429, 5 % 409: exact, and what is asked again is asked with growing waits in between."""
+    bench.train()
+    bench.proxy.rules = [
+        Rule(Spoil.STATUS, rate=rate, status=status) for status, rate in ((503, 0.1), (429, 0.05), (409, 0.05))
+    ]
+
+    bench.average()
+
+    assert bench.proxy.spoiled[Spoil.STATUS] >= 5
+    assert len(bench.proxy.calls) < 20 * len(STEPS) * len(AVERAGES)
+    bench.check()
+
+
+def slow_line(*, delay_s: float, resets: float) -> list[Rule]:
+    """A line with that much latency, give or take as much, and that share of connections reset."""
+    return [
+        Rule(Spoil.LOSE_REQUEST, rate=resets / 2),
+        Rule(Spoil.LOSE_RESPONSE, rate=resets / 2),
+        Rule(Spoil.DELAY, delay_s=delay_s, spread_s=delay_s),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "crawl_s"), [(0.05, 1.0), pytest.param(1.0, 10.0, marks=pytest.mark.soak)], ids=["short", "long"]
+)
+def test_f8_a_slow_and_broken_line_only_takes_longer(bench: Bench, delay_s: float, crawl_s: float) -> None:
+    """F8: latency up to 2 s (short: 0.1 s), 15 % resets, and 1 kB/s at first: exact, only slower."""
+    bench.train()
+    bench.proxy.rules = slow_line(delay_s=delay_s, resets=0.15)
+    bench.proxy.bytes_per_s = 1_000
+    worker = averager(bench.near, publish_every_folds=2)
+    began = time.monotonic()
+    while time.monotonic() - began < crawl_s:
+        with suppress(TransientError):
+            worker.tick()
+    bench.proxy.bytes_per_s = None
+
+    bench.average(worker=worker, timeout_s=280)
+
+    assert bench.proxy.spoiled.total() > 20
+    bench.check()
+
+
+def test_f12_commits_are_single_small_puts(seaweed: Seaweed, proxy: FaultProxy) -> None:
+    """F12: nothing conditional is ever part of a multipart upload, although states are uploaded in parts."""
+    far = seaweed.new_store()
+    run = HandmadeRun(far, averages={"swa": "swa"})
+    for step in (10, 20):
+        run.checkpoint(step, {"w": torch.full((1_300_000,), float(step))})
+    run.finish()
+    worker = averager(seaweed.store_at(proxy.endpoint_url, bucket=far.bucket))
+    while worker.tick():
+        pass
+
+    conditional = [call for call in proxy.calls if call.is_conditional]
+    assert any(call.is_part for call in proxy.calls)
+    assert {call.operation for call in conditional} == {"CREATE"}
+    assert not any(call.is_part for call in conditional)
+    assert max(proxy.traffic[call.key].sent_bytes for call in conditional) < 100_000
+
+
+def test_f29_revoked_credentials_are_named_and_then_forgotten(bench: Bench) -> None:
+    """F29: while the key is refused the error says so, with what to check; once it works, so does all else."""
+    bench.train()
+    worker = averager(bench.near)
+    worker.tick()
+    bench.proxy.rules = [Rule(Spoil.STATUS, status=403)]
+
+    with pytest.raises(StoreAuthError, match="WA_S3_ACCESS_KEY") as refused:
+        worker.tick()
+    assert refused.value.kind == "storage_auth"
+
+    bench.proxy.rules = []
+    bench.average(worker=worker)
+    bench.check()
