@@ -116,6 +116,8 @@ class RunningAverage:
         found = self._start_from_newest_inside(lineage)
         # A newer generation of an abandoned branch is still the newest: publish over it even with no new fold.
         self._is_dirty = found < self._newest_number
+        # A generation names the state of the one before it or a new one: a sweeper may have let go of any other.
+        self._is_state_stored = not self._is_dirty or self._manifest.shadow is None
         assessed = self._generations.assessed_numbers()
         self._assessed_number = assessed[-1] if assessed else None
         self._is_loaded = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli import average, demo, doctor, local, results, runs
+from services.cli import average, demo, doctor, gc, local, results, runs
 from services.cli.console import say
 from services.client import ApiError, ServiceUnreachableError
 from wa_core.errors import InvalidInputError, WeightAveragingError
@@ -64,6 +64,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "down": local.down,
         "demo": demo.demo,
         "doctor": doctor.doctor,
+        "gc": gc.gc,
         "version": local.show_version,
     },
 }

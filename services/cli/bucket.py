@@ -1,0 +1,57 @@
+"""Which bucket a command works on that needs no API: the environment's, or that of the stack of this folder."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from services.cli.connection import DEFAULT_DATA
+from services.runtime.settings import Settings
+from services.runtime.stores import open_store
+from services.stack.state import DataFolder
+from wa_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wa_core.store.base import ObjectStore
+
+
+def bucket_environment(data: Path = DEFAULT_DATA) -> dict[str, str]:
+    """The environment with the `WA_*` variables that name the bucket.
+
+    Args:
+        data: the data folder of an embedded stack, asked when the environment names no bucket.
+
+    Raises:
+        ConfigurationError: neither names one.
+    """
+    if "WA_STORE_URL" in os.environ or "WA_S3_ENDPOINT" in os.environ:
+        return dict(os.environ)
+    found = DataFolder(data.resolve()).connection()
+    if found is None:
+        raise ConfigurationError(
+            f"which bucket? No stack runs on {data}; start one with 'wa up --detach', or set WA_STORE_URL, "
+            f"WA_S3_ENDPOINT, WA_S3_ACCESS_KEY and WA_S3_SECRET_KEY"
+        )
+    return os.environ | {
+        "WA_STORE_URL": f"s3://{found.bucket}",
+        "WA_S3_ENDPOINT": found.s3_endpoint,
+        "WA_S3_ACCESS_KEY": found.access_key,
+        "WA_S3_SECRET_KEY": found.secret_key,
+    }
+
+
+def open_bucket(data: Path = DEFAULT_DATA) -> ObjectStore:
+    """Open it in this process.
+
+    Raises:
+        ConfigurationError: as for `bucket_environment`; or what the environment says is wrong.
+    """
+    named = {name.lower(): value for name, value in bucket_environment(data).items() if name.startswith("WA_")}
+    try:
+        return open_store(Settings(**{name.removeprefix("wa_"): value for name, value in named.items()}))  # type: ignore[arg-type]  # pydantic parses them
+    except ValidationError as error:
+        raise ConfigurationError(f"the environment is wrong: {error}") from None
