@@ -111,15 +111,13 @@ class RunningAverage:
             TransientError: the store is away; `is_broken` until the next `load`.
         """
         self._is_loaded = False
-        numbers = self._generations.numbers()
-        self._newest_number = numbers[-1] if numbers else 0
+        self._newest_number = self._generations.newest_number()
         found = self._start_from_newest_inside(lineage)
         # A newer generation of an abandoned branch is still the newest: publish over it even with no new fold.
         self._is_dirty = found < self._newest_number
         # A generation names the state of the one before it or a new one: a sweeper may have let go of any other.
         self._is_state_stored = not self._is_dirty or self._manifest.shadow is None
-        assessed = self._generations.assessed_numbers()
-        self._assessed_number = assessed[-1] if assessed else None
+        self._assessed_number = self._generations.newest_assessed_number() or None
         self._is_loaded = True
 
     def prepare(self, entry: CheckpointCommitted, source: Source) -> None:
