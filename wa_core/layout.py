@@ -140,6 +140,21 @@ def logs_part(run_id: str, *, attempt: int, rank: int | str, part: int) -> str:
     return f"{logs_prefix(run_id, attempt=attempt, rank=rank)}{part:08d}.txt"
 
 
+def log_hint(run_id: str) -> str:
+    """A copy of the run log's beginning in one object."""
+    return f"{run_prefix(run_id)}hints/log.json"
+
+
+def generation_hint(run_id: str, name: str) -> str:
+    """The number of a late generation of an average."""
+    return f"{run_prefix(run_id)}hints/averages/{name}.json"
+
+
+def assessment_hint(run_id: str, name: str) -> str:
+    """The number of a late generation of an average that has been assessed."""
+    return f"{run_prefix(run_id)}hints/assessments/{name}.json"
+
+
 def heartbeat(run_id: str, who: str) -> str:
     """The heartbeat of `who` for a run."""
     return f"{run_prefix(run_id)}heartbeats/{who}.json"

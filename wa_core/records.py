@@ -190,10 +190,14 @@ class FileRef(Record):
 
 
 class LogEntry(Record):
-    """What every entry of a run log says. `RunLog.append` stamps seq, at, attempt and state."""
+    """What every entry of a run log says. `RunLog.append` stamps seq, previous, at, attempt and state.
+
+    `previous` is the digest of the entry before, as stored; None in the first. It proves a hint (ADR 0012).
+    """
 
     format: Literal[1] = FORMAT
     seq: int = 0
+    previous: Sha256 | None = None
     write_id: str = Field(default_factory=new_write_id)
     at: AwareDatetime | None = None
     attempt: int = 0

@@ -36,7 +36,7 @@ def serve(settings: Settings) -> int:
     stop = Stop().install()
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(settings))
-        assessor = stack.enter_context(ProcessAssessor())
+        assessor = stack.enter_context(_assessor(settings))
         averager = Averager(
             open_store(settings),
             clock=SystemClock(),
@@ -67,6 +67,12 @@ def _end_in_time(stop: Stop, assessor: ProcessAssessor) -> None:
         os._exit(0)
 
     threading.Thread(target=watch, name="end-in-time", daemon=True).start()
+
+
+def _assessor(settings: Settings) -> ProcessAssessor:
+    return ProcessAssessor(
+        time_limit_s=settings.assess_time_limit_s, memory_limit_bytes=settings.assess_memory_mb << 20
+    )
 
 
 def _scratch(settings: Settings) -> Scratch:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
-from services.averager.bench import (
+from services.averager.measuring import (
     Measured,
     Trial,
     compare_measured,

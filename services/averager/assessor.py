@@ -209,13 +209,13 @@ class ProcessAssessor:
             self._give_up(
                 "assess_out_of_memory",
                 f"assessing held {held >> 20} MiB, over the limit of {limit >> 20} MiB, and was killed; let the "
-                f"recipe yield smaller batches, or raise the assessor's memory limit",
+                f"recipe yield smaller batches, or raise WA_ASSESS_MEMORY_MB",
             )
         elif self._clock.monotonic() - hearing.started_at > self._time_limit_s:
             self._give_up(
                 "assess_timeout",
                 f"assessing took longer than {self._time_limit_s:g} s and was killed; let the recipe hold out "
-                f"less data, or raise the assessor's time limit",
+                f"less data, or raise WA_ASSESS_TIME_LIMIT_S",
             )
 
     def _give_up(self, code: str, message: str) -> None:

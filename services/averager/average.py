@@ -76,7 +76,6 @@ class RunningAverage:
         self._accumulation: Accumulation = self._new_accumulation()
         self._manifest = self._blank()
         self._taken: list[CheckpointCommitted] = []
-        self._numbers: list[int] = []
         self._newest_number = 0
         self._assessed_number: int | None = None
         self._num_unpublished = 0
@@ -118,7 +117,7 @@ class RunningAverage:
             TransientError: the store is away; `is_broken` until the next `load`.
         """
         self._is_loaded = False
-        self._numbers = self._generations.numbers()
+        self._newest_number = self._generations.newest_number()
 
     def load(self, lineage: Mapping[int, CheckpointCommitted]) -> None:
         """Go back to the newest generation seen that holds nothing from outside `lineage` (log seq -> checkpoint).
@@ -128,12 +127,12 @@ class RunningAverage:
         Raises:
             TransientError: the store is away; `is_broken` until the next `load`.
         """
-        self._newest_number = self._numbers[-1] if self._numbers else 0
         found = self._start_from_newest_inside(lineage)
         # A newer generation of an abandoned branch is still the newest: publish over it even with no new fold.
         self._is_dirty = found < self._newest_number
-        assessed = self._generations.assessed_numbers()
-        self._assessed_number = assessed[-1] if assessed else None
+        # A generation names the state of the one before it or a new one: a sweeper may have let go of any other.
+        self._is_state_stored = not self._is_dirty or self._manifest.shadow is None
+        self._assessed_number = self._generations.newest_assessed_number() or None
         self._is_loaded = True
 
     def prepare(self, entry: CheckpointCommitted, source: Source) -> None:
@@ -231,7 +230,9 @@ class RunningAverage:
 
     def _start_from_newest_inside(self, lineage: Mapping[int, CheckpointCommitted]) -> int:
         """Restore the newest usable generation; returns its number, 0 for a fresh start."""
-        for manifest in map(self._generations.fetch, reversed(self._numbers)):
+        for manifest in self._generations.newest_first():
+            if manifest.generation > self._newest_number:
+                continue  # it came after the look: the log may not have what it is about
             if lineage.keys() >= set(manifest.folded) and self._could_start_from(manifest, lineage):
                 return manifest.generation
         self._start_from(None, lineage)

@@ -102,6 +102,7 @@ class RunFollower:
             TransientError: the store is away; what was in memory is sound, or will be read again.
         """
         self._log.refresh()
+        self._log.renew_hint()
         self._adopt()
         self._mend()
         if self._finished is not None:

@@ -68,6 +68,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "down": "local:down",
         "demo": "demo:demo",
         "doctor": "doctor:doctor",
+        "gc": "gc:gc",
         "version": "local:show_version",
     },
 }

@@ -21,7 +21,8 @@ class Settings(BaseSettings):
     is how long an attempt waits for a cluster that is too small for it, since nodes may be on their way.
 
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
-    `accumulator_memory_mb` MiB in all live in files there. With `averager_port` it answers `/livez`, `/readyz` and
+    `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
+    process `assess_memory_mb` MiB. With `averager_port` it answers `/livez`, `/readyz` and
     `/metrics` on that port of `averager_host`.
     """
 
@@ -44,6 +45,8 @@ class Settings(BaseSettings):
     max_concurrent_runs: int = Field(default=1, ge=1)
     scratch_dir: Path | None = None
     accumulator_memory_mb: int = Field(default=256, ge=0)
+    assess_time_limit_s: float = Field(default=300.0, gt=0)
+    assess_memory_mb: int = Field(default=4096, ge=1)
     averager_host: str = "127.0.0.1"
     averager_port: int | None = Field(default=None, ge=0, le=65535)
 

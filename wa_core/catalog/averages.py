@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from wa_core import layout
 from wa_core.catalog.commit import commit, parse
+from wa_core.catalog.hints import MIN_LENGTH, read_number_hint, write_number_hint
 from wa_core.errors import AverageNotFoundError, ConflictError, FencedError, ObjectNotFoundError
 from wa_core.records import HEADLINE_METRIC, AssessmentRecord, AverageManifest
 
@@ -28,6 +29,7 @@ class Generations:
         self.run_id = run_id
         self.name = name
         self._store = store
+        self._hinted: dict[str, int] = {}
 
     def numbers(self, *, after: int = 0) -> list[int]:
         """The generations that exist, ascending, from the one after `after` on."""
@@ -50,13 +52,20 @@ class Generations:
             ) from None
         return parse(AverageManifest.model_validate_json, body, key=key)
 
+    def newest_number(self) -> int:
+        """The number of the newest generation, 0 before the first."""
+        return max(self._late_numbers(), default=0)
+
     def newest(self) -> AverageManifest | None:
         """The newest generation, or None before the first."""
         return next(self.newest_first(), None)
 
     def newest_first(self) -> Iterator[AverageManifest]:
-        """All generations, the newest first."""
-        return (self.fetch(number) for number in reversed(self.numbers()))
+        """All generations, the newest first; old ones are only listed when it comes to them."""
+        late = self._late_numbers()
+        yield from (self.fetch(number) for number in reversed(late))
+        if late and late[0] > 1:
+            yield from (self.fetch(number) for number in reversed(self.numbers()) if number < late[0])
 
     def commit(self, manifest: AverageManifest) -> None:
         """Publish a generation.
@@ -66,6 +75,7 @@ class Generations:
             TransientError: the store is away; committing the same manifest again is safe.
         """
         self._commit(layout.generation(self.run_id, self.name, manifest.generation), manifest, did="published")
+        self._hint(layout.generation_hint(self.run_id, self.name), manifest.generation)
 
     def assessed_numbers(self, *, after: int = 0) -> list[int]:
         """The generations that have been assessed, ascending, from the one after `after` on."""
@@ -87,8 +97,14 @@ class Generations:
 
     def newest_assessment(self) -> AssessmentRecord | None:
         """The assessment of the newest generation that has one, or None."""
-        numbers = self.assessed_numbers()
-        return self.fetch_assessment(numbers[-1]) if numbers else None
+        number = self.newest_assessed_number()
+        return self.fetch_assessment(number) if number else None
+
+    def newest_assessed_number(self) -> int:
+        """The number of the newest generation that has been assessed, 0 before the first."""
+        hint = read_number_hint(self._store, layout.assessment_hint(self.run_id, self.name))
+        found = self.assessed_numbers(after=hint - 1) if hint else []
+        return found[-1] if found[:1] == [hint] else max(self.assessed_numbers(), default=0)
 
     def commit_assessment(self, record: AssessmentRecord) -> None:
         """Make an assessment, and the files it names, what is served of its generation.
@@ -98,6 +114,7 @@ class Generations:
             TransientError: the store is away; committing the same record again is safe.
         """
         self._commit(layout.assessment(self.run_id, self.name, record.generation), record, did="assessed")
+        self._hint(layout.assessment_hint(self.run_id, self.name), record.generation)
 
     def best_with(self, generation: int, assessment: Assessment) -> int | None:
         """The best generation once `generation` has this assessment; what its record's `best` must be.
@@ -111,6 +128,18 @@ class Generations:
         kept = headline(best.assessment) if best else None
         is_better = loss is not None and (kept is None or (loss, -generation) < (kept, -newest.best))
         return generation if is_better else newest.best
+
+    def _late_numbers(self) -> list[int]:
+        """The newest generations, ascending, and perhaps all of them: from a hint on that proves to be right."""
+        hint = read_number_hint(self._store, layout.generation_hint(self.run_id, self.name))
+        found = self.numbers(after=hint - 1) if hint else []
+        return found if found[:1] == [hint] else self.numbers()
+
+    def _hint(self, key: str, number: int) -> None:
+        """Renew a hint now and then, once there is so much that it saves something."""
+        if number >= MIN_LENGTH and number - self._hinted.get(key, 0) >= MIN_LENGTH:
+            write_number_hint(self._store, key, number)
+            self._hinted[key] = number
 
     def _numbers(self, prefix: str, start_after: str) -> list[int]:
         listed = self._store.list(prefix, start_after=start_after, delimiter="/")

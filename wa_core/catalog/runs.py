@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from wa_core import layout
 from wa_core.catalog.checkpoints import parse_entry
 from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit, parse, patiently
+from wa_core.catalog.hints import digest_of, is_worth_renewing, read_log_hint, write_log_hint
 from wa_core.errors import (
     AlreadyFinishedError,
     ConflictError,
@@ -83,10 +84,7 @@ def lineage(entries: Sequence[LogEntry]) -> list[CheckpointCommitted]:
     """
     surviving: list[CheckpointCommitted] = []
     for entry in entries:
-        if isinstance(entry, AttemptStarted):
-            surviving = [kept for kept in surviving if kept.seq <= (entry.resumed_from or 0)]
-        elif isinstance(entry, CheckpointCommitted):
-            surviving.append(entry)
+        _extend(surviving, entry)
     return surviving
 
 
@@ -100,6 +98,14 @@ def branched_at(entries: Sequence[LogEntry]) -> int:
         elif isinstance(entry, CheckpointCommitted):
             newest = entry.seq
     return branch
+
+
+def _extend(surviving: list[CheckpointCommitted], entry: LogEntry) -> None:
+    """Take one more entry into a lineage, in place."""
+    if isinstance(entry, AttemptStarted):
+        surviving[:] = [kept for kept in surviving if kept.seq <= (entry.resumed_from or 0)]
+    elif isinstance(entry, CheckpointCommitted):
+        surviving.append(entry)
 
 
 def requested_averages(spec: RunSpec, entries: Iterable[LogEntry]) -> list[AverageRequest]:
@@ -195,6 +201,9 @@ class RunLog:
         self._store = store
         self._clock = clock
         self._entries: list[Entry] = []
+        self._lineage: list[CheckpointCommitted] = []
+        self._last_sha256: str | None = None
+        self._hinted = 0
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -214,7 +223,7 @@ class RunLog:
     @property
     def lineage(self) -> list[CheckpointCommitted]:
         """The surviving checkpoints; see `lineage`."""
-        return lineage(self._entries)
+        return list(self._lineage)
 
     @property
     def branched_at(self) -> int:
@@ -244,12 +253,25 @@ class RunLog:
             TransientError: the store is away.
         """
         known = len(self._entries)
-        after = layout.log_entry(self.run_id, known) if known else ""
+        if not known:
+            self._start_from_hint()
+        read = len(self._entries)
+        after = layout.log_entry(self.run_id, read) if read else ""
         for info in self._store.list(layout.log_prefix(self.run_id), start_after=after):
             # A listing is no snapshot: it may show an entry and not yet the one before it.
             while len(self._entries) < (layout.number_of(info.key) or 0):
                 self._read_next()
         return self._entries[known:]
+
+    def renew_hint(self) -> None:
+        """Let others read this log faster, if it has grown enough since somebody last did; costs nothing if not.
+
+        Raises:
+            TransientError: the store is away.
+        """
+        if is_worth_renewing(len(self._entries), hinted=self._hinted):
+            write_log_hint(self._store, self.run_id, self._entries)
+            self._hinted = len(self._entries)
 
     def append(self, entry: E, *, attempt: int | None = None, expect: Collection[RunState] | None = None) -> E:
         """Commit `entry` as the next one, and return it as written.
@@ -282,7 +304,8 @@ class RunLog:
                 # Somebody else's entry has this seq. Read it before deciding again: it may have fenced us.
                 patiently(self._read_next, patience_s=self._patience_s)
                 continue
-            self._entries.append(stamped)  # type: ignore[arg-type]  # every LogEntry with a kind is an Entry
+            # Every LogEntry with a kind is an Entry.
+            self._add(stamped, sha256=digest_of(stamped.model_dump_json().encode()))  # type: ignore[arg-type]
             return stamped
 
     def _find(self, entry: E) -> E | None:
@@ -314,6 +337,7 @@ class RunLog:
         return entry.model_copy(
             update={
                 "seq": len(self._entries) + 1,
+                "previous": self._last_sha256,
                 "at": self._clock.now(),
                 "attempt": self.attempt + is_new_attempt,
                 "state": state_after(self.state, entry),
@@ -324,12 +348,23 @@ class RunLog:
         seq = len(self._entries) + 1
         key = layout.log_entry(self.run_id, seq)
         try:
-            entry = parse_entry(self._store.get(key), key=key)
+            entry = parse_entry(body := self._store.get(key), key=key)
         except ObjectNotFoundError:
             raise CorruptError(f"{key} is missing, although later entries of the log exist") from None
         if entry.seq != seq:
             raise CorruptError(f"{key} says that it is entry {entry.seq}; the log is damaged")
+        self._add(entry, sha256=digest_of(body))
+
+    def _add(self, entry: Entry, *, sha256: str) -> None:
         self._entries.append(entry)
+        _extend(self._lineage, entry)
+        self._last_sha256 = sha256
+
+    def _start_from_hint(self) -> None:
+        hint = read_log_hint(self._store, self.run_id)
+        if hint is not None:
+            self._entries, self._lineage = hint.entries, lineage(hint.entries)
+            self._last_sha256, self._hinted = hint.last_sha256, len(hint.entries)
 
 
 def _average_exists(run_id: str, name: str) -> ConflictError:

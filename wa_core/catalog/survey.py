@@ -70,6 +70,7 @@ class Survey:
             TransientError: the store is away.
         """
         self._log.refresh()
+        self._log.renew_hint()
         listed_after = len(self._log.entries)
         objects = self._list(is_whole=is_whole)
         # Records after objects: what was uploaded in between is not listed, and what is listed has its record, if

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypothesis import Phase, settings
-PH = [Phase.generate, Phase.reuse]
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.histories import FAULTY, SOUND, MiniatureAverager, MiniatureRun, exists
 
+from support.histories import FAULTY, SOUND, MiniatureAverager, MiniatureRun, exists
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.averages import Generations
@@ -47,13 +46,14 @@ def kept_by_policy(lineage: Sequence[CheckpointCommitted], policy: CheckpointPol
 
 
 class Histories(RuleBasedStateMachine):
-    """One trainer, two averagers for each average, any number of sweepers that may be stopped at their worst moment.
+    """One trainer, two averagers for each average, any number of sweepers, which may be stopped at a bad moment.
 
     A stopped sweeper deletes what it had decided whenever it wakes up, without looking again.
     """
 
     @initialize(last=_OPTIONAL, every=st.none() | st.integers(1, 60), best=_OPTIONAL)
     def begin(self, last: int | None, every: int | None, best: int | None) -> None:
+        """A run with one average of each kind, and a policy."""
         self.store = MemoryStore()
         policy = CheckpointPolicy(keep_last=last, keep_every_steps=every, keep_best=best)
         self.run = MiniatureRun(self.store, averages=AVERAGES, policy=policy)
@@ -63,10 +63,11 @@ class Histories(RuleBasedStateMachine):
         self.faulty: set[int] = set()
         self.stopped: list[list[str]] = []
         self.released: set[int] = set()  # checkpoints that some sweep was allowed to delete
-        self.lost: dict[str, set[int]] = dict.fromkeys(AVERAGES, set())
+        self.lost: dict[str, set[int]] = {name: set() for name in AVERAGES}
 
     @property
     def lineage(self) -> list[CheckpointCommitted]:
+        """The surviving checkpoints."""
         self.run.log.refresh()
         return list(self.run.log.lineage)
 
@@ -94,8 +95,13 @@ class Histories(RuleBasedStateMachine):
         if kept:
             self.run.attempt(resumed_from=data.draw(st.sampled_from(sorted(kept))))
 
-    @rule(name=st.sampled_from(sorted(AVERAGES)), which=st.integers(0, 1), folds=st.integers(1, 6), ends=st.booleans())
-    def average(self, name: str, which: int, folds: int, ends: bool) -> None:
+    @rule(
+        name=st.sampled_from(sorted(AVERAGES)),
+        which=st.integers(0, 1),
+        folds=st.integers(1, 6),
+        ends=st.booleans(),
+    )
+    def average(self, name: str, which: int, folds: int, *, ends: bool) -> None:
         """One average alone gets on, perhaps without publishing."""
         for _ in range(folds):
             self.averagers[name][which].step()
@@ -103,7 +109,7 @@ class Histories(RuleBasedStateMachine):
             self.averagers[name][which].publish()
 
     @rule(which=st.integers(0, 1), can_read_newest=st.booleans())
-    def crash(self, which: int, can_read_newest: bool) -> None:
+    def crash(self, which: int, *, can_read_newest: bool) -> None:
         """The newest states may turn out unreadable: the ones before them stand in."""
         for workers in self.averagers.values():
             workers[which].crash()
@@ -112,11 +118,13 @@ class Histories(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def sweep(self, which: int) -> None:
+        """At any moment."""
         self._note_released()
         self.sweepers[which].sweep()
 
     @rule()
     def stop_a_sweeper(self) -> None:
+        """Between deciding and deleting."""
         self._note_released()
         found = Survey(self.store, self.run.run_id, clock=self.run.clock).take()
         verdicts = plan(found.picture, found.objects, now=fetch_store_time(self.store), grace=GRACE)
@@ -125,17 +133,20 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.stopped)
     @rule(data=st.data())
     def wake_a_sweeper(self, data: st.DataObject) -> None:
+        """It deletes what it had decided then."""
         for key in self.stopped.pop(data.draw(st.integers(0, len(self.stopped) - 1))):
             self.store.delete(key)
 
     @invariant()
     def newest_generations_are_whole(self) -> None:
+        """Every state that a newest generation names is there."""
         for name in self.averagers:
             newest = Generations(self.store, self.run.run_id, name).newest()
             assert newest is None or newest.shadow is None or exists(self.store, newest.shadow.key)
 
     @invariant()
     def kept_checkpoints_are_there(self) -> None:
+        """What the policy keeps, and always has kept, is there, whole."""
         kept = kept_by_policy(self.lineage, self.policy) - self.released
         assert all(self.run.has(entry) for entry in self.lineage if entry.seq in kept)
 
@@ -168,5 +179,5 @@ class Histories(RuleBasedStateMachine):
         self.released |= {entry.seq for entry in self.lineage if entry.seq not in kept}
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None, phases=list(PH))
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 TestHistories = Histories.TestCase

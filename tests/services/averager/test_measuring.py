@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from services.averager.bench import compare_measured, data_digest, finite, measure, measure_weights, try_average
+from services.averager.measuring import (
+    compare_measured,
+    data_digest,
+    finite,
+    measure,
+    measure_weights,
+    try_average,
+)
 from support.assessing import NUM_HELDOUT, Tiny, TinyConfig, tiny_weights
 from wa_core.errors import InvalidInputError
 
