@@ -392,13 +392,35 @@ class Assessment(Record):
     took_s: float = Field(default=0.0, ge=0)
 
 
+class RebuiltPart(Record):
+    """A file that a rebuilt average was summed from: a checkpoint's weights, or the state of another average."""
+
+    file: FileRef
+    weight: float
+
+
+class Rebuilt(Record):
+    """How an average began that was made from what was kept, not from every checkpoint (ADR 0014).
+
+    `parts` are in the order of summing, and `through` is the log seq up to which they stand for the run; later
+    checkpoints were folded on top. `profile_error` is how far the coefficients then were from the rule's, as a
+    part of them; `noise_gain` bounds how much larger the parts' rounding errors came out.
+    """
+
+    parts: list[RebuiltPart] = Field(min_length=1)
+    through: int = Field(ge=1)
+    profile_error: float = Field(ge=0)
+    noise_gain: float = Field(ge=0)
+
+
 class AverageManifest(Record):
     """One generation of one average: cursor and shadow in one record, so they cannot disagree.
 
     `cursor` is the run-log seq through which everything has been folded, skipped or rejected. `folded` holds
     the log seqs behind `coefficients` (step -> weight, summing to 1), in folding order. `attempt` is the newest
     attempt that its writer knew of, 0 where that was not recorded. What is served of a generation, and how it
-    measures, is in its `AssessmentRecord`, once there is one.
+    measures, is in its `AssessmentRecord`, once there is one. Of a `rebuilt` average the `coefficients` are near the
+    rule's, not equal to them.
     """
 
     format: Literal[1] = FORMAT
@@ -416,6 +438,7 @@ class AverageManifest(Record):
     rejected: list[SetAside] = Field(default_factory=list)
     skipped: list[SetAside] = Field(default_factory=list)
     shadow: FileRef | None = None
+    rebuilt: Rebuilt | None = None
 
     @property
     def n_averaged(self) -> int:

@@ -67,8 +67,8 @@ class ShadowDescription:
         return {STATE_KEY: json.dumps(about, sort_keys=True)}
 
     @classmethod
-    def parse(cls, metadata: Mapping[str, str], *, rule: str) -> ShadowDescription:
-        """Read `texts` back.
+    def parse(cls, metadata: Mapping[str, str], *, rule: str | None) -> ShadowDescription:
+        """Read `texts` back; `rule` None takes those of any.
 
         Raises:
             CorruptError: code `bad_shadow`, when it is not a whole description of a shadow of `rule`.
@@ -96,7 +96,7 @@ class ShadowDescription:
             raise bad_shadow(error.message) from None
         except (KeyError, TypeError, ValueError) as error:
             raise bad_shadow(f"its description cannot be read ({type(error).__name__}: {error})") from None
-        if found.rule != rule:
+        if rule not in (None, found.rule):
             raise bad_shadow(f"it was made with the rule {found.rule!r}, not {rule!r}")
         return found
 
