@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from services.averager.scratch import Scratch
     from wa_core.averaging.files.blocks import AccumulatorDtype
-    from wa_core.averaging.files.sources import Source
+    from wa_core.averaging.files.sources import FilesSource, Source
     from wa_core.averaging.rules import Rule
     from wa_core.averaging.windows import WindowRule
     from wa_core.records import AverageManifest, CheckpointCommitted
@@ -110,8 +110,16 @@ class FoldedAccumulation:
         if manifest is None or manifest.shadow is None:
             return
         with closing(open_file(self._store, manifest.shadow)) as source:
-            folder = self._scratch.place(self, manifest.shadow.size_bytes)
-            self._shadow = StreamedShadow.restore(self._rule, source, scratch_folder=folder)
+            self.adopt(source)
+
+    def adopt(self, source: FilesSource) -> None:
+        """Go on from a state that was written elsewhere.
+
+        Raises:
+            CorruptError: it is no state of this rule.
+        """
+        folder = self._scratch.place(self, source.size_bytes)
+        self._shadow = StreamedShadow.restore(self._rule, source, scratch_folder=folder)
 
     def prepare(self, source: Source, *, taken: Sequence[CheckpointCommitted]) -> None:  # noqa: ARG002  the port's
         """Compare with the first checkpoint; before it, choose where the accumulators go."""

@@ -14,11 +14,13 @@ import structlog
 from services.averager import telemetry
 from services.averager.accumulation import FoldedAccumulation, WindowAccumulation
 from wa_core import layout
+from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.policy import AverageView
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.files import put_file, put_path
+from wa_core.catalog.rebuilt_state import make_rebuilt_state
 from wa_core.errors import CorruptError, FencedError, InvalidInputError
 from wa_core.records import AverageManifest, SetAside, new_write_id
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from services.averager.scratch import Scratch
     from wa_core.averaging.files.sources import Source
     from wa_core.averaging.streamed import StreamedShadow
+    from wa_core.catalog.catch_up import Rebuild
     from wa_core.clock import Clock
     from wa_core.errors import WeightAveragingError
     from wa_core.records import AverageRequest, CheckpointCommitted, FileRef
@@ -178,21 +181,41 @@ class RunningAverage:
         state, uploaded = self._manifest.shadow, None
         if not self._is_state_stored:
             state = uploaded = self._upload_state()
-        number = self._newest_number + 1
-        stamp = {"generation": number, "at": self._clock.now(), "write_id": new_write_id()}
-        manifest = self._manifest.model_copy(update={**stamp, "attempt": attempt, "shadow": state})
-        telemetry.WRITTEN_BYTES.inc(uploaded.size_bytes if uploaded else 0)
-        try:
-            # Blobs are up before this: a crash in between leaves an orphan, never a dangling pointer.
-            self._generations.commit(manifest)
-        except FencedError:
-            self._is_loaded = False
-            if uploaded is not None:
-                self._store.delete(uploaded.key)
-            raise
-        self._manifest, self._newest_number = manifest, number
+        manifest = self._commit(state, uploaded=uploaded, attempt=attempt)
         self._num_unpublished, self._is_dirty, self._is_state_stored = 0, False, True
         return manifest
+
+    @property
+    def is_unstarted(self) -> bool:
+        """Whether nothing has ever been taken or published."""
+        return self._newest_number == 0 and self._manifest.cursor == 0
+
+    def begin_rebuilt(self, plan: Rebuild, *, attempt: int) -> AverageManifest:
+        """Make the first generation out of what is kept, since some checkpoints are not; `load` must follow.
+
+        Raises:
+            FencedError: another averager has published it first.
+            CorruptError: a part is gone or damaged; plan anew.
+        """
+        assert not isinstance(self.rule, WindowRule), "windows are never rebuilt"  # noqa: S101  the planner's promise
+        path = self._scratch.folder / "rebuilt.safetensors"
+        try:
+            make_rebuilt_state(
+                self._store,
+                plan.parts,
+                SafetensorsWriter(path),
+                rule=self.rule,
+                dtype=self._request.accumulator_dtype,
+                coefficients=plan.coefficients,
+                on_progress=lambda _done, _all: self._on_progress(),
+            )
+            self._manifest = self._blank().model_copy(update=plan.manifest_fields())
+            key = layout.blob(self._run_id, self.name, nonce=layout.new_nonce(), file=layout.SHADOW_FILE)
+            uploaded = put_path(self._store, key, path, on_read=self._on_progress)
+        finally:
+            path.unlink(missing_ok=True)
+            self._is_loaded = False
+        return self._commit(uploaded, uploaded=uploaded, attempt=attempt)
 
     def write_value(self, path: Path) -> None:
         """Write the averaged weights in the checkpoints' dtypes, BatchNorm statistics pooled.
@@ -265,6 +288,22 @@ class RunningAverage:
     def _advance(self, entry: CheckpointCommitted, **changes: object) -> None:
         self._manifest = self._manifest.model_copy(update={**changes, "cursor": entry.seq})
         self._num_unpublished += 1
+
+    def _commit(self, state: FileRef | None, *, uploaded: FileRef | None, attempt: int) -> AverageManifest:
+        number = self._newest_number + 1
+        stamp = {"generation": number, "at": self._clock.now(), "write_id": new_write_id()}
+        manifest = self._manifest.model_copy(update={**stamp, "attempt": attempt, "shadow": state})
+        telemetry.WRITTEN_BYTES.inc(uploaded.size_bytes if uploaded else 0)
+        try:
+            # Blobs are up before this: a crash in between leaves an orphan, never a dangling pointer.
+            self._generations.commit(manifest)
+        except FencedError:
+            self._is_loaded = False
+            if uploaded is not None:
+                self._store.delete(uploaded.key)
+            raise
+        self._manifest, self._newest_number = manifest, number
+        return manifest
 
     def _upload_state(self) -> FileRef | None:
         state = self._accumulation.write_state(self._scratch.folder)

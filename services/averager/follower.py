@@ -6,41 +6,39 @@ averagers, are safe: the loser of a generation is fenced and reads again.
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from services.averager import telemetry
-from services.averager.assessor import AssessJob
+from services.averager.assessments import Assessments
 from services.averager.average import RunningAverage
-from services.averager.checkpoints import Copy, open_checkpoint
+from services.averager.checkpoints import open_checkpoint
 from wa_core import layout
 from wa_core.averaging.policy import Assess, Finish, Fold, Publish, Rewind, RunView, Wait, next_action
 from wa_core.averaging.streaming import fold_source
-from wa_core.catalog.averages import Generations
-from wa_core.catalog.files import put_path
+from wa_core.catalog.catch_up import Rebuild, plan_catch_up
+from wa_core.catalog.holdings import fetch_holdings
 from wa_core.catalog.runs import RunLog, fetch_spec, requested_averages
 from wa_core.errors import ConflictError, CorruptError, FencedError, IncompatibleError, InvalidInputError
-from wa_core.records import AssessmentRecord, CheckpointCommitted, RunState, Succeeded
+from wa_core.records import CheckpointCommitted, RunState, Succeeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
-    from services.averager.assessor import Assessed, Assessor, FinishedJob
+    from services.averager.assessor import Assessor, FinishedJob
     from services.averager.scratch import Scratch
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.averaging.policy import Action
     from wa_core.clock import Clock
-    from wa_core.records import FileRef
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
 
 READS_BEFORE_REJECTION = 3
+_PLANS = 3
 #: Faults of what was committed, which reading again cannot heal.
 _FINAL = frozenset({"object_missing", "record_unreadable", "foreign_key", "not_finite", "name_collision"})
 
@@ -76,19 +74,23 @@ class RunFollower:
         self.doing = "reading"
         self._store = store
         self._clock = clock
-        self._assessor = assessor
         self._scratch = scratch
         self._on_progress = on_progress
         self._publish_every_folds = publish_every_folds
-        self._assess_interval_s = assess_interval_s
         self._log = RunLog(store, run_id, clock=clock)
         self._spec = fetch_spec(store, run_id)
+        self._assessments = Assessments(
+            store,
+            self._spec,
+            clock=clock,
+            assessor=assessor,
+            scratch=scratch,
+            on_progress=on_progress,
+            interval_s=assess_interval_s,
+        )
         self._averages: dict[str, RunningAverage] = {}
-        self._assessed_at = -assess_interval_s
-        self._assessing = frozenset[str]()
-        self._finished: FinishedJob | None = None
+        self._num_plans: Counter[str] = Counter()
         self._faults: dict[int, list[CorruptError | IncompatibleError]] = {}
-        self._copy: tuple[int, Copy] | None = None
 
     @property
     def attempt(self) -> int:
@@ -105,8 +107,7 @@ class RunFollower:
         self._log.renew_hint()
         self._adopt()
         self._mend()
-        if self._finished is not None:
-            self._record(self._finished)
+        if self._assessments.record(self._averages):
             return True
         action = next_action(self._view(), publish_every_folds=self._publish_every_folds)
         self.doing = type(action).__name__.lower()
@@ -120,16 +121,13 @@ class RunFollower:
 
     def take_assessed(self, finished: FinishedJob) -> None:
         """A job that this follower started has ended; what came of it is recorded by the next `step`."""
-        self._assessing = frozenset()
-        self._finished = finished
+        self._assessments.take(finished)
 
     def close(self) -> None:
         """Give memory and scratch space back."""
         for average in self._averages.values():
             average.close()
-        self._drop_copy()
-        if self._finished is not None:
-            shutil.rmtree(self._finished.folder, ignore_errors=True)
+        self._assessments.close()
 
     def behind(self) -> tuple[int, float]:
         """How many checkpoints the slowest average lacks, and how old the oldest of them is in seconds."""
@@ -154,6 +152,33 @@ class RunFollower:
     def _mend(self) -> None:
         """Load what is not in memory, or was left half-way through a fold."""
         self._load(average for average in self._averages.values() if average.is_broken)
+        submitted = {request.name for request in self._spec.request.averages}
+        for average in self._averages.values():
+            is_added = average.name not in submitted
+            if is_added and average.is_unstarted and not self._num_plans[average.name]:
+                self._catch_up(average)
+
+    def _catch_up(self, average: RunningAverage) -> None:
+        """Begin an added average: from the kept checkpoints, or, where some are gone, as near to it as can be."""
+        self._num_plans[average.name] += 1
+        if not self._log.lineage:
+            return
+        try:
+            plan = plan_catch_up(fetch_holdings(self._store, self._spec, self._log.entries), average.rule)
+            if isinstance(plan, Rebuild):
+                average.begin_rebuilt(plan, attempt=self._log.attempt)
+                self._load([average])
+                log.info("rebuilt", run_id=self.run_id, average=average.name, profile_error=plan.profile_error)
+        except FencedError:
+            self._load([average])  # another averager has begun it
+        except CorruptError as error:
+            log.warning("rebuild_failed", run_id=self.run_id, average=average.name, error=error.message)
+            self._load([average])
+            if self._num_plans[average.name] < _PLANS:
+                self._catch_up(average)  # from what is there now
+        except InvalidInputError as error:
+            # Folded all the same: what is gone is recorded as rejected, and the coefficients say what is in it.
+            log.warning("cannot_rebuild", run_id=self.run_id, average=average.name, error=error.message)
 
     def _load(self, averages: Iterable[RunningAverage]) -> None:
         for average in averages:
@@ -164,14 +189,13 @@ class RunFollower:
 
     def _view(self) -> RunView:
         state = self._log.state
-        is_due = self._clock.monotonic() - self._assessed_at >= self._assess_interval_s
         return RunView(
             lineage=[entry.seq for entry in self._log.lineage],
             is_training_over=state.is_terminal or state is RunState.FINALIZING,
-            is_assessment_due=is_due,
-            is_assessor_idle=self._assessor.is_idle,
+            is_assessment_due=self._assessments.is_due,
+            is_assessor_idle=self._assessments.is_possible,
             averages=[average.view for average in self._averages.values()],
-            assessing=self._assessing,
+            assessing=self._assessments.under_way,
             branched_at=self._log.branched_at,
         )
 
@@ -187,7 +211,7 @@ class RunFollower:
                     manifest = self._averages[name].publish(attempt=self._log.attempt)
                     log.info("published", run_id=self.run_id, average=name, generation=manifest.generation)
             case Assess(names):
-                self._assess([self._averages[name] for name in names])
+                self._assessments.start([self._averages[name] for name in names], lineage=self._log.lineage)
             case Finish():
                 self._finish()
             case Wait():
@@ -215,20 +239,16 @@ class RunFollower:
             with telemetry.FOLD_SECONDS.time(), closing(self._open(entry)) as source:
                 self._fold_source(entry, source, counting)
         except (CorruptError, IncompatibleError) as error:
-            self._drop_copy()
+            self._assessments.drop_copy()
             self._note_fault(entry, error, counting)
         except BaseException:
-            self._drop_copy()  # it is not whole
+            self._assessments.drop_copy()  # it is not whole
             raise
 
     def _open(self, entry: CheckpointCommitted) -> FilesSource:
-        self._drop_copy()
         is_newest = entry.seq == self._log.lineage[-1].seq
-        if not is_newest:
-            return open_checkpoint(self._store, self.run_id, entry)
-        # It will be measured beside the averages, most likely: kept, it is read from the store only once.
-        copy = Copy(self._scratch.folder / f"{self.run_id}-{entry.seq}.safetensors")
-        self._copy = entry.seq, copy
+        # The newest will be measured beside the averages, most likely: kept, it is read from the store only once.
+        copy = self._assessments.new_copy(entry) if is_newest else None
         return open_checkpoint(self._store, self.run_id, entry, copy=copy)
 
     def _fold_source(
@@ -275,84 +295,6 @@ class RunFollower:
         is_final = len(faults) >= READS_BEFORE_REJECTION or any(fault.code in _FINAL for fault in faults)
         return faults[-1] if is_final else None
 
-    # -- assessing --------------------------------------------------------------------------------------------
-
-    def _assess(self, averages: list[RunningAverage]) -> None:
-        """Give the newest generations to the assessor, which works beside this process."""
-        folder = self._scratch.new_folder("assess-")
-        newest = self._log.lineage[-1]
-        try:
-            job = AssessJob(
-                run_id=self.run_id,
-                request=self._spec.request,
-                folder=folder,
-                raw_step=newest.step,
-                averages={average.name: average.manifest for average in averages},
-                checkpoints=_digests(self._log.lineage),
-            )
-            for average in averages:
-                average.write_value(job.value_path(average.name))
-            self._assessor.start(job if self._put_raw(job.raw_path, newest) else replace(job, raw_step=None))
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        self._assessed_at = self._clock.monotonic()
-        self._assessing = frozenset(average.name for average in averages)
-
-    def _put_raw(self, path: Path, newest: CheckpointCommitted) -> bool:
-        """Put the newest checkpoint beside the averages; False when it cannot be read."""
-        if self._copy is not None and self._copy[0] == newest.seq and self._copy[1].is_sound:
-            self._copy[1].path.rename(path)
-            self._copy = None
-            return True
-        copy = Copy(path)
-        try:
-            with closing(open_checkpoint(self._store, self.run_id, newest, copy=copy)) as source:
-                fold_source(source, [], step=newest.step, verify=True, on_read=self._count_read)
-        except (CorruptError, IncompatibleError):
-            copy.remove()
-            return False  # it was rejected when it was folded; the averages are measured all the same
-        return copy.is_sound
-
-    def _record(self, finished: FinishedJob) -> None:
-        for assessed in finished.assessed:
-            self._record_one(assessed)
-        self._finished = None
-        shutil.rmtree(finished.folder, ignore_errors=True)
-
-    def _record_one(self, assessed: Assessed) -> None:
-        manifest = assessed.manifest
-        generations = Generations(self._store, self.run_id, manifest.name)
-        record = AssessmentRecord(
-            run_id=self.run_id,
-            name=manifest.name,
-            generation=manifest.generation,
-            at=self._clock.now(),
-            files={name: self._upload(manifest.name, name, path) for name, path in assessed.files.items()},
-            assessment=assessed.assessment,
-            best=generations.best_with(manifest.generation, assessed.assessment),
-        )
-        try:
-            # The files are up before this: a crash in between leaves orphans, never a dangling pointer.
-            generations.commit_assessment(record)
-        except FencedError:
-            for ref in record.files.values():  # another averager was first; its files are named, these are not
-                self._store.delete(ref.key)
-        self._averages[manifest.name].mark_assessed(manifest.generation)
-        telemetry.ASSESS_SECONDS.observe(assessed.assessment.took_s)
-        log.info("assessed", run_id=self.run_id, average=manifest.name, generation=manifest.generation)
-
-    def _upload(self, average: str, file: str, path: Path) -> FileRef:
-        key = layout.blob(self.run_id, average, nonce=layout.new_nonce(), file=file)
-        ref = put_path(self._store, key, path, on_read=self._on_progress)
-        telemetry.WRITTEN_BYTES.inc(ref.size_bytes)
-        return ref
-
-    def _drop_copy(self) -> None:
-        if self._copy is not None:
-            self._copy[1].remove()
-            self._copy = None
-
     # -- the end ----------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
@@ -376,12 +318,3 @@ def _misfit(
     except (IncompatibleError, InvalidInputError) as error:
         return error
     return None
-
-
-def _digests(checkpoints: Sequence[CheckpointCommitted]) -> dict[int, str]:
-    """Step -> SHA-256 of the weights."""
-    return {
-        entry.step: entry.files[layout.MODEL_FILE].sha256
-        for entry in checkpoints
-        if layout.MODEL_FILE in entry.files
-    }

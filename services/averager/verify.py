@@ -17,12 +17,14 @@ import numpy as np
 from services.averager.accumulation import FoldedAccumulation, WindowAccumulation
 from services.averager.checkpoints import open_checkpoint, open_file
 from wa_core import layout
+from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import open_source
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.streaming import fold_source
 from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.checkpoints import checkpoint_file
+from wa_core.catalog.rebuilt_state import make_rebuilt_state
 from wa_core.catalog.runs import RunLog, fetch_spec, requested_averages
 from wa_core.errors import (
     AverageNotFoundError,
@@ -114,11 +116,23 @@ def verify(
         raise NoAverageYetError(f"average {name!r} of run {run_id} holds no checkpoint yet; nothing to verify")
     committed = {entry.seq: entry for entry in log.entries if isinstance(entry, CheckpointCommitted)}
     entries = [committed[seq] for seq in manifest.folded if seq in committed]
-    _check_coefficients(manifest, entries)
-    _check_there(store, run_id, entries)
+    # A rebuilt average began as a sum of what was kept; only what came after that was folded.
+    through = manifest.rebuilt.through if manifest.rebuilt else 0
+    since = [entry for entry in entries if entry.seq > through]
+    if manifest.rebuilt is None:
+        _check_coefficients(manifest, entries)
+    _check_there(store, run_id, since)
     with ExitStack() as stack:
-        accumulation = _recompute(store, manifest, entries, scratch=scratch, on_checkpoint=on_checkpoint)
+        accumulation = _begin(store, manifest, entries, scratch=scratch)
         stack.callback(accumulation.close)
+        _fold(
+            store,
+            manifest,
+            accumulation,
+            since,
+            before=entries[: -len(since) or None],
+            on_checkpoint=on_checkpoint,
+        )
         is_state_equal = _compare_state(store, manifest, accumulation, scratch)
         assessment = generations.fetch_assessment(manifest.generation)
         recalibrated: tuple[str, ...] = ()
@@ -172,34 +186,61 @@ def _check_there(store: ObjectStore, run_id: str, entries: Sequence[CheckpointCo
         )
 
 
-def _recompute(
+def _begin(
+    store: ObjectStore, manifest: AverageManifest, entries: Sequence[CheckpointCommitted], *, scratch: Scratch
+) -> Accumulation:
+    """What the average began from: nothing, or the recorded sum of what was kept."""
+    rule, dtype, rebuilt = parse_rule(manifest.rule), manifest.accumulator_dtype, manifest.rebuilt
+    if isinstance(rule, WindowRule):
+        return WindowAccumulation(store, manifest.run_id, rule, dtype=dtype)
+    accumulation = FoldedAccumulation(store, rule, dtype=dtype, scratch=scratch)
+    if rebuilt is None:
+        return accumulation
+    weights = _coefficients_at(manifest, entries)
+    path = scratch.new_folder("verify-") / "rebuilt.safetensors"
+    try:
+        make_rebuilt_state(
+            store, rebuilt.parts, SafetensorsWriter(path), rule=rule, dtype=dtype, coefficients=weights
+        )
+    except CorruptError as error:
+        raise CorruptError(
+            f"it was rebuilt from {len(rebuilt.parts)} files, one of which cannot be used any more: {error.message}",
+            code="checkpoint_missing" if error.code == "object_missing" else "checkpoint_changed",
+        ) from None
+    with closing(open_source(path)) as source:
+        accumulation.adopt(source)
+    return accumulation
+
+
+def _coefficients_at(manifest: AverageManifest, entries: Sequence[CheckpointCommitted]) -> dict[int, float]:
+    """Those of a rebuilt average when it began: what was folded since has scaled them all alike."""
+    through = manifest.rebuilt.through if manifest.rebuilt else 0
+    begun = {entry.step: manifest.coefficients[entry.step] for entry in entries if entry.seq <= through}
+    total = math.fsum(begun.values())
+    return {step: value / total for step, value in begun.items()}
+
+
+def _fold(
     store: ObjectStore,
     manifest: AverageManifest,
+    accumulation: Accumulation,
     entries: Sequence[CheckpointCommitted],
     *,
-    scratch: Scratch,
+    before: Sequence[CheckpointCommitted],
     on_checkpoint: Callable[[int, int], None],
-) -> Accumulation:
-    rule, dtype = parse_rule(manifest.rule), manifest.accumulator_dtype
-    accumulation: Accumulation
-    if isinstance(rule, WindowRule):
-        accumulation = WindowAccumulation(store, manifest.run_id, rule, dtype=dtype)
-    else:
-        accumulation = FoldedAccumulation(store, rule, dtype=dtype, scratch=scratch)
+) -> None:
     for number, entry in enumerate(entries):
         try:
             with closing(open_checkpoint(store, manifest.run_id, entry)) as source:
-                accumulation.prepare(source, taken=entries[:number])
+                accumulation.prepare(source, taken=[*before, *entries[:number]])
                 shadows = [] if accumulation.shadow is None else [accumulation.shadow]
                 fold_source(source, shadows, step=entry.step, verify=True)
         except (CorruptError, IncompatibleError) as error:
-            accumulation.close()
             raise CorruptError(
                 f"the checkpoint of step {entry.step} is not the one that was committed: {error.message}",
                 code="checkpoint_changed",
             ) from None
         on_checkpoint(number + 1, len(entries))
-    return accumulation
 
 
 def _compare_state(

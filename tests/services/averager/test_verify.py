@@ -6,16 +6,19 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from services.averager.scratch import Scratch
 from services.averager.verify import Verified, verify
-from support.averaging import averager, run_until_idle
+from support.averaging import averager, run_until_idle, served_weights
 from support.runs import HandmadeRun, random_weights
 from wa_core import layout
+from wa_core.averaging.rules import parse_rule
 from wa_core.catalog.averages import Generations
+from wa_core.catalog.runs import add_average
 from wa_core.clock import SystemClock
 from wa_core.errors import AverageNotFoundError, CorruptError, NoAverageYetError
-from wa_core.records import AttemptFailed
+from wa_core.records import AttemptFailed, AverageRequest
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -94,6 +97,52 @@ def test_f17_an_average_verifies_after_a_rewind() -> None:
     run.finish()
     run_until_idle(worker)
     assert verified(run, "swa").steps == (10, 20)
+
+
+def rebuilt_run() -> HandmadeRun:
+    """A run that has let its early checkpoints go, and to which an average was added after that."""
+    run = HandmadeRun(MemoryStore(), averages={"power": "power:sigma_rel=0.2", "swa": "swa"})
+    worker = averager(run.store)
+    entries = []
+    for step in range(10, 210, 10):
+        entries.append(run.checkpoint(step, random_weights(step)))
+        run_until_idle(worker)
+    for entry in entries[:-3]:
+        run.store.delete(entry.files[layout.MODEL_FILE].key)
+    add_average(run.store, run.run_id, AverageRequest(name="late", rule="ema:half_life=60"), clock=run.clock)
+    run_until_idle(worker)
+    run.log.refresh()
+    run.checkpoint(210, random_weights(210))
+    run.finish()
+    run_until_idle(worker)
+    run.log.refresh()
+    return run
+
+
+def test_an_average_added_after_retention_is_rebuilt_and_verifies() -> None:
+    """Rebuilt from what is kept within its predicted error, folded on, and proved from its parts."""
+    run = rebuilt_run()
+    manifest, _ = newest(run, "late")
+    assert manifest.rebuilt is not None
+    assert manifest.rejected == []
+    exact = parse_rule("ema:half_life=60").coefficients(list(range(10, 220, 10)))
+    error = sum((manifest.coefficients.get(step, 0) - value) ** 2 for step, value in exact.items()) ** 0.5
+    assert error / sum(value**2 for value in exact.values()) ** 0.5 <= manifest.rebuilt.profile_error + 1e-9
+    served = served_weights(run.store, run.run_id, "late")["conv.weight"].double()
+    parts = [
+        weight * random_weights(step)["conv.weight"].double() for step, weight in manifest.coefficients.items()
+    ]
+    assert torch.allclose(served, torch.stack(parts).sum(0), atol=1e-6)
+    assert verified(run, "late").is_state_equal
+
+
+def test_a_rebuilt_average_whose_parts_are_gone_says_so() -> None:
+    """What it was summed from is named as missing."""
+    run = rebuilt_run()
+    manifest, _ = newest(run, "late")
+    assert manifest.rebuilt is not None
+    run.store.delete(manifest.rebuilt.parts[0].file.key)
+    assert refused(run, "late").code == "checkpoint_missing"
 
 
 def test_one_changed_byte_of_a_checkpoint_is_found(run: HandmadeRun) -> None:
