@@ -10,78 +10,45 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from support.averaging import averager, same_bits, served_weights
+from support.averaging import averager
 from support.proxy import FaultProxy, Rule, Spoil
-from support.runs import HandmadeRun, random_weights
+from support.runs import HandmadeRun
+from support.trained import AVERAGES, TrainedRun
 from wa_core import layout
-from wa_core.averaging.rules import parse_rule
-from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
 from wa_core.errors import StoreAuthError, TransientError
-from wa_core.records import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from services.averager.worker import Averager
     from support.seaweed import Seaweed
 
-AVERAGES = {"swa": "swa:start_step=20", "ema": "ema:half_life=30"}
 STEPS = tuple(range(10, 90, 10))
 SHADOWS = r"/blobs/.*/shadow"
 
 
 class Bench:
-    """A finished run in a bucket, and an averager that reaches it through the proxy."""
+    """A run in a bucket, and an averager that reaches it through the proxy."""
 
     def __init__(self, seaweed: Seaweed, proxy: FaultProxy) -> None:
         self.proxy = proxy
-        self.far = seaweed.new_store()
-        self.near = seaweed.store_at(proxy.endpoint_url, bucket=self.far.bucket)
-        self.run = HandmadeRun(self.far, averages=AVERAGES)
+        far = seaweed.new_store()
+        self.near = seaweed.store_at(proxy.endpoint_url, bucket=far.bucket)
+        self.run = TrainedRun(far)
 
-    def train(self, steps: Iterable[int] = STEPS) -> None:
-        """Commit a sound checkpoint per step, and finish."""
-        for step in steps:
-            self.run.checkpoint(step, random_weights(step))
+    def train(self) -> None:
+        """A whole training, over before any averager looks."""
+        self.run.train(STEPS)
         self.run.finish()
 
     def average(self, *, worker: Averager | None = None, timeout_s: float = 120.0) -> None:
         """Tick as a process does until the run has succeeded; nothing but a passing error may come out."""
         worker = worker or averager(self.near, publish_every_folds=2)
-        deadline = time.monotonic() + timeout_s
-        while self.state is not RunState.SUCCEEDED:
-            assert time.monotonic() < deadline, "the averager does not get on"
+
+        def tick() -> None:
             with suppress(TransientError):
                 worker.tick()
 
-    @property
-    def state(self) -> RunState:
-        """The run's, as it really is."""
-        self.run.log.refresh()
-        return self.run.log.state
-
-    def check(self, folded: Iterable[int] = STEPS) -> None:
-        """Every average holds these steps, once each, and equals the offline one bit for bit."""
-        for name, rule in AVERAGES.items():
-            shadow = ShadowWeights(parse_rule(rule), dtype=torch.float64)
-            for step in folded:
-                shadow.fold(random_weights(step), step=step)
-            manifest = Generations(self.far, self.run.run_id, name).newest()
-            assert manifest is not None
-            assert manifest.coefficients == shadow.coefficients()
-            assert same_bits(served_weights(self.far, self.run.run_id, name), shadow.value())
-
-    def orphans(self) -> list[str]:
-        """Files of averages that no record names."""
-        named = set()
-        for name in AVERAGES:
-            generations = Generations(self.far, self.run.run_id, name)
-            named |= {m.shadow.key for m in generations.newest_first() if m.shadow}
-            records = [generations.fetch_assessment(number) for number in generations.assessed_numbers()]
-            named |= {ref.key for record in records if record for ref in record.files.values()}
-        prefix = layout.averages_prefix(self.run.run_id)
-        return [info.key for info in self.far.list(prefix) if "/blobs/" in info.key and info.key not in named]
+        self.run.wait_until_succeeded(timeout_s=timeout_s, meanwhile=tick)
 
 
 @pytest.fixture
@@ -96,7 +63,7 @@ def test_without_faults_each_checkpoint_crosses_the_line_once(bench: Bench) -> N
 
     bench.average()
 
-    bench.check()
+    bench.run.check(STEPS)
     for entry in bench.run.log.lineage:
         ref = entry.files[layout.MODEL_FILE]
         assert bench.proxy.traffic[ref.key].received_bytes == ref.size_bytes
@@ -112,7 +79,7 @@ def test_f4_lost_answers_to_commits_change_nothing(bench: Bench) -> None:
 
     assert bench.proxy.spoiled[Spoil.LOSE_RESPONSE] > 0
     assert not [line for line in logs if line["event"] == "fenced"]
-    bench.check()
+    bench.run.check(STEPS)
 
 
 def test_f5_lost_and_half_uploads_leave_orphans_at_worst(bench: Bench) -> None:
@@ -127,8 +94,8 @@ def test_f5_lost_and_half_uploads_leave_orphans_at_worst(bench: Bench) -> None:
     bench.average()
 
     assert bench.proxy.spoiled.keys() == {Spoil.LOSE_RESPONSE, Spoil.HALF_REQUEST}
-    assert len(bench.orphans()) <= bench.proxy.spoiled.total()
-    bench.check()
+    assert len(bench.run.orphans()) <= bench.proxy.spoiled.total()
+    bench.run.check(STEPS)
 
 
 def test_f6_bad_transfers_are_read_again(bench: Bench) -> None:
@@ -144,7 +111,7 @@ def test_f6_bad_transfers_are_read_again(bench: Bench) -> None:
 
     assert bench.proxy.spoiled[Spoil.FLIP] == 2
     assert bench.proxy.spoiled[Spoil.TRUNCATE] > 0
-    bench.check()
+    bench.run.check(STEPS)
 
 
 def test_f6_what_always_arrives_wrong_is_rejected(bench: Bench) -> None:
@@ -157,10 +124,10 @@ def test_f6_what_always_arrives_wrong_is_rejected(bench: Bench) -> None:
     bench.average()
 
     for name in AVERAGES:
-        manifest = Generations(bench.far, bench.run.run_id, name).newest()
+        manifest = Generations(bench.run.store, bench.run.run_id, name).newest()
         assert manifest is not None
         assert [aside.step for aside in manifest.rejected] == [bad.step]
-    bench.check([step for step in STEPS if step != bad.step])
+    bench.run.check([step for step in STEPS if step != bad.step])
 
 
 def test_f7_an_overloaded_store_is_ridden_out(bench: Bench) -> None:
@@ -174,7 +141,7 @@ def test_f7_an_overloaded_store_is_ridden_out(bench: Bench) -> None:
 
     assert bench.proxy.spoiled[Spoil.STATUS] >= 5
     assert len(bench.proxy.calls) < 20 * len(STEPS) * len(AVERAGES)
-    bench.check()
+    bench.run.check(STEPS)
 
 
 def slow_line(*, delay_s: float, resets: float) -> list[Rule]:
@@ -187,7 +154,7 @@ def slow_line(*, delay_s: float, resets: float) -> list[Rule]:
 
 
 @pytest.mark.parametrize(
-    ("delay_s", "crawl_s"), [(0.05, 1.0), pytest.param(1.0, 10.0, marks=pytest.mark.soak)], ids=["short", "long"]
+    ("delay_s", "crawl_s"), [(0.03, 0.5), pytest.param(1.0, 10.0, marks=pytest.mark.soak)], ids=["short", "long"]
 )
 def test_f8_a_slow_and_broken_line_only_takes_longer(bench: Bench, delay_s: float, crawl_s: float) -> None:
     """F8: latency up to 2 s (short: 0.1 s), 15 % resets, and 1 kB/s at first: exact, only slower."""
@@ -204,7 +171,7 @@ def test_f8_a_slow_and_broken_line_only_takes_longer(bench: Bench, delay_s: floa
     bench.average(worker=worker, timeout_s=280)
 
     assert bench.proxy.spoiled.total() > 20
-    bench.check()
+    bench.run.check(STEPS)
 
 
 def test_f12_commits_are_single_small_puts(seaweed: Seaweed, proxy: FaultProxy) -> None:
@@ -238,4 +205,4 @@ def test_f29_revoked_credentials_are_named_and_then_forgotten(bench: Bench) -> N
 
     bench.proxy.rules = []
     bench.average(worker=worker)
-    bench.check()
+    bench.run.check(STEPS)

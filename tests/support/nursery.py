@@ -100,8 +100,7 @@ class Nursery:
         for averager in self.averagers:
             if averager.is_alive:
                 averager.kill()
-        self._forker.stdin.close()  # type: ignore[union-attr]
-        self._forker.wait(timeout=20)
+        self._forker.communicate(timeout=20)  # closes its stdin, at which it ends
 
     def start(self, *, file_size_limit: int | None = None) -> AveragerProcess:
         """Start another averager; `file_size_limit` is the size beyond which it cannot write a file, in bytes."""

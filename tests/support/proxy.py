@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from support.wire import BrokenMessageError, Call, Head, body_of, has_body, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 _CODES = {503: "SlowDown", 500: "InternalError", 429: "TooManyRequests", 409: "ConditionalRequestConflict"}
 _CODES |= {403: "InvalidAccessKeyId"}
@@ -45,6 +45,8 @@ class Spoil(StrEnum):
     """A 412 becomes a 200, as from a store that does not know conditional writes."""
     DELAY = "delay"
     """It takes `delay_s` give or take `spread_s` longer."""
+    HOLD = "hold"
+    """It stays on its way until `FaultProxy.release` is called."""
 
 
 @dataclass
@@ -86,6 +88,9 @@ class FaultProxy:
         target_url: the real server's endpoint.
         rules: what to spoil; the first that fits and is drawn decides. May be changed at any time.
         seed: decides the chances.
+
+    `after_answer` is called, in the thread of the proxy, with the number of answers whenever the server has given
+    one, before any of it gets through.
     """
 
     def __init__(self, target_url: str, *, rules: Sequence[Rule] = (), seed: int = 0) -> None:
@@ -96,6 +101,9 @@ class FaultProxy:
         self.bytes_per_s: float | None = None
         self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
         self.spoiled: Counter[Spoil] = Counter()
+        self.after_answer: Callable[[int], None] = lambda _num_answers: None
+        self.num_answers = 0
+        self._released = asyncio.Event()
         self.calls: list[Call] = []
         self._chance = random.Random(seed)
         self._free_at = 0.0
@@ -124,9 +132,15 @@ class FaultProxy:
         """No rules, no counts, no throttling."""
         self.rules = []
         self.bytes_per_s = None
+        self.after_answer = lambda _num_answers: None
+        self.num_answers = 0
         self.calls.clear()
         self.traffic.clear()
         self.spoiled.clear()
+
+    def release(self) -> None:
+        """Let everything that is held through, and hold nothing more."""
+        self._loop.call_soon_threadsafe(self._released.set)
 
     def go_down(self) -> None:
         """From now on every connection is reset, those under way too."""
@@ -190,6 +204,15 @@ class FaultProxy:
         spoiled[at // 8] ^= 1 << (at % 8)
         return bytes(spoiled)
 
+    async def until_released(self) -> None:
+        """Wait for `release`."""
+        await self._released.wait()
+
+    def count_answer(self) -> None:
+        """The server has answered."""
+        self.num_answers += 1
+        self.after_answer(self.num_answers)
+
     async def pace(self, num_bytes: int) -> None:
         """Wait until so many bytes fit through the link."""
         if self.bytes_per_s is None:
@@ -231,6 +254,8 @@ class _Conversation:
         spoil = rule.spoil if rule else None
         if rule and spoil is Spoil.DELAY:
             await asyncio.sleep(self._proxy.delay_of(rule))
+        if spoil is Spoil.HOLD:
+            await self._proxy.until_released()
         if spoil is Spoil.LOSE_REQUEST:
             raise _ResetError
         if "expect" in head.fields:
@@ -280,6 +305,7 @@ class _Conversation:
             head = await read_head(reader)
         if head is None:
             raise BrokenMessageError("the server ended without an answer")
+        self._proxy.count_answer()
         is_whole = has_body(head, operation=call.operation)
         body = body_of(head, reader, is_response=True) if is_whole else _nothing()
         if spoil is Spoil.LOSE_RESPONSE or (spoil is Spoil.HIDE_CONFLICT and head.status == 412):

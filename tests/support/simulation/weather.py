@@ -62,7 +62,9 @@ class Weather:
 
     def draw(self, operation: str, key: str, *, may_crash: bool) -> Trouble | None:
         """What befalls this operation, if anything."""
-        if not self.num_left or self._chance.random() >= self._rate:
+        # Reads of weights are few among all operations, and what can go wrong with them is of a kind of its own.
+        is_weights = operation in _BODIES and key.endswith(".safetensors")
+        if not self.num_left or self._chance.random() >= self._rate * (4 if is_weights else 1):
             return None
         possible = [kind for kind in self._kinds if self._fits(kind, operation, key, may_crash=may_crash)]
         if not possible:
