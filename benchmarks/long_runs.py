@@ -72,9 +72,7 @@ def running_store() -> Iterator[ObjectStore]:
         ports = seaweedfs.free_ports(seaweedfs.NUM_PORTS)
         config = SeaweedConfig(Path(folder), ports, access_key="benchmark", secret_key="benchmark-secret")  # noqa: S106
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = subprocess.Popen(
-            seaweedfs.argv(config), env=os.environ | seaweedfs.environment(config), **quiet
-        )
+        server = subprocess.Popen(seaweedfs.argv(config), env=os.environ | seaweedfs.environment(config), **quiet)
         try:
             seaweedfs.wait_until_ready(config, timeout_s=60, is_alive=lambda: server.poll() is None)
             yield seaweedfs.open_store(config)

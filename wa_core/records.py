@@ -419,8 +419,8 @@ class AverageManifest(Record):
     `cursor` is the run-log seq through which everything has been folded, skipped or rejected. `folded` holds
     the log seqs behind `coefficients` (step -> weight, summing to 1), in folding order. `attempt` is the newest
     attempt that its writer knew of, 0 where that was not recorded. What is served of a generation, and how it
-    measures, is in its `AssessmentRecord`, once there is one. Of a `rebuilt` average the `coefficients` are near the
-    rule's, not equal to them.
+    measures, is in its `AssessmentRecord`, once there is one. Of a `rebuilt` average the `coefficients` are near
+    the rule's, not equal to them.
     """
 
     format: Literal[1] = FORMAT

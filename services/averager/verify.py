@@ -204,7 +204,7 @@ def _begin(
         )
     except CorruptError as error:
         raise CorruptError(
-            f"it was rebuilt from {len(rebuilt.parts)} files, one of which cannot be used any more: {error.message}",
+            f"it was rebuilt from {len(rebuilt.parts)} files, and one cannot be used any more: {error.message}",
             code="checkpoint_missing" if error.code == "object_missing" else "checkpoint_changed",
         ) from None
     with closing(open_source(path)) as source:
