@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check lint type bench up
+.PHONY: setup demo test check lint type bench soak up
 setup: $(STAMP)
 
 TORCH := $(shell grep -i '^torch==' constraints.txt)
@@ -20,8 +20,12 @@ demo: setup
 	$(BIN)/wa demo --out out
 
 test: check
-	$(BIN)/python -m pytest -m "not stack and not chaos"
-	$(BIN)/python -m pytest -m "stack or chaos"
+	$(BIN)/python -m pytest -m "not stack and not chaos and not soak"
+	$(BIN)/python -m pytest -m "(stack or chaos) and not soak"
+
+# The long versions of the fault tests: about an hour. More schedules: pytest tests/chaos/test_simulation.py --sim-seeds=N
+soak: setup
+	$(BIN)/python -m pytest -m soak
 
 check: lint type
 
