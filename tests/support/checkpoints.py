@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from wa_core.specs import format_dtype_name
 from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
@@ -42,6 +44,19 @@ def save(folder: Path, states: Mapping[int, Mapping[str, Tensor]]) -> list[Path]
     return paths
 
 
+def file_of(tensors: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with these tensors in this order, which the library would not keep, by whatever names."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors:
+        begin, end = end, end + tensor.nbytes
+        dtype = format_dtype_name(str(tensor.dtype).removeprefix("torch."))
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    data = b"".join(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for _, tensor in tensors)
+    return len(text).to_bytes(8, "little") + text + data
+
+
 def exact_average(tensors: Sequence[Tensor], coefficients: Sequence[Fraction]) -> Tensor:
     """The weighted sum in rational numbers, rounded once to the tensors' dtype (to nearest, ties to even)."""
     columns = zip(*(tensor.flatten().double().tolist() for tensor in tensors), strict=True)
@@ -54,13 +69,13 @@ def exact_average(tensors: Sequence[Tensor], coefficients: Sequence[Fraction]) -
 
 def nearest(value: Fraction, dtype: torch.dtype) -> Tensor:
     """The number of `dtype` nearest to `value`; of two, the one whose last bit is 0."""
-    guess = torch.tensor(float(value), dtype=torch.float64).to(dtype)
-    around = [
-        guess,
-        torch.nextafter(guess, torch.tensor(torch.inf, dtype=dtype)),
-        torch.nextafter(guess, torch.tensor(-torch.inf, dtype=dtype)),
-    ]
-    finite = [found for found in around if bool(torch.isfinite(found))]
+    if dtype.itemsize == 1:
+        around = list(torch.arange(256, dtype=torch.uint8).view(dtype))
+    else:
+        guess = torch.tensor(float(value), dtype=torch.float64).to(dtype)
+        ends = [torch.tensor(end, dtype=dtype) for end in (torch.inf, -torch.inf)]
+        around = [guess, *(torch.nextafter(guess, end) for end in ends)]
+    finite = [found for found in around if bool(torch.isfinite(found.float()))]
     return min(finite, key=lambda found: (abs(Fraction(found.double().item()) - value), _last_bit(found)))
 
 

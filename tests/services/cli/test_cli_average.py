@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -104,8 +105,8 @@ def test_patterns_folders_and_files_are_averaged(run: Wa, sources: list[str]) ->
 
 
 def test_the_output_says_what_it_is(run: Wa) -> None:
-    """The file's metadata names rule, steps, coefficients and, when asked for, digests."""
-    done = run("average", "run", "-r", "swa", "-o", "swa.safetensors", "--digests", "--json")
+    """The file's metadata names rule, steps, coefficients and digests, unless these are not wanted."""
+    done = run("average", "run", "-r", "swa", "-o", "swa.safetensors", "--json", "--fsync")
 
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -116,6 +117,21 @@ def test_the_output_says_what_it_is(run: Wa) -> None:
     assert [source["sha256"] for source in sources] == [source["sha256"] for source in report["sources"]]
     assert all(len(next(iter(source["sha256"].values()))) == 64 for source in sources)
     assert report["files"] == ["swa.safetensors"]
+
+    without = run("average", "run", "-r", "swa", "-o", "swa.safetensors", "--no-digests", "--json")
+    assert [source["sha256"] for source in json.loads(without.stdout)["sources"]] == [None] * 3
+
+
+def test_the_digest_of_a_pt_file_is_that_of_the_file_itself(run: Wa) -> None:
+    """Not of the conversion, which nobody has."""
+    torch.save(state(100), run.folder / "step_100.pt")
+
+    done = run("average", "step_100.pt", "-r", "swa", "-o", "swa.safetensors", "--json")
+
+    (source,) = json.loads(done.stdout)["sources"]
+    content = (run.folder / "step_100.pt").read_bytes()
+    assert source["sha256"] == {"step_100.pt": hashlib.sha256(content).hexdigest()}
+    assert source["size_bytes"] == len(content)
 
 
 def test_a_dry_run_writes_nothing_and_says_all(run: Wa) -> None:
@@ -139,11 +155,12 @@ def test_a_dry_run_writes_nothing_and_says_all(run: Wa) -> None:
 
 
 def test_safetensors_are_averaged_without_torch(run: Wa) -> None:
-    """Neither torch nor ray is imported for a merge of safetensors files."""
+    """Neither torch nor ray is imported for a merge of safetensors files, nor the client, the stack or boto3."""
     code = (
         "import sys; from services.cli.main import main; "
         "code = main(['average', 'run', '-r', 'swa', '-o', 'swa.safetensors']); "
-        "sys.exit(code or ('torch' in sys.modules) * 10 + ('ray' in sys.modules) * 20)"
+        "unwanted = {'torch', 'ray', 'boto3', 'httpx2', 'services.stack', 'services.client'}; "
+        "sys.exit(code or 10 * len(unwanted & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code]
 

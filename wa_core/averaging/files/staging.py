@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _JOB, _JOURNAL = "job.json", "journal.jsonl"
-_NOTE_EVERY_S = 0.5
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -35,24 +34,29 @@ class Staging:
     Args:
         output: what is being made; its folder must exist and be writable.
         job: everything that decides the output's bytes; work on another job is thrown away.
+        boot: which start of the machine this is; work from before it is thrown away. The system is asked when None.
+        note_every_s: how often what is written is recorded; a kill costs the work since.
 
     Raises:
         InvalidInputError: `output_not_writable`.
         ConflictError: another process is at work on the same output.
     """
 
-    def __init__(self, output: Path, *, job: Sequence[object]) -> None:
+    def __init__(
+        self, output: Path, *, job: Sequence[object], boot: str | None = None, note_every_s: float = 0.5
+    ) -> None:
         self.output = output
         self.folder = output.with_name(f".{output.name}.part")
         self._mutex = threading.Lock()
         self._pending: list[tuple[str, int, int]] = []
         self._done: dict[str, list[tuple[int, int]]] = {}
+        self._note_every_s = note_every_s
         self._next_note_at = 0.0
         self._lock = -1
         try:
             self.folder.mkdir(exist_ok=True)
             self._take_lock()
-            self._load(hashlib.sha256(json.dumps([*job, _this_boot()]).encode()).hexdigest())
+            self._load(hashlib.sha256(json.dumps([*job, boot or _this_boot()]).encode()).hexdigest())
         except OSError as error:
             self.close()
             raise unwritable(output, error) from error
@@ -90,7 +94,7 @@ class Staging:
             except OSError as error:
                 raise unwritable(self.output, error) from error
             self._pending.clear()
-            self._next_note_at = time.monotonic() + _NOTE_EVERY_S
+            self._next_note_at = time.monotonic() + self._note_every_s
 
     def remove(self) -> None:
         """Throw the folder away."""
@@ -144,7 +148,7 @@ def _read_journal(path: Path) -> dict[str, list[tuple[int, int]]]:
         try:
             name, begin, end = json.loads(line)
         except ValueError:
-            break  # the last line of a killed process
+            continue  # cut by a kill; the next process has written on behind it
         done.setdefault(str(name), []).append((int(begin), int(end)))
     return {name: _merged(ranges) for name, ranges in done.items()}
 

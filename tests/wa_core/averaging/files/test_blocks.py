@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.checkpoints import nearest
-from wa_core.averaging.files.blocks import BLOCK, WeightedSum, is_finite, narrow, widen
+from wa_core.averaging.files.blocks import BLOCK, Rounding, WeightedSum, is_finite, narrow, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,6 +89,18 @@ def test_narrowing_gives_the_nearest_number_and_of_two_the_even_one(values: list
     """Every dtype rounds to nearest, ties to even, as rational arithmetic says."""
     found = torch.from_numpy(narrow(np.array(values), dtype).copy()).view(DTYPES[dtype])
     assert found.tolist() == [nearest(Fraction(value), DTYPES[dtype]).item() for value in values]
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3"])
+def test_rounding_in_the_same_memory_leaves_no_trace(dtype: str) -> None:
+    """Tile after tile of other lengths, beyond one block, with NaN in one of them: as if each were the first."""
+    draw, rounding = np.random.default_rng(0), Rounding(max_elements=BLOCK + 500)
+    for size, bad in ((BLOCK + 500, BLOCK + 3), (7, None), (BLOCK + 500, None), (0, None), (BLOCK, 0)):
+        values = draw.standard_normal(size)
+        if bad is not None:
+            values[bad] = np.nan
+        found = rounding.narrow(values, dtype).tobytes()
+        assert found == b"".join(narrow(values[at : at + 999], dtype).tobytes() for at in range(0, size, 999))
 
 
 def test_float8_saturates_and_the_others_become_infinite() -> None:

@@ -246,6 +246,72 @@ def test_the_output_says_what_it_is(tmp_path: Path) -> None:
     assert list(report.plan.left_out) == [str(paths[0])]
 
 
+def noted_digests(out: Path) -> list[dict[str, str] | None]:
+    """What the output says of every source."""
+    return [source.get("sha256") for source in json.loads(metadata_of(out)["sources"])]
+
+
+def test_digests_are_noted_where_they_cost_little(tmp_path: Path) -> None:
+    """Of local sources of at most 1 GiB together unless told otherwise; of larger ones only if told to."""
+    paths = save(tmp_path, {step: network(step) for step in (1, 2)})
+    true = [{path.name: hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths]
+    out = tmp_path / "out.safetensors"
+
+    def noted(digests: bool | None, size_bytes: int) -> list[dict[str, str] | None]:
+        sources = [open_source(path, step=step) for step, path in enumerate(paths)]
+        sources[0].size_bytes = size_bytes
+        average_files(sources, SWA, out, options=MergeOptions(digests=digests))
+        for source in sources:
+            source.close()
+        return noted_digests(out)
+
+    limit = (1 << 30) - paths[1].stat().st_size
+    assert noted(None, limit) == true
+    assert noted(None, limit + 1) == [None, None]
+    assert noted(True, limit + 1) == true
+    assert noted(False, 1000) == [None, None]
+
+
+def test_recorded_digests_are_noted_whatever_the_size(tmp_path: Path) -> None:
+    """They are checked anyway; sources without a record are not read twice for it."""
+    paths = save(tmp_path, {step: network(step) for step in (1, 2)})
+    sha256 = hashlib.sha256(paths[0].read_bytes()).hexdigest()
+    sources = [open_source(paths[0], step=1, sha256=sha256), open_source(paths[1], step=2)]
+    sources[1].size_bytes = 1 << 31
+
+    average_files(sources, SWA, tmp_path / "out.safetensors")
+
+    assert noted_digests(tmp_path / "out.safetensors") == [{paths[0].name: sha256}, None]
+    for source in sources:
+        source.close()
+
+
+_NO_ROOM = """
+import resource, signal, sys
+from wa_core.averaging.files.offline import average_files
+from wa_core.errors import InvalidInputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    average_files(sys.argv[2:], "swa", sys.argv[1])
+except InvalidInputError as error:
+    print(error.code)
+"""
+
+
+def test_f22_no_room_for_the_output_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+    """F22: what does not fit is said with a code, and no half file stays."""
+    paths = save(tmp_path, {step: {"w": torch.full((5000,), float(step))} for step in (1, 2)})
+
+    done = subprocess.run(
+        [sys.executable, "-c", _NO_ROOM, tmp_path / "out.safetensors", *paths],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+
+    assert done.stdout == "output_not_writable\n"
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
 def test_the_plan_tells_everything_beforehand(tmp_path: Path) -> None:
     """A dry run says what becomes of each tensor and how much is read and written, and it is so."""
     paths = save(tmp_path, {step: network(step) for step in STEPS})

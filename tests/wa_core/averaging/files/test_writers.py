@@ -228,6 +228,60 @@ def test_what_was_recorded_is_known_to_the_same_job_only(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_work_from_before_a_power_cut_does_not_count(tmp_path: Path) -> None:
+    """What was noted before the machine started anew may never have reached the disk; it is thrown away."""
+    output = tmp_path / "avg.safetensors"
+    first = Staging(output, job=["one"], boot="monday")
+    first.note("w", 0, 10)
+    first.close()
+
+    again = Staging(output, job=["one"], boot="tuesday")
+
+    assert not again.is_resumed
+    assert [path.name for path in again.folder.iterdir()] == ["job.json"]
+    again.remove()
+
+
+@pytest.mark.parametrize(("name", "max_shard_bytes"), [("avg.safetensors", None), ("avg.safetensors", 2100)])
+def test_the_disk_has_a_file_before_its_name_changes(
+    tmp_path: Path, sources: list[Path], name: str, max_shard_bytes: int | None
+) -> None:
+    """When the disk is waited for, every part is waited for under its temporary name, and the folder at the end."""
+    output, seen = tmp_path / name, []
+
+    def sync(path: Path) -> None:
+        seen.append(path)
+        if path != tmp_path:
+            assert path.is_relative_to(tmp_path / f".{name}.part")
+            assert path.stat().st_size > 0
+
+    writer = StagedWriter(
+        Staging(output, job=[]), file_format="safetensors", max_shard_bytes=max_shard_bytes, sync=sync
+    )
+    files = average_files([str(path) for path in sources], SwaRule(), writer).files
+
+    assert len([path for path in seen if path != tmp_path]) == len(files)
+    assert seen[-1] == tmp_path
+
+
+def test_the_disk_has_a_whole_folder_before_it_is_there(tmp_path: Path, sources: list[Path]) -> None:
+    """A Hugging Face folder is waited for with all its files while it has another name."""
+    (tmp_path / "config.json").write_text("{}")
+    output, seen = tmp_path / "avg", []
+
+    def sync(path: Path) -> None:
+        seen.append(path.name)
+        assert output.exists() == (path == tmp_path)
+
+    writer = StagedWriter(
+        Staging(output, job=[]), file_format="hf", companions=[tmp_path / "config.json"], sync=sync
+    )
+    average_files([str(path) for path in sources], SwaRule(), writer)
+
+    assert sorted(seen[:2]) == ["config.json", "model.safetensors"]
+    assert seen[2:] == ["made", tmp_path.name]
+
+
 def test_a_journal_line_cut_by_a_kill_does_not_count(tmp_path: Path) -> None:
     """Only whole lines of the journal say that bytes are there."""
     output = tmp_path / "avg.safetensors"
@@ -239,7 +293,12 @@ def test_a_journal_line_cut_by_a_kill_does_not_count(tmp_path: Path) -> None:
 
     assert again.has("w", 0, 10)
     assert not again.has("w", 10, 20)
-    again.remove()
+    again.note("w", 20, 30)
+    again.note("w", 30, 40)
+    again.close()
+    third = Staging(output, job=[])
+    assert third.has("w", 0, 10)
+    third.remove()
 
 
 def test_noted_bytes_do_not_count_when_their_file_is_gone(tmp_path: Path, sources: list[Path]) -> None:
