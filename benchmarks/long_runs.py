@@ -20,9 +20,10 @@ from services.stack import seaweedfs
 from services.stack.seaweedfs import SeaweedConfig
 from wa_core import layout
 from wa_core.catalog.averages import Generations
+from wa_core.catalog.hints import MAX_BEHIND, digest_of, write_log_hint
 from wa_core.catalog.runs import RunLog, submit
 from wa_core.clock import SystemClock
-from wa_core.records import AttemptStarted, AverageManifest, CheckpointCommitted, FileRef, RunRequest
+from wa_core.records import AverageManifest, CheckpointCommitted, Entry, FileRef, RunRequest
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -37,17 +38,23 @@ def long_run(store: ObjectStore, *, length: int) -> str:
     """A run with a log and a list of generations of this length, written as the service writes them."""
     made = MemoryStore()
     run_id = submit(made, RunRequest(recipe="a.b:C"), clock=CLOCK).run_id
-    log = RunLog(made, run_id, clock=CLOCK)
-    log.append(AttemptStarted(runner_id="benchmark"))
-    while len(log.entries) < length:
-        step = len(log.entries)
+    entries: list[Entry] = [*RunLog(made, run_id, clock=CLOCK).refresh()]
+    digest = digest_of(made.get(layout.log_entry(run_id, 1)))
+    while len(entries) < length:
+        step = len(entries)
         prefix = layout.checkpoint_prefix(run_id, attempt=1, step=step, nonce=layout.new_nonce())
         files = {
             name: FileRef(key=prefix + name, size_bytes=1, sha256="0" * 64)
             for name in (layout.MODEL_FILE, layout.TRAINER_FILE)
         }
-        log.append(CheckpointCommitted(step=step, files=files, spec_digest="0" * 64, metrics={"loss": 0.5}))
-        log.renew_hint()
+        stamp = {"seq": step + 1, "previous": digest, "at": CLOCK.now(), "attempt": 1}
+        entry = CheckpointCommitted(step=step, files=files, spec_digest="0" * 64, **stamp)
+        body = entry.model_dump_json().encode()
+        made.create(layout.log_entry(run_id, step + 1), body)
+        entries.append(entry)
+        digest = digest_of(body)
+    # As far behind as it ever is: a new one is due at the next entry.
+    write_log_hint(made, run_id, entries[: length - MAX_BEHIND])
     generations = Generations(made, run_id, "swa")
     for number in range(1, length + 1):
         record = AverageManifest(

@@ -30,6 +30,7 @@ class AverageBlobs:
         checkpoints: the run's checkpoints.
         ages: seconds since each object in the bucket was written, by key.
         every_steps: how often a state of a power-function average is kept as a snapshot; None for never.
+        beginner: an average of the run that has no generation yet, and may be rebuilt from this one's states.
         grace: how long things are left alone.
     """
 
@@ -40,12 +41,14 @@ class AverageBlobs:
         ages: Mapping[str, float],
         *,
         every_steps: int | None,
+        beginner: str | None,
         grace: Grace,
     ) -> None:
         self.average = average
         self._checkpoints = checkpoints
         self._ages = ages
         self._every_steps = every_steps
+        self._beginner = beginner
         self._grace = grace
 
     @property
@@ -128,7 +131,11 @@ class AverageBlobs:
 
     def _needed_states(self) -> dict[str | None, str]:
         steps = self._checkpoints.path.steps
-        kept: dict[str | None, str] = {
+        kept: dict[str | None, str] = {}
+        if self._beginner is not None:
+            reason = f"average {self._beginner!r} has not begun, and may be rebuilt from it"
+            kept = dict.fromkeys((known.shadow for known in self._states), reason)
+        kept |= {
             known.shadow: f"snapshot of step {steps[known.last_folded]}, to rebuild other averages from"
             for known in self._snapshots()
         }

@@ -44,8 +44,11 @@ class Checkpoints:
 
     @property
     def targets(self) -> list[int]:
-        """Log seqs of the kept checkpoints, ascending: the run can be rewound to each of them."""
-        kept = {**self._policy.reasons, **self._resumable()}
+        """Log seqs of the kept checkpoints, ascending: the run can be rewound to each of them.
+
+        An ended run cannot be. The states at what is kept for good stay: others may be rebuilt from them.
+        """
+        kept = self._policy.for_good if self.is_over else {**self._policy.reasons, **self._resumable()}
         return [entry.seq for entry in self._lineage if entry.seq in kept and entry.seq in self.path.present]
 
     @property
@@ -112,7 +115,7 @@ class Checkpoints:
     def _needed(self, averages: Sequence[AverageBlobs]) -> dict[int, str]:
         """Log seq -> which average needs it, and what for."""
         reasons: dict[int, str] = {}
-        for found in averages:
+        for found in averages if not self.is_over else ():
             name = found.average.name
             for seq, target in found.needs.checkpoints.items():
                 reasons[seq] = f"{name!r} needs it to go back to step {self.path.steps[target]}"

@@ -39,9 +39,15 @@ def plan(
     grace = grace or Grace()
     ages = {info.key: (now - (info.modified_at or now)).total_seconds() for info in objects}
     checkpoints = Checkpoints(run, ages, grace=grace)
-    every_steps = run.policy.keep_every_steps
     blobs = {
-        average.name: AverageBlobs(average, checkpoints, ages, every_steps=every_steps, grace=grace)
+        average.name: AverageBlobs(
+            average,
+            checkpoints,
+            ages,
+            every_steps=run.policy.keep_every_steps,
+            beginner=next((other.name for other in run.averages if not other.generations), None),
+            grace=grace,
+        )
         for average in run.averages
     }
     named = checkpoints.verdicts(blobs.values())
