@@ -72,9 +72,7 @@ class MiniatureRun:
             name: put_file(self.store, prefix + name, body) for name in (layout.MODEL_FILE, layout.TRAINER_FILE)
         }
         metrics = {} if loss is None else {"loss": loss}
-        return self.log.append(
-            CheckpointCommitted(step=step, files=files, spec_digest="0" * 64, metrics=metrics)
-        )
+        return self.log.append(CheckpointCommitted(step=step, files=files, spec_digest="0" * 64, metrics=metrics))
 
     def add_average(self, name: str, rule: str) -> None:
         """Ask for one more average."""

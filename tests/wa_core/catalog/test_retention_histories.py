@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypothesis import Phase, settings
+
 PH = [Phase.generate, Phase.reuse]
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.histories import FAULTY, SOUND, MiniatureAverager, MiniatureRun, exists
 
+from support.histories import FAULTY, SOUND, MiniatureAverager, MiniatureRun, exists
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.averages import Generations
@@ -94,7 +95,12 @@ class Histories(RuleBasedStateMachine):
         if kept:
             self.run.attempt(resumed_from=data.draw(st.sampled_from(sorted(kept))))
 
-    @rule(name=st.sampled_from(sorted(AVERAGES)), which=st.integers(0, 1), folds=st.integers(1, 6), ends=st.booleans())
+    @rule(
+        name=st.sampled_from(sorted(AVERAGES)),
+        which=st.integers(0, 1),
+        folds=st.integers(1, 6),
+        ends=st.booleans(),
+    )
     def average(self, name: str, which: int, folds: int, ends: bool) -> None:
         """One average alone gets on, perhaps without publishing."""
         for _ in range(folds):
