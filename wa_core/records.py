@@ -26,6 +26,9 @@ FORMAT: Literal[1] = 1
 #: The metric that every recipe has and that `best` and `won` go by; less is better.
 HEADLINE_METRIC = "loss"
 
+#: Of one run, submitted and added.
+MAX_AVERAGES = 32
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -141,7 +144,7 @@ class RunRequest(Request):
     config: dict[str, JsonValue] = Field(default_factory=dict)
     scaling: Scaling = Field(default_factory=Scaling)
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
-    averages: list[AverageRequest] = Field(default_factory=list, max_length=32)
+    averages: list[AverageRequest] = Field(default_factory=list, max_length=MAX_AVERAGES)
     labels: dict[Name, Annotated[str, StringConstraints(max_length=256)]] = Field(
         default_factory=dict, max_length=64
     )

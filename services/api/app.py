@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 
 from services.api import problems
 from services.api.auth import Tokens, require_token
+from services.api.body import AverageAddition
 from services.api.catalog import Catalog
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
@@ -43,7 +44,7 @@ class Api(FastAPI):
         """The OpenAPI description."""
         schema = super().openapi()
         known = schema["components"]["schemas"]
-        for model in (Problem, RunRequest):
+        for model in (Problem, RunRequest, AverageAddition):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)

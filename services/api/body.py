@@ -1,4 +1,4 @@
-"""Reads a submission strictly: bounded in size, time and depth, and JSON without its ambiguities.
+"""Reads submissions and additions strictly: bounded in size, time and depth, and JSON without its ambiguities.
 
 Duplicate keys, NaN and integers without end are refused rather than guessed at, because two readers of the same
 bytes must never see two different runs. Every refusal says where and what.
@@ -8,7 +8,7 @@ import asyncio
 import json
 import math
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -24,11 +24,19 @@ MAX_DEPTH = 64
 MAX_INTEGER_DIGITS = 100
 BODY_DEADLINE_S = 15.0
 
+M = TypeVar("M", bound=BaseModel)
+
 _PARTS: dict[str, type[BaseModel]] = {
     "scaling": Scaling,
     "checkpoint": CheckpointPolicy,
     "averages": AverageRequest,
 }
+
+
+class AverageAddition(AverageRequest):
+    """The body of an addition: an average, and whether only to say what it would take."""
+
+    dry_run: bool = False
 
 
 async def read_run_request(request: Request) -> RunRequest:
@@ -37,6 +45,19 @@ async def read_run_request(request: Request) -> RunRequest:
     Raises:
         HttpProblem: 400, 408, 413, 415 or 422; the code says why.
     """
+    return parse_body(await _read_json(request), RunRequest)
+
+
+async def read_addition(request: Request) -> AverageAddition:
+    """The average to add that a request's body asks for.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), AverageAddition)
+
+
+async def _read_json(request: Request) -> bytes:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise HttpProblem(
@@ -44,22 +65,22 @@ async def read_run_request(request: Request) -> RunRequest:
             status=415,
             code="unsupported_media_type",
         )
-    return parse_run_request(await _read(request))
+    return await _read(request)
 
 
-def parse_run_request(body: bytes) -> RunRequest:
-    """A submission from its bytes.
+def parse_body(body: bytes, model: type[M]) -> M:
+    """A request's body, from its bytes.
 
     Raises:
-        HttpProblem: 400 when they are no JSON, 422 when they are no submission.
+        HttpProblem: 400 when they are no JSON, 422 when they are no `model`.
     """
     _check_json(body)
     try:
-        return RunRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             raise _not_json(error.errors()[0]["msg"].removeprefix("Invalid JSON: ")) from None
-        faults = [_fault(details) for details in error.errors(include_url=False, include_context=False)]
+        faults = [_fault(details, model) for details in error.errors(include_url=False, include_context=False)]
     detail = "; ".join(f"{pointer}: {message}" if pointer else message for pointer, message in faults[:5])
     raise HttpProblem(detail, status=422, code="invalid_request", faults=faults)
 
@@ -165,11 +186,11 @@ def _bounded_integer(digits: str) -> int:
     return int(digits)
 
 
-def _fault(details: ErrorDetails) -> tuple[str, str]:
+def _fault(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     location = details["loc"]
     pointer = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if details["type"] == "extra_forbidden":
-        return pointer, _nearest(str(location[-1]), model=_PARTS.get(str(location[0]), RunRequest))
+        return pointer, _nearest(str(location[-1]), model=_PARTS.get(str(location[0]), model))
     if details["type"] == "string_pattern_mismatch":
         return pointer, f"{str(details['input'])[:100]!r} is not allowed; {_form_of(pointer)}"
     return pointer, details["msg"].removeprefix("Value error, ")

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from services.api.patience import DEADLINE_S, StoreAwayError
 from wa_core import layout
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.runs import RunLog, fetch_spec, lineage, list_run_ids, requested_averages
+from wa_core.catalog.holdings import fetch_holdings
+from wa_core.catalog.runs import RunLog, add_average, fetch_spec, lineage, list_run_ids, requested_averages
 from wa_core.errors import (
     AlreadyFinishedError,
     AverageNotFoundError,
@@ -39,6 +40,7 @@ from wa_core.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from wa_core.catalog.catch_up import Holdings
     from wa_core.clock import Clock
     from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
     from wa_core.store.base import ObjectStore
@@ -266,6 +268,18 @@ class Catalog:
         """
         known = self._generations(run_id, name)
         return (self._manifest(known, number) for number in reversed(known.numbers()))
+
+    def holdings(self, run: RunSnapshot) -> Holdings:
+        """What there is of a run that an average could be made from."""
+        return fetch_holdings(self.store, run.spec, run.entries)
+
+    def add_average(self, run_id: str, average: AverageRequest) -> None:
+        """Ask for one more average of a run.
+
+        Raises:
+            ConflictError: it has one of this name.
+        """
+        add_average(self.store, run_id, average, clock=self._clock)
 
     def cancel(self, run_id: str) -> None:
         """Ask for a run's end; one that no runner holds ends here and now.

@@ -8,12 +8,15 @@ from services.api.schemas import (
     AverageResource,
     CheckpointResource,
     EvaluationSet,
+    Prediction,
     Reason,
+    RebuiltFrom,
     RunResource,
     Weights,
 )
 from services.recipes import registry
 from wa_core import layout
+from wa_core.catalog.catch_up import Replay
 from wa_core.catalog.runs import lineage
 from wa_core.errors import InvalidInputError
 from wa_core.records import (
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from services.api.catalog import AverageSnapshot, RunSnapshot
+    from wa_core.catalog.catch_up import Rebuild
     from wa_core.records import (
         Assessment,
         AssessmentRecord,
@@ -138,6 +142,18 @@ def average_resource(
         weights=_weights(run_id, served),
         published_generation=served.generation if served else None,
         best_generation=best,
+        rebuilt=_rebuilt(shown),
+    )
+
+
+def prediction_resource(plan: Replay | Rebuild) -> Prediction:
+    """How an average that is added catches up, as the API shows it."""
+    return Prediction(
+        how="replay" if isinstance(plan, Replay) else "rebuild",
+        profile_error=plan.profile_error,
+        noise_gain=plan.noise_gain,
+        reads=len(plan.files),
+        read_bytes=plan.read_bytes,
     )
 
 
@@ -165,6 +181,13 @@ def _checkpoint(entry: CheckpointCommitted, *, is_abandoned: bool) -> Checkpoint
         is_abandoned=is_abandoned,
         created_at=entry.at,
     )
+
+
+def _rebuilt(shown: AverageManifest | None) -> RebuiltFrom | None:
+    if shown is None or shown.rebuilt is None:
+        return None
+    found = shown.rebuilt
+    return RebuiltFrom(num_parts=len(found.parts), profile_error=found.profile_error, noise_gain=found.noise_gain)
 
 
 def _evaluation_set(assessment: Assessment) -> EvaluationSet:

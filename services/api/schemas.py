@@ -97,6 +97,14 @@ class EvaluationSet(Resource):
     won: Literal["averaged", "raw", "tie"] | None = None
 
 
+class RebuiltFrom(Resource):
+    """How an average began that was summed from what was kept: from so many files, this far from its rule."""
+
+    num_parts: int
+    profile_error: float
+    noise_gain: float
+
+
 class AverageResource(Resource):
     """An average. `coefficients` maps each step in it to its weight; they sum to 1."""
 
@@ -115,6 +123,28 @@ class AverageResource(Resource):
     weights: Weights | None
     published_generation: int | None = Field(description="the generation that weights and evaluation are of")
     best_generation: int | None = Field(description="the one with the lowest held-out loss so far")
+    rebuilt: RebuiltFrom | None = Field(description="null where every checkpoint in it was folded")
+
+
+class Prediction(Resource):
+    """What adding an average takes and gives, worked out before anything is read.
+
+    ``replay`` folds all its checkpoints again, and is exact. ``rebuild`` sums what is kept: `profile_error` is how
+    far its coefficients are from the rule's, as a part of them, and `noise_gain` how much larger rounding errors
+    can come out. `reads` counts files, checkpoints and states.
+    """
+
+    how: Literal["replay", "rebuild"]
+    profile_error: float
+    noise_gain: float
+    reads: int
+    read_bytes: int
+
+
+class AddedAverage(AverageResource):
+    """An average that was added, or would be, with what that takes."""
+
+    prediction: Prediction
 
 
 class LogLine(Resource):

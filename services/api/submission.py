@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 
 from services.api.problems import HttpProblem
 from services.recipes.registry import check_recipe
-from wa_core.averaging.rules import parse_lerp_rule
-from wa_core.errors import InvalidInputError
+from wa_core.averaging.rules import parse_run_rule
+from wa_core.errors import ConflictError, InvalidInputError
+from wa_core.records import MAX_AVERAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wa_core.averaging.rules import AnyRule
     from wa_core.records import AverageRequest, RunRequest
 
 
@@ -38,11 +42,33 @@ def check_submission(request: RunRequest) -> None:
         raise HttpProblem(detail, status=422, code="invalid_rule", faults=faults)
 
 
+def check_addition(average: AverageRequest, *, existing: Sequence[AverageRequest]) -> AnyRule:
+    """Refuse an average that cannot be added to those that a run has; otherwise its rule.
+
+    Raises:
+        HttpProblem: 422 ``invalid_rule``.
+        ConflictError: ``average_exists``, or ``too_many_averages``.
+    """
+    try:
+        rule = parse_run_rule(average.rule)
+    except InvalidInputError as error:
+        faults = [("rule", error.message)]
+        raise HttpProblem(f"rule: {error.message}", status=422, code="invalid_rule", faults=faults) from None
+    if average.name in {known.name for known in existing}:
+        raise ConflictError(f"the run has an average {average.name!r} already", code="average_exists")
+    if len(existing) >= MAX_AVERAGES:
+        raise ConflictError(
+            f"the run has {len(existing)} averages, the most that it can have; submit another run for more",
+            code="too_many_averages",
+        )
+    return rule
+
+
 def _rule_faults(averages: list[AverageRequest]) -> list[tuple[str, str]]:
     faults = []
     for number, average in enumerate(averages):
         try:
-            parse_lerp_rule(average.rule)
+            parse_run_rule(average.rule)
         except InvalidInputError as error:
             faults.append((f"averages[{number}].rule", error.message))
     return faults

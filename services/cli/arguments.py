@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from services.recipes.registry import recipe_names
-from wa_core.averaging.rules import parse_lerp_rule
+from wa_core.averaging.rules import parse_run_rule
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_MAX_NAME = 63
+_NAME = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{_MAX_NAME - 1}}}")
+_NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
 def parse_recipe(text: str) -> str:
@@ -52,7 +54,7 @@ def parse_labels(items: Sequence[str]) -> dict[str, str]:
     """``key=value`` labels."""
     labels = dict(_pair(item, place="--label") for item in items)
     for key in labels:
-        _check_name(key, place="--label")
+        check_name(key, place="--label")
     return labels
 
 
@@ -74,13 +76,22 @@ def parse_averages(items: Sequence[str]) -> list[dict[str, str]]:
     return averages
 
 
+def name_of_rule(rule: str) -> str:
+    """A name for the average of a rule, such as ``ema-half-life-500`` for ``ema:half_life=500``."""
+    try:
+        spelling = parse_run_rule(rule).spelling
+    except InvalidInputError as error:
+        raise _refusal(error.message, place="--rule") from None
+    return _NO_NAME.sub("-", spelling)[:_MAX_NAME].strip("-")
+
+
 def _split_average(item: str) -> tuple[str | None, str]:
     before, equals, after = item.partition("=")
     name, rule = (before, after) if equals and ":" not in before else (None, item)
     if name is not None:
-        _check_name(name, place="--average")
+        check_name(name, place="--average")
     try:
-        parse_lerp_rule(rule)
+        parse_run_rule(rule)
     except InvalidInputError as error:
         raise _refusal(error.message, place="--average") from None
     return name, rule
@@ -92,7 +103,8 @@ def _free_name(kind: str, *, taken: list[str]) -> str:
     return next(name for name in candidates if name not in taken)
 
 
-def _check_name(name: str, *, place: str) -> None:
+def check_name(name: str, *, place: str) -> None:
+    """Refuse what no average can be called."""
     if _NAME.fullmatch(name) is None:
         raise _refusal(
             f"{name!r} is not a name. Names are lower-case letters, digits and hyphens, 63 at most.", place=place

@@ -42,6 +42,7 @@ Exit codes: 0 done, 1 the run or check failed, 2 wrong usage, 3 service unreacha
 _FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
 _UNAUTHENTICATED = 401
 _BAD_REQUEST = {400, 413, 415, 422}
+_TOO_LITTLE_KEPT = "cannot_rebuild"  # nothing is wrong with how it was asked for
 
 # Command -> where its function is, as module:function below services.cli. Only what is called is loaded: the
 # client and the stack take longer to import than averaging a small model does.
@@ -58,6 +59,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "checkpoints": "results:checkpoints",
         "averages": "results:averages",
         "download": "results:download",
+        "rebuild": "rebuild:rebuild",
         "verify": "verify:verify",
     },
     "Files": {
@@ -153,4 +155,5 @@ def _explain_refusal(error: ApiError) -> int:
         )
     elif error.hint:
         say(f"  {error.hint}")
-    return _USAGE if error.status in _BAD_REQUEST else _FAILED
+    is_usage = error.status in _BAD_REQUEST and error.code != _TOO_LITTLE_KEPT
+    return _USAGE if is_usage else _FAILED

@@ -69,6 +69,15 @@ def fetch_file(
     )
 
 
+def check_writable(path: str | Path) -> None:
+    """Fail before long work, rather than after, when a download to `path` could not be written.
+
+    Raises:
+        InvalidInputError: as `fetch_file`.
+    """
+    _Part(Path(path)).check_writable()
+
+
 def _fetch_rest(
     transport: Transport,
     url_path: str,

@@ -166,6 +166,25 @@ class Client:
         """The run's averages, as they were asked for."""
         return list(self._object(f"{_run(run_id)}/averages")["data"])
 
+    def add_average(
+        self,
+        run_id: str,
+        name: str,
+        rule: str,
+        *,
+        accumulator_dtype: str | None = None,
+        dry_run: bool = False,
+    ) -> Json:
+        """Add an average, also to a run that has ended; its `prediction` says how it catches up, and how well.
+
+        With `dry_run` nothing is added. `ApiError` with the code ``cannot_rebuild`` says that too little is kept,
+        ``average_exists`` that the name is taken.
+        """
+        body: Json = {"name": name, "rule": rule, "dry_run": dry_run}
+        if accumulator_dtype is not None:
+            body["accumulator_dtype"] = accumulator_dtype
+        return dict(self._transport.post(f"{_run(run_id)}/averages", body=body))
+
     def average(
         self,
         run_id: str,

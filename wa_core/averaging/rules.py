@@ -345,13 +345,20 @@ def parse_rule(text: str) -> AnyRule:
         raise InvalidInputError(f"{text!r}: {error.message}") from error
 
 
-def parse_lerp_rule(text: str) -> Rule:
-    """`parse_rule` for who folds each checkpoint as it comes.
+def parse_run_rule(text: str) -> AnyRule:
+    """`parse_rule` for who follows a run while it trains, and does not know how long it will be.
 
     Raises:
-        InvalidInputError: as `parse_rule` and `require_lerp`.
+        InvalidInputError: as `parse_rule`; or it is a window over a fraction of the run (`needs_total_steps`).
     """
-    return require_lerp(parse_rule(text))
+    rule = parse_rule(text)
+    if isinstance(rule, WindowRule) and rule.last_fraction is not None:
+        raise InvalidInputError(
+            f"{text!r}: how long a run gets is known at its end; write 'window:last_steps=1000' or "
+            f"'window:last=8', or average the files then: 'wa average … --rule {rule.spelling}'",
+            code="needs_total_steps",
+        )
+    return rule
 
 
 def require_lerp(rule: AnyRule) -> Rule:
@@ -363,8 +370,7 @@ def require_lerp(rule: AnyRule) -> Rule:
     if isinstance(rule, WindowRule):
         raise InvalidInputError(
             f"{rule.spelling!r}: a window cannot be folded checkpoint by checkpoint, as nothing could take an old "
-            f"one out again; make it from files with 'wa average … --rule {rule.spelling}', or fold what forgets "
-            f"by itself, such as 'ema:half_life=500' or 'power:sigma_rel=0.1'",
+            f"one out again; average the kept checkpoints, as 'wa average … --rule {rule.spelling}' does",
             code="not_a_lerp_rule",
         )
     return rule

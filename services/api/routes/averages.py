@@ -5,12 +5,16 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from services.api.resources import average_resource
+from services.api.body import AverageAddition, read_addition
+from services.api.resources import average_resource, prediction_resource
 from services.api.routes.dependencies import CatalogDep, problems
-from services.api.schemas import AverageResource, Listing
+from services.api.schemas import AddedAverage, AverageResource, Listing
 from services.api.selection import Selection, best_generation, select, select_file
+from services.api.submission import check_addition
 from services.api.weights import redirect_response, weights_response
+from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.runs import lineage
+from wa_core.records import AverageRequest
 
 router = APIRouter(prefix="/v1/runs/{run_id}/averages", tags=["averages"])
 
@@ -53,6 +57,40 @@ def list_averages(run_id: str, catalog: CatalogDep) -> Listing[AverageResource]:
             for wanted, average in zip(run.wanted, run.averages, strict=True)
         ]
     )
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses={
+        200: {"description": "what it would take; nothing was added", "model": AddedAverage},
+        **problems(400, 404, 408, 409, 413, 415, 422),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/AverageAddition"}}},
+        }
+    },
+)
+def add_average(
+    run_id: str,
+    wanted: Annotated[AverageAddition, Depends(read_addition)],
+    response: Response,
+    catalog: CatalogDep,
+) -> AddedAverage:
+    """Add an average to a run, also to one that has ended: replayed, or rebuilt from what is kept."""
+    run = catalog.snapshot(run_id)
+    average = AverageRequest(**wanted.model_dump(exclude={"dry_run"}))
+    rule = check_addition(average, existing=run.wanted)
+    plan = plan_catch_up(catalog.holdings(run), rule)
+    if wanted.dry_run:
+        response.status_code = 200
+    else:
+        catalog.add_average(run_id, average)
+        response.headers["Location"] = f"/v1/runs/{run_id}/averages/{average.name}"
+    resource = average_resource(run_id, average, shown=None, served=None, best=None, checkpoints=run.lineage)
+    return AddedAverage(**dict(resource), prediction=prediction_resource(plan))
 
 
 @router.get("/{name}", responses=problems(404, 409, 422))

@@ -36,6 +36,7 @@ FIELDS = {
     "weights",
     "published_generation",
     "best_generation",
+    "rebuilt",
 }
 WEIGHTS = random.Random(0).randbytes(3_000_000)
 ETAG = f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'

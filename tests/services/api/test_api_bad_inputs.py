@@ -217,8 +217,8 @@ def test_a_config_that_the_recipe_refuses(api: TestClient, config: dict[str, obj
         "ema:half_life=0",
         "ema:half_life=nan",
         "window:last=0",
-        "window:last=8,shape=cosine",
-        "lawa:last=8",
+        "window:last=8,shape=round",
+        "window:last=8,last_steps=100",
         "power:sigma_rel=0.3",
         "ema:decay=0.9,rampup=0.05",
         "swa:start_step=-1",
@@ -235,19 +235,27 @@ def test_rules_that_make_no_sense(api: TestClient, rule: str) -> None:
     assert problem["errors"][0]["pointer"] == "averages[0].rule"
 
 
-def test_a_window_is_made_from_files(api: TestClient) -> None:
-    """A window is a rule, but none that a service can fold; the refusal shows the command that makes it."""
-    status, problem = post(api, averages("window:shape=cosine,last=8"))
+def test_a_window_over_a_part_of_the_run_is_made_from_files(api: TestClient) -> None:
+    """How long a run gets is not known while it trains; the refusal shows what can be said, and the command."""
+    status, problem = post(api, averages("window:last_fraction=0.2"))
 
     assert (status, problem["code"]) == (422, "invalid_rule")
-    assert "wa average … --rule window:last=8,shape=cosine" in problem["errors"][0]["message"]
+    assert "window:last_steps=1000" in problem["errors"][0]["message"]
+    assert "wa average … --rule window:last_fraction=0.2" in problem["errors"][0]["message"]
 
 
 @pytest.mark.parametrize(
-    "rule", ["power:sigma_rel=0.1", "ema:half_life=60,rampup=0.05", "ema:decay=0.99,warmup=10,start_step=40"]
+    "rule",
+    [
+        "power:sigma_rel=0.1",
+        "ema:half_life=60,rampup=0.05",
+        "ema:decay=0.99,warmup=10,start_step=40",
+        "window:last=8,shape=cosine",
+        "lawa:last_steps=1000",
+    ],
 )
-def test_every_rule_that_folds_is_taken(api: TestClient, rule: str) -> None:
-    """Power-function averages and warmed-up EMAs can be submitted."""
+def test_every_rule_that_a_run_can_have_is_taken(api: TestClient, rule: str) -> None:
+    """Power-function averages, warmed-up EMAs and windows can be submitted."""
     assert api.post("/v1/runs", json=averages(rule)).status_code == 202
 
 

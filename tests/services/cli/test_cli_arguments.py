@@ -50,10 +50,11 @@ def test_names_given_by_kind_never_collide() -> None:
     assert names == ["swa", "swa-3", "swa-2", "swa-4"]
 
 
-def test_a_window_is_made_from_files() -> None:
-    """A window cannot be submitted; the refusal shows the command that makes one."""
-    with pytest.raises(typer.BadParameter, match="wa average … --rule window:last=8"):
-        parse_averages(["lawa:last=8"])
+def test_windows_are_averages_too() -> None:
+    """A window by checkpoints or steps can be submitted; of one over a part of the run the way is shown."""
+    assert parse_averages(["lawa:last=8"]) == [{"name": "lawa", "rule": "lawa:last=8"}]
+    with pytest.raises(typer.BadParameter, match=r"wa average … --rule window:last_fraction=0\.2"):
+        parse_averages(["window:last_fraction=0.2"])
 
 
 @pytest.mark.parametrize("item", ["key", "=value", ""])

@@ -17,8 +17,9 @@ from wa_core.averaging.rules import (
     Rule,
     SwaRule,
     next_coefficients,
-    parse_lerp_rule,
     parse_rule,
+    parse_run_rule,
+    require_lerp,
 )
 from wa_core.averaging.windows import WindowRule
 from wa_core.errors import InvalidInputError
@@ -478,12 +479,23 @@ def test_no_text_breaks_the_parser(text: str) -> None:
 
 def test_a_window_is_no_lerp_rule() -> None:
     """Who folds checkpoint by checkpoint gets every rule but windows; the refusal says what to do instead."""
-    assert parse_lerp_rule("power:sigma_rel=0.1") == PowerEmaRule(sigma_rel=0.1)
+    rule = PowerEmaRule(sigma_rel=0.1)
+    assert require_lerp(rule) is rule
     with pytest.raises(InvalidInputError, match="wa average … --rule window:last=8,shape=cosine") as caught:
-        parse_lerp_rule("window:shape=cosine,last=8")
+        require_lerp(parse_rule("window:shape=cosine,last=8"))
     assert caught.value.code == "not_a_lerp_rule"
+
+
+def test_a_running_run_has_no_fraction() -> None:
+    """Who follows a run gets every rule but windows over a part of it; the refusal shows what to say instead."""
+    assert parse_run_rule("lawa:last=8") == WindowRule(last=8)
+    assert parse_run_rule("swa") == SwaRule()
+    with pytest.raises(InvalidInputError, match="window:last_steps=1000") as caught:
+        parse_run_rule("window:last_fraction=0.2")
+    assert caught.value.code == "needs_total_steps"
+    assert "wa average … --rule window:last_fraction=0.2" in caught.value.message
     with pytest.raises(InvalidInputError, match="known rules"):
-        parse_lerp_rule("median")
+        parse_run_rule("median")
 
 
 def test_a_step_is_folded_once_only() -> None:

@@ -15,7 +15,7 @@ from support.runs import HandmadeRun
 from wa_core import layout
 from wa_core.averaging.files.memory import BytesWriter
 from wa_core.averaging.files.sources import open_object
-from wa_core.averaging.rules import parse_lerp_rule, parse_rule
+from wa_core.averaging.rules import parse_rule, require_lerp
 from wa_core.averaging.streamed import StreamedShadow
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.catch_up import Rebuild, Replay, plan_catch_up
@@ -108,7 +108,12 @@ def test_a_rebuild_is_the_sum_that_its_plan_says(seaweed: Seaweed, rule: str) ->
 
     writer = BytesWriter()
     make_rebuilt_state(
-        run.store, plan.parts, writer, rule=parse_lerp_rule(rule), dtype="float64", coefficients=plan.coefficients
+        run.store,
+        plan.parts,
+        writer,
+        rule=require_lerp(parse_rule(rule)),
+        dtype="float64",
+        coefficients=plan.coefficients,
     )
 
     found = read_checkpoint([writer.body]).tensors
@@ -124,7 +129,7 @@ def test_a_rebuild_is_the_sum_that_its_plan_says(seaweed: Seaweed, rule: str) ->
     assert found["count"] == STEPS[-1]
     run.store.put("state", writer.body)
     with closing(open_object(run.store, "state")) as source:
-        shadow = StreamedShadow.restore(parse_lerp_rule(rule), source)
+        shadow = StreamedShadow.restore(require_lerp(parse_rule(rule)), source)
     assert shadow.coefficients() == plan.coefficients
     assert shadow.n_averaged == len(STEPS)
 
@@ -133,7 +138,7 @@ def test_a_part_that_went_in_between_is_told_apart_from_a_damaged_one() -> None:
     """Gone: plan anew. Changed: its digest shows. Either way nothing is written."""
     run = trained_run(MemoryStore())
     lose(run, STEPS[:17])
-    rule = parse_lerp_rule("ema:half_life=20")
+    rule = require_lerp(parse_rule("ema:half_life=20"))
     plan = plan_catch_up(holdings(run), rule)
     assert isinstance(plan, Rebuild)
     key = plan.parts[0].file.key
