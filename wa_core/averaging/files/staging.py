@@ -34,7 +34,7 @@ class Staging:
     Args:
         output: what is being made; its folder must exist and be writable.
         job: everything that decides the output's bytes; work on another job is thrown away.
-        boot: which start of the machine this is; work from before it is thrown away. The system is asked when None.
+        boot: which start of the machine this is; work from before it is thrown away. None: the system is asked.
         note_every_s: how often what is written is recorded; a kill costs the work since.
 
     Raises:
