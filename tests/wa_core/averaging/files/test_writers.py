@@ -246,7 +246,7 @@ def test_work_from_before_a_power_cut_does_not_count(tmp_path: Path) -> None:
 def test_the_disk_has_a_file_before_its_name_changes(
     tmp_path: Path, sources: list[Path], name: str, max_shard_bytes: int | None
 ) -> None:
-    """When the disk is waited for, every part is waited for under its temporary name, then the folder."""
+    """With `sync`, every part is waited for under its temporary name, and the folder at the end."""
     output, seen = tmp_path / name, []
 
     def sync(path: Path) -> None:
