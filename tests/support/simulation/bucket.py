@@ -39,6 +39,7 @@ class Bucket:
     def __init__(self, clock: Clock, objects: Mapping[str, bytes] | None = None) -> None:
         self.objects = dict(objects or {})
         self._keys = sorted(self.objects)
+        self._written_at = dict.fromkeys(self.objects, clock.now())
         self.observer: Observer | None = None
         self._clock = clock
 
@@ -58,7 +59,7 @@ class Bucket:
 
     def head(self, key: str) -> ObjectInfo:
         """Say an object's size."""
-        return ObjectInfo(key, len(self._read(key)), self._clock.now())
+        return ObjectInfo(key, len(self._read(key)), self._written_at[key])
 
     def put(self, key: str, body: Body) -> None:
         """Write an object."""
@@ -67,6 +68,7 @@ class Bucket:
         if key not in self.objects:
             insort(self._keys, key)
         self.objects[key] = data
+        self._written_at[key] = self._clock.now()
         if self.observer:
             self.observer.wrote(key, data)
 
@@ -79,8 +81,8 @@ class Bucket:
     def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key."""
         begin, end = bisect_left(self._keys, prefix), bisect_left(self._keys, prefix + _LAST)
-        now = self._clock.now()
-        infos = [ObjectInfo(key, len(self.objects[key]), now) for key in self._keys[begin:end]]
+        keys = self._keys[begin:end]
+        infos = [ObjectInfo(key, len(self.objects[key]), self._written_at[key]) for key in keys]
         return roll_up(infos, prefix=prefix, start_after=start_after, delimiter=delimiter)
 
     def delete(self, key: str) -> None:

@@ -33,14 +33,21 @@ class Inspector:
     """The invariants of one run.
 
     Args:
+        averages: their names.
         objects: the bucket's objects, live.
         fail: called with the message when an invariant is broken.
         tell: called for every log entry and every generation, which idle averagers may want to look at.
     """
 
     def __init__(
-        self, objects: Mapping[str, bytes], *, fail: Callable[[str], None], tell: Callable[[], None]
+        self,
+        averages: Sequence[str],
+        *,
+        objects: Mapping[str, bytes],
+        fail: Callable[[str], None],
+        tell: Callable[[], None],
     ) -> None:
+        self._averages = averages
         self._objects = objects
         self._fail = fail
         self._tell = tell
@@ -49,6 +56,7 @@ class Inspector:
         self.newest: dict[str, dict[str, Any]] = {}
         self.assessments: dict[tuple[str, int], dict[str, Any]] = {}
         self._num_entries = 0
+        self._seqs: dict[str, int] = {}
 
     @property
     def lineage(self) -> tuple[Checkpoint, ...]:
@@ -68,9 +76,13 @@ class Inspector:
 
     def deleted(self, key: str) -> None:
         """Nothing that a newest generation names may go."""
-        for name, manifest in self.newest.items():
+        seq = self._seqs.get(key)
+        for name in self._averages:
+            manifest = self.newest.get(name, {"cursor": 0})
             if key in {ref["key"] for ref in self._files(name, manifest)}:
                 self._fail(f"{key} was deleted, but the newest generation of {name} names it")
+            if seq is not None and self._is_needed(seq, manifest):
+                self._fail(f"the checkpoint of entry {seq} was deleted, but {name} has not passed it: {manifest}")
 
     def orphans(self) -> list[str]:
         """Blobs that no generation and no assessment names."""
@@ -91,6 +103,7 @@ class Inspector:
             lineage = tuple(kept for kept in lineage if kept.seq <= (entry["resumed_from"] or 0))
         elif kind == "checkpoint":
             lineage = (*lineage, Checkpoint(seq, entry["step"], entry["attempt"]))
+            self._seqs |= {ref["key"]: seq for ref in entry["files"].values()}
         self.lineages.append(lineage)
         if kind in _TERMINAL:
             self.ends.append(kind)
@@ -135,12 +148,21 @@ class Inspector:
 
     def _check_all_published(self) -> None:
         for name, manifest in self.newest.items():
-            if not set(dealt_with(manifest)) >= {kept.seq for kept in self.lineage}:
+            wanted = {kept.seq for kept in self.lineage}
+            if manifest["cursor"] < max(wanted, default=0):
+                self._fail(f"succeeded, but {name} is at {manifest['cursor']} of {self.lineage}")
+            if not _is_window(manifest) and not set(dealt_with(manifest)) >= wanted:
                 self._fail(f"succeeded, but {name} has dealt with {dealt_with(manifest)} of {self.lineage}")
 
     def _files(self, name: str, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from references(manifest)
-        yield from references(self.assessments.get((name, manifest["generation"]), {}))
+        yield from references(self.assessments.get((name, manifest.get("generation", 0)), {}))
+
+    def _is_needed(self, seq: int, manifest: dict[str, Any]) -> bool:
+        if seq not in {kept.seq for kept in self.lineage}:
+            return False
+        is_in_window = _is_window(manifest) and seq in manifest["folded"] and not self.ends
+        return seq > manifest["cursor"] or is_in_window
 
 
 def references(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -156,7 +178,13 @@ def _is_whole(manifest: dict[str, Any], path: Sequence[Checkpoint]) -> bool:
     What it has set aside may lie on an abandoned branch: that is history, and has no part in the weights.
     """
     wanted = {kept.seq for kept in path if kept.seq <= manifest["cursor"]}
+    if _is_window(manifest):
+        return set(manifest["folded"]) <= wanted  # what has left the window is in no list
     return set(manifest["folded"]) <= wanted <= set(dealt_with(manifest))
+
+
+def _is_window(manifest: Mapping[str, Any]) -> bool:
+    return str(manifest.get("rule", "")).startswith("window")
 
 
 def dealt_with(manifest: dict[str, Any]) -> list[int]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from support.averaging import same_bits
 from support.simulation.script import weights
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
+from wa_core.averaging.windows import WindowRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +29,36 @@ class Expected:
 @cache
 def expected(rule: str, dtype: str, path: tuple[tuple[int, int], ...]) -> Expected:
     """The average of a path of sound checkpoints, each a (step, attempt)."""
-    shadow = ShadowWeights(parse_rule(rule), dtype=getattr(torch, dtype))
+    parsed = parse_rule(rule)
+    if isinstance(parsed, WindowRule):
+        return _window(parsed, dict(path))
+    shadow = ShadowWeights(parsed, dtype=getattr(torch, dtype))
     for step, attempt in path:
         shadow.fold(weights(step, attempt), step=step)
     return Expected(shadow.coefficients(), shadow.value() if shadow.n_averaged else None)
+
+
+def same_average(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], *, rule: str) -> bool:
+    """Bit for bit; a window is summed in another order than here, and may differ in a value's last bit."""
+    if not rule.startswith("window"):
+        return same_bits(found, wanted)
+    if found.keys() != wanted.keys():
+        return False
+    return all(torch.allclose(found[name], wanted[name], rtol=2e-7, atol=1e-7) for name in wanted)
+
+
+def _window(rule: WindowRule, path: Mapping[int, int]) -> Expected:
+    coefficients = rule.coefficients(list(path)) if path else {}
+    if not coefficients:
+        return Expected({}, None)
+    inside = {step: weights(step, path[step]) for step in coefficients}
+    last = inside[max(inside)]
+    value = {
+        name: (
+            sum(share * inside[step][name].double() for step, share in coefficients.items()).float()  # type: ignore[union-attr]
+            if tensor.is_floating_point()
+            else tensor
+        )
+        for name, tensor in last.items()
+    }
+    return Expected(coefficients, value)

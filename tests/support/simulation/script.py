@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wa_core.records import AverageRequest
+from wa_core.records import AverageRequest, CheckpointPolicy
 from wa_core.specs import spec_digest
 from wa_core.tensors import serialize, spec_of
 
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     import random
 
 STEP = 10  # between two checkpoints
-RULES = ("swa", "swa:start_step=20", "ema:half_life=15", "ema:decay=0.5", "power:sigma_rel=0.1")
+RULES = (
+    *("swa", "swa:start_step=20", "ema:half_life=15", "ema:decay=0.5", "power:sigma_rel=0.1"),
+    *("window:last=2", "window:last=3,shape=linear"),
+)
+POLICIES = (
+    CheckpointPolicy(keep_last=1),
+    CheckpointPolicy(keep_last=2),
+    CheckpointPolicy(keep_every_steps=2 * STEP),
+)
 _NUM_WEIGHTS = 8
 
 
@@ -40,10 +48,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A run from its submission to its end, and who folds it."""
+    """A run from its submission to its end, and who folds it.
+
+    With a `policy` that lets checkpoints go, somebody sweeps them up meanwhile, and an attempt that resumes does
+    so at the newest checkpoint, or at one that is kept for good.
+    """
 
     averages: tuple[AverageRequest, ...]
     attempts: tuple[Attempt, ...]
+    policy: CheckpointPolicy
     is_cancelled: bool
     num_averagers: int
     publish_every_folds: int
@@ -59,6 +72,7 @@ def draw_script(chance: random.Random) -> Script:
             for n, rule in enumerate(rules)
         ),
         attempts=tuple(_draw_attempt(chance, is_first=n == 0) for n in range(num_attempts)),
+        policy=chance.choice(POLICIES) if chance.random() < 0.15 else CheckpointPolicy(),
         is_cancelled=chance.random() < 0.1,
         num_averagers=chance.choice((1, 1, 2, 2, 2, 2, 3)),
         publish_every_folds=chance.choice((1, 2, 8)),

@@ -79,10 +79,18 @@ class Trainer:
     def _begin(self, log: RunLog, attempt: Attempt) -> int:
         """Start an attempt; returns the step that it stands at."""
         _through(log.refresh)
-        lineage, place = log.lineage, attempt.resumes_at
+        lineage, place = self._resumable(log.lineage), attempt.resumes_at
         origin = lineage[int(place * len(lineage))] if lineage and place is not None else None
         _say(log, AttemptStarted(runner_id="r", resumed_from=origin.seq if origin else None), attempt=None)
         return origin.step if origin else 0
+
+    def _resumable(self, lineage: list[CheckpointCommitted]) -> list[CheckpointCommitted]:
+        """Where an attempt may start: where nothing that is needed can have been swept up meanwhile."""
+        policy = self._script.policy
+        if policy.keeps_all:
+            return lineage
+        every = policy.keep_every_steps
+        return [entry for entry in lineage[:-1] if every and entry.step % every == 0] + lineage[-1:]
 
     def _leave_zombie(self, attempt: Attempt, number: int, step: int) -> None:
         if not attempt.num_zombie:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from support.averaging import Crash, same_bits
+from support.averaging import Crash
 from support.simulation.averagers import BLOBS_PER_COMMIT, running_averager, served_value, stored_value
 from support.simulation.bucket import Bucket
 from support.simulation.client import SimulatedStore
 from support.simulation.clocks import SkewedClock, WorldClock
 from support.simulation.inspector import Inspector
-from support.simulation.oracle import expected
+from support.simulation.oracle import expected, same_average
 from support.simulation.schedule import Schedule
 from support.simulation.script import draw_script
 from support.simulation.trainer import Trainer
-from support.simulation.weather import Weather
+from support.simulation.weather import Trouble, Weather
 from wa_core import layout
+from wa_core.catalog.retention import Grace
 from wa_core.catalog.runs import submit
+from wa_core.catalog.sweeper import Sweeper
 from wa_core.errors import TransientError
-from wa_core.records import AverageRequest, RunRequest
+from wa_core.records import AverageRequest, CheckpointPolicy, RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +32,11 @@ if TYPE_CHECKING:
 
     from support.simulation.client import Trace
     from support.simulation.schedule import Actor
-    from support.simulation.weather import Trouble
 
 RECIPE = "services.recipes.digits:Digits"
 MAX_STEPS = 6_000
+#: Longer than anything is on its way here, and so short that there is something to sweep.
+GRACE = Grace(orphan_s=100_000.0, download_s=0.0, settle_s=10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class World:
         self._weather = Weather(self._chance)
         self.trace: Trace = []
         self.events: list[str] = []
-        run_id, objects = _submitted(self._script.averages)
+        run_id, objects = _submitted(self._script.averages, self._script.policy)
         self._run_id = run_id
         self._bucket = Bucket(self._clock, objects)
         self._schedule = Schedule(
@@ -68,7 +72,12 @@ class World:
             nap_steps=self._chance.choice((0, 15, 60)),
             max_steps=MAX_STEPS,
         )
-        self._inspector = Inspector(self._bucket.objects, fail=self._schedule.fail, tell=self._news)
+        self._inspector = Inspector(
+            [request.name for request in self._script.averages],
+            objects=self._bucket.objects,
+            fail=self._schedule.fail,
+            tell=self._news,
+        )
         self._inspector.wrote(layout.log_entry(run_id, 1), objects[layout.log_entry(run_id, 1)])
         self._bucket.observer = self._inspector
         self._trainer = Trainer(run_id, self._script, clock=self._clock, open_store=self._process, start=self._add)
@@ -78,6 +87,8 @@ class World:
         self._add("trainer", self._trainer.train, weight=self._chance.choice((0.3, 1, 3)))
         for number in range(self._script.num_averagers):
             self._add(f"averager-{number}", self._average)
+        if not self._script.policy.keeps_all:
+            self._add("sweeper", self._sweep)
         self._schedule.run()
         if self._schedule.failure is None:
             self._check_end()
@@ -91,10 +102,10 @@ class World:
         )
 
     def happened(self, event: str, detail: str, *, is_error: bool) -> None:
-        """The averager logged something; none of what goes wrong here may be an error to it."""
+        """The averager logged something; nothing that goes wrong here, but a wrong bit, may be an error to it."""
         self.events.append(event)
         self.trace.append((self._schedule.step, "log", event, detail, ""))
-        if is_error:
+        if is_error and not (event == "run_stalled" and self._weather.happened[Trouble.FLIP]):
             self._schedule.fail(f"{event}: {detail}")
 
     def _add(self, name: str, body: Callable[[Actor], None], weight: float = 1.0) -> None:
@@ -142,6 +153,20 @@ class World:
                 if not is_busy:
                     self._schedule.idle(actor)
 
+    def _sweep(self, actor: Actor) -> None:
+        """Sweeps again and again while the others are at work; it may die in the middle of it."""
+        while not self._is_over:
+            clock = SkewedClock(self._clock)
+            store = self._process(actor, may_crash=True, clock=clock)
+            try:
+                with suppress(TransientError):
+                    sweeper = Sweeper(store, self._run_id, clock=clock, grace=GRACE)
+                    while not self._is_over:
+                        sweeper.sweep()
+                        self._schedule.idle(actor)
+            except Crash:
+                self._schedule.pause(actor, steps=self._chance.randint(0, 40))
+
     def _check_end(self) -> None:
         fail, inspector = self._schedule.fail, self._inspector
         wanted = "cancelled" if self._script.is_cancelled else "succeeded"
@@ -167,19 +192,21 @@ class World:
             fail(f"{request.name}: coefficients {found}, not {wanted.coefficients}")
         if wanted.value is None:
             return
-        if manifest["shadow"] and not same_bits(stored_value(objects, manifest), wanted.value):
+        rule = request.rule
+        if manifest["shadow"] and not same_average(stored_value(objects, manifest), wanted.value, rule=rule):
             fail(f"{request.name}: the shadow's value is not the offline average of {sound}")
         record = self._inspector.assessments.get((request.name, manifest["generation"]))
         if record is None:
             fail(f"{request.name}: generation {manifest['generation']} was never assessed")
-        elif not same_bits(served_value(objects, record), wanted.value):
+        elif not same_average(served_value(objects, record), wanted.value, rule=rule):
             fail(f"{request.name}: the served weights are not the offline average of {sound}")
 
 
 @cache
-def _submitted(averages: tuple[AverageRequest, ...]) -> tuple[str, dict[str, bytes]]:
+def _submitted(averages: tuple[AverageRequest, ...], policy: CheckpointPolicy) -> tuple[str, dict[str, bytes]]:
     """A bucket with one run in it."""
     clock = WorldClock()
     bucket = Bucket(clock)
-    spec = submit(bucket, RunRequest(recipe=RECIPE, averages=list(averages)), clock=clock)
+    request = RunRequest(recipe=RECIPE, averages=list(averages), checkpoint=policy)
+    spec = submit(bucket, request, clock=clock)
     return spec.run_id, bucket.objects
