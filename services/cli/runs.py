@@ -39,6 +39,15 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         typer.Option(metavar="[NAME=]RULE", help="An average to keep, such as ema:half_life=60; may be repeated."),
     ] = None,
     every_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="Keep the newest so many checkpoints.", show_default="all are kept")
+    ] = None,
+    keep_every_steps: Annotated[
+        int | None, typer.Option(min=1, help="Keep the first at or after each multiple.", show_default=False)
+    ] = None,
+    keep_best: Annotated[
+        int | None, typer.Option(min=1, help="Keep the so many with the lowest held-out loss.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label to find the run by; may be repeated.")
@@ -59,7 +68,7 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         "recipe": parse_recipe(recipe),
         "config": parse_config(config or []),
         "scaling": {"num_workers": workers},
-        "checkpoint": {"every_steps": every_steps},
+        "checkpoint": {"every_steps": every_steps, **_kept(keep_last, keep_every_steps, keep_best)},
         "averages": parse_averages(average or []),
         "labels": parse_labels(label or []),
         "priority": priority,
@@ -223,3 +232,9 @@ def _event_line(event: Json) -> str:
 def _short_time(text: str) -> str:
     """An ISO time to the second."""
     return text[:19].replace("T", " ")
+
+
+def _kept(last: int | None, every_steps: int | None, best: int | None) -> dict[str, int]:
+    """The retention that was asked for; nothing of what was not."""
+    asked = {"keep_last": last, "keep_every_steps": every_steps, "keep_best": best}
+    return {name: value for name, value in asked.items() if value is not None}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Shorter logs and lists are read as they are; a hint is renewed before more than so much comes after it.
 MIN_LENGTH = 64
-MAX_BEHIND = 256
+MAX_BEHIND = 64
 
 _entries_adapter: TypeAdapter[list[Entry]] = TypeAdapter(list[Entry])
 _number_adapter: TypeAdapter[int] = TypeAdapter(int)

@@ -23,7 +23,8 @@ def test_submit_sends_what_was_asked_for_and_prints_the_id(wa: Wa, service: Serv
 
     done = wa(
         *("submit", "digits", "-c", "epochs=3", "--workers", "4", "--average", "swa:start_step=100"),
-        *("--every-steps", "10", "--seed", "7", "--label", "team=vision", "--priority", "5"),
+        *("--every-steps", "10", "--keep-last", "3", "--keep-best", "1", "--seed", "7"),
+        *("--label", "team=vision", "--priority", "5"),
     )
 
     assert (done.returncode, done.stdout) == (0, f"{RUN_ID}\n")
@@ -35,7 +36,7 @@ def test_submit_sends_what_was_asked_for_and_prints_the_id(wa: Wa, service: Serv
                 "recipe": "services.recipes.digits:Digits",
                 "config": {"epochs": 3},
                 "scaling": {"num_workers": 4},
-                "checkpoint": {"every_steps": 10},
+                "checkpoint": {"every_steps": 10, "keep_last": 3, "keep_best": 1},
                 "averages": [{"name": "swa", "rule": "swa:start_step=100"}],
                 "labels": {"team": "vision"},
                 "priority": 5,

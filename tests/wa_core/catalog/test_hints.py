@@ -170,12 +170,12 @@ def test_an_old_hint_is_read_on_from() -> None:
 
 
 def test_hints_are_rarely_renewed() -> None:
-    """Short logs have no hint; longer ones get a new one when they have grown by an eighth, or by 256 entries."""
+    """Short logs have no hint; longer ones get a new one when they have grown by an eighth, or by 64 entries."""
     assert not is_worth_renewing(MIN_LENGTH - 1, hinted=0)
     assert is_worth_renewing(MIN_LENGTH, hinted=0)
     assert not is_worth_renewing(180, hinted=160)
     assert is_worth_renewing(181, hinted=160)
-    assert is_worth_renewing(9_257, hinted=9_000)
+    assert is_worth_renewing(9_065, hinted=9_000)
     store = FaultyStore(MemoryStore())
     log = new_log(store, num_entries=100)  # type: ignore[arg-type]  # any store
     for _ in range(5):

@@ -179,5 +179,5 @@ class Histories(RuleBasedStateMachine):
         self.released |= {entry.seq for entry in self.lineage if entry.seq not in kept}
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+Histories.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestHistories = Histories.TestCase
