@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import checkpoints, processes, results
@@ -114,6 +115,7 @@ def markdown(data: dict[str, Any]) -> str:
             kind,
             f"{found['median_s']:.2f} s",
             f"{found['median_s'] / ours:.2f}",
+            f"{median(found['cpu_s']):.2f} s",
             f"{found['peak_rss_bytes'] / 1e6:.0f} MB",
             f"{found['error']['max']:.1e}",
             f"{found['error']['rms']:.1e}",
@@ -123,11 +125,10 @@ def markdown(data: dict[str, Any]) -> str:
     gigabytes = data["num_parameters"] * checkpoints.DTYPES[data["dtype"]][1] / 1e9
     title = (
         f"Mean of {data['count']} checkpoints of {data['num_parameters'] / 1e6:.0f}M {data['dtype']} parameters "
-        f"({gigabytes:.2f} GB each), local files, whole processes, medians of {data['rounds']}; ours "
-        f"alone waits until its result is on the disk. Errors against "
-        f"float64, in units of the mean's root mean square."
+        f"({gigabytes:.2f} GB each), local files, whole processes, medians of {data['rounds']}; none "
+        f"waits for the disk. Errors against float64, in units of the mean's root mean square."
     )
-    header = ["", "wall time", "times ours", "peak RSS", "largest error", "rms error"]
+    header = ["", "wall time", "times ours", "CPU time", "peak RSS", "largest error", "rms error"]
     return f"{title}\n\n{results.table(header, rows)}"
 
 
