@@ -15,8 +15,8 @@ from torch import Tensor
 
 from wa_core.errors import InvalidInputError
 
-# Values converted to float64 at a time: 1 MiB of them, so that a block is still in cache when it is summed.
-_BLOCK = 1 << 17
+# Values converted to float64 at a time: 2 MiB of them, so that a block is still in cache when it is summed.
+_BLOCK = 1 << 18
 # From mean² / variance = 10⁴ on, sums of squares in float64 have lost 4 of their 16 digits, so the values are gone
 # through again around the mean just found. Most layers' inputs never come near.
 _LARGE_MEAN = 1e4
@@ -144,33 +144,33 @@ def _moments(values: Tensor, *, around: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _sum_columns(matrix: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
     height, width = matrix.shape
-    step = max(1, _BLOCK // width)
-    room = torch.empty((min(step, height), width), dtype=torch.float64)
-    ones = torch.ones(min(step, height), dtype=torch.float64)
-    total, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    for begin in range(0, height, step):
-        block = matrix[begin : begin + step]
-        # Converted in place: an operation on both dtypes would convert into fresh memory each time.
-        deviations = room[: len(block)].copy_(block)
-        if around is not None:
-            deviations.sub_(around)
-        total += ones[: len(block)] @ deviations
-        squares += ones[: len(block)] @ deviations.square_()
-    return total, squares
+    step = min(height, max(1, _BLOCK // width))
+    # Block upon block, and columns only at the end: threads share that out well, and sums over columns badly.
+    total = _deviations(matrix[:step], around, torch.empty((step, width), dtype=torch.float64))
+    squares = total.square()
+    room = torch.empty_like(total) if step < height else total
+    for begin in range(step, height, step):
+        deviations = _deviations(matrix[begin : begin + step], around, room)
+        total[: len(deviations)].add_(deviations)
+        squares[: len(deviations)].addcmul_(deviations, deviations)
+    return total.sum(0), squares.sum(0)
 
 
 def _sum_rows(matrix: Tensor, around: Tensor | None) -> tuple[Tensor, Tensor]:
     height, width = matrix.shape
-    step = max(1, _BLOCK // width)
-    room = torch.empty((min(step, height), width), dtype=torch.float64)
-    ones = torch.ones(width, dtype=torch.float64)
+    step = min(height, max(1, _BLOCK // width))
+    room = torch.empty((step, width), dtype=torch.float64)
     total, norms = torch.empty(height, dtype=torch.float64), torch.empty(height, dtype=torch.float64)
     for begin in range(0, height, step):
         rows = slice(begin, begin + step)
-        block = matrix[rows]
-        deviations = room[: len(block)].copy_(block)
-        if around is not None:
-            deviations.sub_(around[rows, None])
-        torch.mv(deviations, ones, out=total[rows])
+        deviations = _deviations(matrix[rows], None if around is None else around[rows, None], room)
+        # No matrix product: MKL and torch taking turns with the threads costs more than the work itself.
+        torch.sum(deviations, dim=1, out=total[rows])
         torch.linalg.vector_norm(deviations, dim=1, out=norms[rows])
     return total, norms.square_()
+
+
+def _deviations(block: Tensor, around: Tensor | None, room: Tensor) -> Tensor:
+    # Converted in place: an operation on both dtypes would convert into fresh memory each time.
+    found = room[: len(block)].copy_(block)
+    return found if around is None else found.sub_(around)
