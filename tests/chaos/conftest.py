@@ -1,7 +1,8 @@
-"""A fault proxy before the session's SeaweedFS."""
+"""A fault proxy before the session's SeaweedFS; and everything here is in the slow group."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,3 +20,10 @@ def proxy(seaweed: Seaweed) -> Iterator[FaultProxy]:
     """A proxy of the test's own, which spoils nothing yet."""
     with FaultProxy(seaweed.endpoint_url) as running:
         yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder: they kill, spoil or simulate for minutes."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.chaos)
