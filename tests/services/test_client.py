@@ -132,6 +132,21 @@ def test_submit_watch_and_read(client: Client, store: MemoryStore) -> None:
     assert client.cancel(run_id)["state"] == "cancelled"
 
 
+def test_an_average_is_added(client: Client, store: MemoryStore) -> None:
+    """Adding answers with the prediction, a dry run adds nothing, and a taken name is an error with its code."""
+    run = ApiRun(store).start()
+
+    tried = client.add_average(run.run_id, "late", "swa", dry_run=True)
+    added = client.add_average(run.run_id, "late", "swa", accumulator_dtype="float32")
+
+    assert tried["prediction"] == added["prediction"]
+    assert added["prediction"]["how"] == "replay"
+    assert [average["name"] for average in client.averages(run.run_id)] == ["swa", "late"]
+    with pytest.raises(ApiError) as taken:
+        client.add_average(run.run_id, "late", "swa")
+    assert (taken.value.status, taken.value.code) == (409, "average_exists")
+
+
 def test_wait_reports_every_change_until_the_end(client: Client, store: MemoryStore) -> None:
     """Waiting tells of each change and returns the ended run."""
     run = ApiRun(store).start()
