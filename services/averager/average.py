@@ -25,7 +25,7 @@ from wa_core.errors import CorruptError, FencedError, InvalidInputError
 from wa_core.records import AverageManifest, SetAside, new_write_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from services.averager.accumulation import Accumulation
@@ -166,6 +166,12 @@ class RunningAverage:
         """Record that the rule does not count a checkpoint."""
         reason = f"the rule {self.rule.spelling} starts at step {self.rule.start_step}"
         self._set_aside("skipped", entry, code="before_start", message=reason)
+
+    def pass_over(self, entries: Iterable[CheckpointCommitted]) -> None:
+        """Record checkpoints that its window has left behind already; they need not be there any more."""
+        reason = f"no longer in {self.rule.spelling} when the average was added"
+        for entry in entries:
+            self._set_aside("skipped", entry, code="before_window", message=reason)
 
     def reject(self, entry: CheckpointCommitted, error: WeightAveragingError) -> None:
         """Record that a checkpoint cannot be folded, and why; folding goes on with the next."""

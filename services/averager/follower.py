@@ -19,6 +19,7 @@ from services.averager.checkpoints import open_checkpoint
 from wa_core import layout
 from wa_core.averaging.policy import Assess, Finish, Fold, Publish, Rewind, RunView, Wait, next_action
 from wa_core.averaging.streaming import fold_source
+from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.catch_up import Rebuild, plan_catch_up
 from wa_core.catalog.holdings import fetch_holdings
 from wa_core.catalog.runs import RunLog, fetch_spec, requested_averages
@@ -169,6 +170,8 @@ class RunFollower:
                 average.begin_rebuilt(plan, attempt=self._log.attempt)
                 self._load([average])
                 log.info("rebuilt", run_id=self.run_id, average=average.name, profile_error=plan.profile_error)
+            elif isinstance(average.rule, WindowRule):
+                self._pass_over(average, before=plan.seqs[0] if plan.seqs else 0)
         except FencedError:
             self._load([average])  # another averager has begun it
         except CorruptError as error:
@@ -179,6 +182,12 @@ class RunFollower:
         except InvalidInputError as error:
             # Folded all the same: what is gone is recorded as rejected, and the coefficients say what is in it.
             log.warning("cannot_rebuild", run_id=self.run_id, average=average.name, error=error.message)
+
+    def _pass_over(self, average: RunningAverage, *, before: int) -> None:
+        """Begin an added window with what is in it; what it has left behind may be gone."""
+        if passed := [entry for entry in self._log.lineage if entry.seq < before]:
+            average.pass_over(passed)
+            average.publish(attempt=self._log.attempt)
 
     def _load(self, averages: Iterable[RunningAverage]) -> None:
         for average in averages:

@@ -1,4 +1,4 @@
-"""An added average that begins with a rebuild: committed once, exact to its plan, folded on by the averager."""
+"""An average that is added to a run: replayed or rebuilt by an averager, recorded, folded on and served."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
-from services.averager.catching_up import begin_added_average
 from support.averaging import averager, run_until_idle, served_weights
 from support.bad_checkpoints import good_state
-from support.faulty import Fault, FaultyStore
 from support.runs import HandmadeRun
 from wa_core import layout
 from wa_core.averaging.rules import parse_rule, require_lerp
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.catch_up import Rebuild, Replay
+from wa_core.catalog.catch_up import Rebuild, plan_catch_up
+from wa_core.catalog.holdings import fetch_holdings
 from wa_core.catalog.runs import add_average, fetch_spec
-from wa_core.clock import ManualClock
-from wa_core.errors import CorruptError, FencedError, InvalidInputError
 from wa_core.records import AverageRequest
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from support.seaweed import Seaweed
+    from wa_core.records import AverageManifest
     from wa_core.store.base import ObjectStore
 
 STEPS = tuple(range(10, 110, 10))
-LATE = AverageRequest(name="late", rule="power:sigma_rel=0.12")
+RULE = "power:sigma_rel=0.12"
+FLOATS = ("layer.weight", "layer.bias", "scale")
 
 
 def running_run(store: ObjectStore) -> HandmadeRun:
@@ -43,152 +41,135 @@ def running_run(store: ObjectStore) -> HandmadeRun:
     return run
 
 
-def begin(run: HandmadeRun, folder: Path, request: AverageRequest = LATE) -> Replay | Rebuild:
-    """Add an average and give it its beginning, as an averager does."""
-    add_average(run.store, run.run_id, request, clock=run.clock)
+def add(run: HandmadeRun, rule: str = RULE) -> None:
+    """Ask for one more average."""
+    add_average(run.store, run.run_id, AverageRequest(name="late", rule=rule), clock=run.clock)
     run.log.refresh()
+
+
+def plan(run: HandmadeRun) -> Rebuild:
+    """What an averager would do now."""
     spec = fetch_spec(run.store, run.run_id)
-    return begin_added_average(run.store, spec, run.log.entries, request, clock=ManualClock(), folder=folder)
+    found = plan_catch_up(fetch_holdings(run.store, spec, run.log.entries), parse_rule(RULE))
+    assert isinstance(found, Rebuild)
+    return found
 
 
-def blobs(run: HandmadeRun) -> list[str]:
-    """The files of the added average."""
-    return [info.key for info in run.store.list(layout.blobs_prefix(run.run_id, "late"))]
+def generation(run: HandmadeRun, number: int | None = None) -> AverageManifest:
+    """A generation of the added average, or its newest."""
+    generations = Generations(run.store, run.run_id, "late")
+    found = generations.newest() if number is None else generations.fetch(number)
+    assert found is not None
+    return found
 
 
-def test_a_rebuilt_beginning_is_folded_on_and_served(seaweed: Seaweed, tmp_path: Path) -> None:
+def blobs(run: HandmadeRun) -> set[str]:
+    """The states of the added average."""
+    listed = (info.key for info in run.store.list(layout.blobs_prefix(run.run_id, "late")))
+    return {key for key in listed if key.endswith(layout.SHADOW_FILE)}
+
+
+def test_a_rebuilt_beginning_is_folded_on_and_served(seaweed: Seaweed) -> None:
     """On a real store: the first generation records its parts; with new checkpoints it is their exact sum."""
     run = running_run(seaweed.new_store())
+    add(run)
+    expected = plan(run)
 
-    plan = begin(run, tmp_path)
+    run_until_idle(averager(run.store))
 
-    assert isinstance(plan, Rebuild)
-    first = Generations(run.store, run.run_id, "late").fetch(1)
+    first = generation(run, 1)
     assert first.rebuilt is not None
-    assert (first.rebuilt.through, first.cursor, first.attempt) == (
-        run.log.lineage[-1].seq,
-        first.rebuilt.through,
-        1,
-    )
-    assert first.rebuilt.profile_error == plan.profile_error <= 0.05
-    assert tuple(first.rebuilt.parts) == plan.parts
-    assert first.coefficients == plan.coefficients
-    assert list(tmp_path.iterdir()) == []
+    assert first.cursor == first.rebuilt.through == run.log.lineage[-1].seq
+    assert first.rebuilt.profile_error == pytest.approx(expected.profile_error)
+    assert [part.file for part in first.rebuilt.parts] == [part.file for part in expected.parts]
+    assert first.coefficients == pytest.approx(expected.coefficients)
 
     for step in (110, 120):
         run.checkpoint(step, good_state(step))
     run.finish()
     run_until_idle(averager(run.store))
 
-    newest = Generations(run.store, run.run_id, "late").newest()
-    assert newest is not None
+    newest = generation(run)
     assert newest.rebuilt == first.rebuilt
     assert newest.rejected == []
-    expected = folded_on(plan, (110, 120))
-    assert newest.coefficients == pytest.approx(expected, abs=1e-14)
+    coefficients = folded_on(first.coefficients, (110, 120))
+    assert newest.coefficients == pytest.approx(coefficients, abs=1e-14)
     served = served_weights(run.store, run.run_id, "late")
-    for name in ("layer.weight", "layer.bias", "scale"):
-        parts = [part * good_state(step)[name].double() for step, part in expected.items()]
+    for name in FLOATS:
+        parts = [part * good_state(step)[name].double() for step, part in coefficients.items()]
         torch.testing.assert_close(served[name].double(), torch.stack(parts).sum(0), rtol=0, atol=5e-7)
     assert served["count"] == 120
 
 
-def folded_on(plan: Rebuild, steps: tuple[int, ...]) -> dict[int, float]:
-    """A plan's coefficients after more folds, by the rule's weights."""
-    coefficients, rule = dict(plan.coefficients), require_lerp(parse_rule(LATE.rule))
+def folded_on(coefficients: dict[int, float], steps: tuple[int, ...]) -> dict[int, float]:
+    """Coefficients after more folds, by the rule's weights."""
+    rule = require_lerp(parse_rule(RULE))
     for step in steps:
         weight = rule.weight(n_averaged=len(coefficients), step=step, prev_step=max(coefficients))
         coefficients = {old: value * (1 - weight) for old, value in coefficients.items()} | {step: weight}
     return coefficients
 
 
-def test_a_replay_commits_nothing(tmp_path: Path) -> None:
-    """With all its checkpoints there, an average has no beginning but the first fold."""
+def test_a_replay_is_as_if_it_had_been_asked_for_from_the_start() -> None:
+    """With all its checkpoints there, an average has no beginning but the first fold, and nothing is rejected."""
     run = running_run(MemoryStore())
+    add(run, "swa:start_step=71")
 
-    plan = begin(run, tmp_path, AverageRequest(name="late", rule="swa:start_step=71"))
+    run_until_idle(averager(run.store))
 
-    assert isinstance(plan, Replay)
-    assert Generations(run.store, run.run_id, "late").numbers() == []
-    assert blobs(run) == []
+    found = generation(run)
+    assert found.rebuilt is None
+    assert found.rejected == []
+    assert found.coefficients == parse_rule("swa").coefficients([80, 90, 100])
 
 
-def test_of_two_averagers_one_begins(tmp_path: Path) -> None:
-    """The second is fenced and leaves no file behind; the first's state stays."""
+def test_a_window_is_replayed_from_what_is_in_it() -> None:
+    """Checkpoints that are gone and that the window has passed anyway are skipped, not rejected."""
     run = running_run(MemoryStore())
-    begin(run, tmp_path)
-    kept = blobs(run)
-    spec = fetch_spec(run.store, run.run_id)
+    add(run, "window:last=3")
 
-    with pytest.raises(FencedError):
-        begin_added_average(run.store, spec, run.log.entries, LATE, clock=ManualClock(), folder=tmp_path)
+    run_until_idle(averager(run.store))
 
-    assert blobs(run) == kept
-    assert len(kept) == 1
-    assert list(tmp_path.iterdir()) == []
+    found = generation(run)
+    assert found.coefficients == dict.fromkeys([80, 90, 100], 1 / 3)
+    assert found.rejected == []
+    assert [aside.step for aside in found.skipped] == list(STEPS[:7])
+    assert {aside.code for aside in found.skipped} == {"before_window"}
 
 
-def test_what_is_not_enough_any_more_is_refused(tmp_path: Path) -> None:
-    """Files that went since the average was asked for are noticed: nothing is committed, the reason has a code."""
+def test_of_two_averagers_one_begins() -> None:
+    """In lock-step both want to begin; the loser leaves no state behind, and goes on from the winner's."""
     run = running_run(MemoryStore())
-    for info in list(run.store.list(layout.blobs_prefix(run.run_id, "power"))):
-        run.store.delete(info.key)
+    rivals = [averager(run.store), averager(run.store)]
+    for rival in rivals:
+        run_until_idle(rival)
+    add(run)
 
-    with pytest.raises(InvalidInputError) as caught:
-        begin(run, tmp_path)
+    for _ in range(20):
+        for rival in rivals:
+            rival.tick()
 
-    assert caught.value.code == "cannot_rebuild"
-    assert Generations(run.store, run.run_id, "late").numbers() == []
+    assert generation(run, 1).rebuilt is not None
+    states = {
+        found.shadow.key for found in Generations(run.store, run.run_id, "late").newest_first() if found.shadow
+    }
+    assert blobs(run) == states
 
 
-def test_a_damaged_part_commits_nothing(tmp_path: Path) -> None:
-    """A part that is not what its record says ends the work; no generation and no file is left."""
+def test_a_damaged_part_is_not_summed() -> None:
+    """A part that is not what its record says is noticed by its digest; no generation ever holds it."""
     run = running_run(MemoryStore())
     newest = Generations(run.store, run.run_id, "power").newest()
     assert newest is not None
     assert newest.shadow is not None
     body = run.store.get(newest.shadow.key)
     run.store.put(newest.shadow.key, body[:-1] + bytes([body[-1] ^ 1]))
+    add(run)
 
-    with pytest.raises(CorruptError) as caught:
-        begin(run, tmp_path)
+    with capture_logs() as logs:
+        run_until_idle(averager(run.store))
 
-    assert caught.value.code == "digest_mismatch"
-    assert Generations(run.store, run.run_id, "late").numbers() == []
-    assert blobs(run) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_f4_a_lost_response_is_recognised(tmp_path: Path) -> None:
-    """When the answer to the commit is lost, the beginning is there once, and nobody is fenced."""
-    run = running_run(MemoryStore())
-    add_average(run.store, run.run_id, LATE, clock=run.clock)
-    run.log.refresh()
-    faulty = FaultyStore(run.store)
-    faulty.next_call("create", Fault.DROP_RESPONSE)
-    spec = fetch_spec(run.store, run.run_id)
-
-    plan = begin_added_average(faulty, spec, run.log.entries, LATE, clock=ManualClock(), folder=tmp_path)
-
-    assert isinstance(plan, Rebuild)
-    assert Generations(run.store, run.run_id, "late").numbers() == [1]
-    assert len(blobs(run)) == 1
-
-
-def test_long_work_can_be_given_up(tmp_path: Path) -> None:
-    """What `on_progress` raises ends it, with nothing left behind."""
-    run = running_run(MemoryStore())
-    add_average(run.store, run.run_id, LATE, clock=run.clock)
-    run.log.refresh()
-    spec = fetch_spec(run.store, run.run_id)
-
-    def give_up() -> None:
-        raise RuntimeError("stopping")
-
-    with pytest.raises(RuntimeError, match="stopping"):
-        begin_added_average(
-            run.store, spec, run.log.entries, LATE, clock=ManualClock(), folder=tmp_path, on_progress=give_up
-        )
-
-    assert blobs(run) == []
-    assert list(tmp_path.iterdir()) == []
+    assert any(line["event"] == "rebuild_failed" for line in logs)
+    found = generation(run)
+    keys = {part.file.key for part in found.rebuilt.parts} if found.rebuilt else set()
+    assert newest.shadow.key not in keys
