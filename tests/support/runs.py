@@ -32,10 +32,15 @@ DIGITS = "services.recipes.digits:Digits"
 class HandmadeRun:
     """A run with one attempt started, to which a test commits checkpoints."""
 
-    def __init__(self, store: ObjectStore, *, averages: Mapping[str, str], **request: object) -> None:
+    def __init__(
+        self, store: ObjectStore, *, averages: Mapping[str, str | AverageRequest], **request: object
+    ) -> None:
         self.store = store
         self.clock = ManualClock()
-        requested = [AverageRequest(name=name, rule=rule) for name, rule in averages.items()]
+        requested = [
+            wanted if isinstance(wanted, AverageRequest) else AverageRequest(name=name, rule=wanted)
+            for name, wanted in averages.items()
+        ]
         spec = submit(store, RunRequest(recipe=DIGITS, averages=requested, **request), clock=self.clock)  # type: ignore[arg-type]
         self.run_id = spec.run_id
         self.log = RunLog(store, self.run_id, clock=self.clock)

@@ -1,0 +1,35 @@
+"""Minutes of everything at once, with averagers as users start them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.seaweed import running_seaweed
+from support.soak import Hardship, soak
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("num_checkpoints", "hardship"),
+    [
+        (25, Hardship(num_averagers=2, strike_every_s=2.0, stop_s=(0.5, 3.0), kill_store_every_s=6.0)),
+        pytest.param(300, Hardship(), marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+    ],
+    ids=["short", "long"],
+)
+def test_f1_f2_f3_f9_everything_at_once(tmp_path: Path, num_checkpoints: int, hardship: Hardship) -> None:
+    """F1, F2, F3, F9: averagers killed and stopped, the store killed again and again: exact, each counted once."""
+    steps = range(10, 10 * num_checkpoints + 10, 10)
+    with running_seaweed(tmp_path / "store") as seaweed:
+        found = soak(seaweed, tmp_path, steps=steps, hardship=hardship, seed=num_checkpoints)
+
+        found.run.check(steps)
+        strikes = found.happened["averager killed"] + found.happened["averager stopped"]
+        assert strikes > 0
+        assert found.happened["store killed"] > 0
+        # A strike costs the files that were on their way to one record, two at most (a model in two formats).
+        assert len(found.run.orphans()) <= 2 * found.happened.total()
