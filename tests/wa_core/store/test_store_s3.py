@@ -26,6 +26,21 @@ if TYPE_CHECKING:
     from support.seaweed import Seaweed
 
 
+class TestS3StoreInParts(StoreContract):
+    """Uploads that are cut into parts keep the contract too."""
+
+    @pytest.fixture
+    def store(self, seaweed: Seaweed) -> S3Store:
+        """A store on an empty bucket that sends what is over 5 MiB in parts."""
+        return S3Store(
+            bucket=seaweed.new_store().bucket,
+            endpoint_url=seaweed.endpoint_url,
+            access_key=seaweed.access_key,
+            secret_key=seaweed.secret_key,
+            multipart_bytes=5 << 20,
+        )
+
+
 class TestS3Store(StoreContract):
     """S3, as a real SeaweedFS speaks it, keeps the contract."""
 
