@@ -71,8 +71,8 @@ def markdown(data: dict[str, Any]) -> str:
     ]
     return (
         f"{data['num_checkpoints']} checkpoints of a tiny model with two averages, on a real SeaweedFS; every "
-        "checkpoint was counted once, and the averages were exact to the last bit. The first two folded a backlog; "
-        "in the soak they came as fast as one trainer could commit them.\n\n"
+        "checkpoint was counted once, and the averages were exact to the last bit. The first two folded a "
+        "backlog; in the soak they came as fast as one trainer could commit them.\n\n"
         f"{results.table(['', 'checkpoints a minute', 'time', 'what was done to it'], rows)}"
     )
 
