@@ -2,8 +2,8 @@
 
 `python -m benchmarks.averager_memory` puts a checkpoint of `--size-gb` into a real SeaweedFS and lets one real
 averager (`python -m services.averager`) fold it into four averages, whose accumulators are far larger than what it
-may keep in memory. The peak of its resident memory is what the kernel says (`VmHWM`). With float32 accumulators, as
-here, all of it takes about fourteen times the checkpoint's size on disk for the time being. Writes
+may keep in memory. The peak of its resident memory is what the kernel says (`VmHWM`). With float32 accumulators,
+as here, all of it takes about fourteen times the checkpoint's size on disk for the time being. Writes
 `benchmarks/results/averager_memory-SIZE.{json,md}`.
 """
 
@@ -108,7 +108,7 @@ def markdown(data: dict[str, Any]) -> str:
         "memory for accumulators",
         "memory at rest",
         "peak",
-        "until all were published",
+        "all published after",
     ]
     row = [
         f"{data['size_bytes'] / 1e9:.2f} GB",
