@@ -3,9 +3,8 @@
 `python -m benchmarks.averager_soak` starts real averagers (`python -m services.averager`) on a real SeaweedFS and
 trains runs of tiny models by hand: first a backlog that one undisturbed averager folds; then the same with that
 averager killed or stopped and the store killed every few seconds; then 300 checkpoints with three averagers,
-stopped for up to 30 s. Each time every checkpoint must have been counted once and the averages be exact to the last
-bit.
-Writes `benchmarks/results/averager_soak.{json,md}`.
+stopped for up to 30 s. Each time every checkpoint must have been counted once, and the averages be exact to the
+last bit. Writes `benchmarks/results/averager_soak.{json,md}`.
 """
 
 from __future__ import annotations
@@ -70,8 +69,8 @@ def markdown(data: dict[str, Any]) -> str:
     ]
     return (
         f"{data['num_checkpoints']} checkpoints of a tiny model with two averages, on a real SeaweedFS; every "
-        "checkpoint was counted once, and the averages were exact to the last bit. The first two folded a backlog; "
-        "in the soak they came as fast as one trainer could commit them.\n\n"
+        "checkpoint was counted once, and the averages were exact to the last bit. The first two folded a "
+        "backlog; in the soak they came as fast as one trainer could commit them.\n\n"
         f"{results.table(['', 'checkpoints a minute', 'time', 'what was done to it'], rows)}"
     )
 
