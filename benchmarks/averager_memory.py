@@ -108,7 +108,7 @@ def markdown(data: dict[str, Any]) -> str:
         "memory for accumulators",
         "memory at rest",
         "peak",
-        "until all were published",
+        "all published after",
     ]
     row = [
         f"{data['size_bytes'] / 1e9:.2f} GB",

@@ -3,7 +3,7 @@
 `python -m benchmarks.averager_soak` starts real averagers (`python -m services.averager`) on a real SeaweedFS and
 trains runs of tiny models by hand: first a backlog that one undisturbed averager folds; then the same with that
 averager killed or stopped and the store killed every few seconds; then 300 checkpoints with three averagers,
-stopped for up to 30 s. Each time every checkpoint must have been counted once and the averages be exact to the
+stopped for up to 30 s. Each time every checkpoint must have been counted once, and the averages be exact to the
 last bit. Writes `benchmarks/results/averager_soak.{json,md}`.
 """
 
@@ -42,9 +42,7 @@ def measure(num_checkpoints: int) -> dict[str, Any]:
             tempfile.TemporaryDirectory(prefix="wa-bench-") as name,
             running_seaweed(Path(name) / "store") as seaweed,
         ):
-            done = soak(
-                seaweed, Path(name), steps=steps, hardship=hardship, is_backlog=kind != "soak of three averagers"
-            )
+            done = soak(seaweed, Path(name), steps=steps, hardship=hardship, is_backlog=hardship is not SOAK)
             done.run.check(steps)
         per_minute = 60 * num_checkpoints / done.took_s
         happened = dict(Counter(done.happened))

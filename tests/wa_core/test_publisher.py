@@ -209,7 +209,7 @@ def test_an_outage_beyond_the_deadline_surfaces(store: GatedStore, run_id: str) 
     assert log_of(store, run_id).lineage == []
 
 
-def test_a_zombie_is_fenced(store: GatedStore, run_id: str) -> None:
+def test_f18_a_zombie_is_fenced(store: GatedStore, run_id: str) -> None:
     """F18: once a newer attempt has started, the older one's checkpoint is refused and it is told so."""
     publisher = CheckpointPublisher(store, run_id, attempt=1)
     start_attempt(store, run_id)

@@ -154,7 +154,7 @@ def test_a_lost_response_makes_no_second_run(store: MemoryStore) -> None:
     assert list_run_ids(store) == [answer.json()["run_id"]]
 
 
-def test_an_unsafe_store_is_refused(store: MemoryStore) -> None:
+def test_f11_an_unsafe_store_is_refused(store: MemoryStore) -> None:
     """Fault F11: a store that ignores If-None-Match is named as such, and the process is told to end."""
     faulty = FaultyStore(store, rates={Fault.IGNORE_CONDITION: 1.0}, operations=frozenset({"create"}))
     told: list[str] = []

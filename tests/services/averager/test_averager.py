@@ -275,3 +275,25 @@ def test_assessing_is_rationed_while_training() -> None:
     run.finish()
     run_until_idle(worker)
     assert assessor.num_jobs == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_f21_one_value_that_is_not_finite_costs_one_checkpoint(value: float) -> None:
+    """F21: NaN or infinity at one step: that checkpoint is rejected by name, the average is that of the others."""
+    store = MemoryStore()
+    run = HandmadeRun(store, averages=AVERAGES)
+    weights = {step: random_weights(step) for step in STEPS}
+    weights[30]["conv.weight"][1, 2, 0, 1] = value
+    for step in STEPS:
+        run.checkpoint(step, weights[step])
+    run.finish()
+
+    run_until_idle(averager(store))
+
+    for name, rule in AVERAGES.items():
+        shadow = ShadowWeights(parse_rule(rule), dtype=torch.float64)
+        for step in STEPS:
+            if step != 30:
+                shadow.fold(weights[step], step=step)
+        assert [(aside.step, aside.code) for aside in newest(run, name).rejected] == [(30, "not_finite")]
+        assert same_bits(served_weights(store, run.run_id, name), shadow.value())

@@ -83,7 +83,7 @@ def test_training_that_just_ends_is_a_failure(store: MemoryStore, run_id: str) -
     assert caught.value.code == "stopped_early"
 
 
-def test_a_zombie_driver_cannot_finish_the_run(store: MemoryStore, run_id: str) -> None:
+def test_f18_a_zombie_driver_cannot_finish_the_run(store: MemoryStore, run_id: str) -> None:
     """F18: a driver whose attempt was taken over while it trained is refused."""
 
     def job(job: TrainingJob) -> None:

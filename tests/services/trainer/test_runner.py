@@ -152,7 +152,7 @@ def test_a_run_fails_after_max_failures(store: LocalStore, make_runner: MakeRunn
     assert kinds(store, run_id).count("attempt_failed") == 2
 
 
-def test_a_hopeless_failure_is_not_tried_again(store: LocalStore, make_runner: MakeRunner) -> None:
+def test_f26_a_hopeless_failure_is_not_tried_again(store: LocalStore, make_runner: MakeRunner) -> None:
     """F26: a run that the cluster can never hold fails at once, with that reason."""
     run_id = submit_run(store, digits_request(max_failures=5))
     runner = make_runner("insufficient_resources")
@@ -279,7 +279,9 @@ def test_a_heartbeat_of_another_version_is_one(store: LocalStore, make_runner: M
     assert kinds(store, run_id) == ["submitted", "attempt_started"]
 
 
-def test_an_older_runner_gives_up_a_run_that_was_taken_over(store: LocalStore, make_runner: MakeRunner) -> None:
+def test_f18_an_older_runner_gives_up_a_run_that_was_taken_over(
+    store: LocalStore, make_runner: MakeRunner
+) -> None:
     """F18: once a newer attempt has started, the driver of the older one is killed and nothing else is said."""
     run_id = submit_run(store, digits_request())
     runner = make_runner("hang")

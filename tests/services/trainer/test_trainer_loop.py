@@ -114,7 +114,7 @@ def test_a_cancelled_run_stops_at_a_step_after_a_last_checkpoint() -> None:
     assert [entry.step for entry in log_of(store, run_id).lineage] == [outcomes[0].step]
 
 
-def test_a_newer_attempt_ends_the_older_one() -> None:
+def test_f18_a_newer_attempt_ends_the_older_one() -> None:
     """F18: an attempt that has been taken over stops with `FencedError` and commits nothing more."""
     store = MemoryStore()
     run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))

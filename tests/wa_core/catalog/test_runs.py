@@ -269,7 +269,7 @@ class LaggingStore(MemoryStore):
 class TestFencing:
     """Only the newest attempt may speak for a run, and nobody once it has ended."""
 
-    def test_a_zombie_is_refused(self) -> None:
+    def test_f18_a_zombie_is_refused(self) -> None:
         """F18: an older attempt that wakes up after a newer one started is fenced, and its entry is nowhere."""
         store = MemoryStore()
         zombie = open_log(store, submitted(store))
@@ -285,7 +285,7 @@ class TestFencing:
 
         assert runner.refresh() == []
 
-    def test_a_zombie_in_the_middle_of_its_append_is_refused(self) -> None:
+    def test_f18_a_zombie_in_the_middle_of_its_append_is_refused(self) -> None:
         """F18: an attempt that had already chosen its number when the newer one took it is fenced too."""
         store = Interposed()
         zombie = open_log(store, submitted(store))
@@ -394,7 +394,7 @@ class TestState:
 class TestLineage:
     """An average never mixes two branches of a run."""
 
-    def test_rewinds_abandon_what_came_after(self) -> None:
+    def test_f17_rewinds_abandon_what_came_after(self) -> None:
         """F17: restarted from an older step, twice, only the surviving path is left, in order."""
         log = [
             AttemptStarted(seq=1, runner_id="r"),

@@ -50,7 +50,7 @@ def test_memory_and_files_pass(tmp_path: Path) -> None:
         assert list(store.list("")) == []
 
 
-def test_a_store_that_ignores_conditions_is_refused_by_name() -> None:
+def test_f11_a_store_that_ignores_conditions_is_refused_by_name() -> None:
     """F11: a store whose create overwrites is refused; the message names the failed probes and what to use."""
     store = FaultyStore(MemoryStore(), rates={Fault.IGNORE_CONDITION: 1.0}, operations=frozenset({"create"}))
 
