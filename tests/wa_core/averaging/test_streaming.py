@@ -18,7 +18,7 @@ from support.faulty import Fault, FaultyStore
 from wa_core.averaging.files.memory import BytesWriter
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.passes import Pace
-from wa_core.averaging.files.sources import open_object, open_source
+from wa_core.averaging.files.sources import StoredTensor, open_object, open_source
 from wa_core.averaging.rules import EmaRule, SwaRule, parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.averaging.streamed import StreamedShadow
@@ -30,6 +30,7 @@ from wa_core.errors import (
     NoAverageYetError,
     StoreUnavailableError,
 )
+from wa_core.specs import TensorSpec, format_dtype_name
 from wa_core.store.memory import MemoryStore
 from wa_core.tensors import read_checkpoint, serialize
 
@@ -148,6 +149,69 @@ def test_bits_do_not_depend_on_blocks_connections_or_restarts(
             source.close()
     assert_same(shadow, reference, folder)
     shadow.close()
+
+
+def laid_out(state: dict[str, Tensor], *, order: list[str], prefix: str, tied: bool) -> MemoryStore:
+    """A store with the state as a file: tensors in this order, under wrappers' names, one perhaps twice."""
+    tensors = []
+    for name in order:
+        dtype = str(state[name].dtype).removeprefix("torch.")
+        spec = TensorSpec(prefix + name, dtype, tuple(state[name].shape))
+        size_bytes = state[name].numel() * state[name].element_size()
+        tensors.append(StoredTensor(spec, format_dtype_name(dtype), size_bytes))
+    writer = BytesWriter()
+    writer.begin(tensors, ties={f"{prefix}zz.tied": prefix + order[0]} if tied else {}, metadata={})
+    for name in order:
+        writer.write(prefix + name, 0, state[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    writer.commit({})
+    store = MemoryStore()
+    store.put("model.safetensors", writer.body)
+    return store
+
+
+@given(
+    layouts=st.lists(
+        st.tuples(
+            st.permutations(sorted(network(0, size=29))), st.sampled_from(["", "module.", "_orig_mod.module."])
+        ),
+        min_size=len(STEPS),
+        max_size=len(STEPS),
+    ),
+    rule=st.sampled_from(RULES),
+    stretch=st.sampled_from([16, 100, 5000, 1 << 24]),
+)
+@settings(max_examples=25, deadline=None)
+def test_bits_do_not_depend_on_file_order_or_prefixes(
+    layouts: list[tuple[list[str], str]], rule: Rule, stretch: int
+) -> None:
+    """However each file orders its tensors and whatever wrapped the model then: the bits of ShadowWeights."""
+    reference, shadow = ShadowWeights(rule), StreamedShadow(rule)
+    for step, (order, prefix) in zip(STEPS, layouts, strict=True):
+        state = network(step, size=29)
+        reference.fold(state, step=step)
+        source = open_object(laid_out(state, order=order, prefix=prefix, tied=False), "model.safetensors")
+        fold_source(source, [shadow], step=step, pace=Pace(stretch))
+    assert serialize(written(shadow)) == serialize(reference.value())
+
+
+@given(
+    order=st.permutations(sorted(network(0, size=29))),
+    prefix=st.sampled_from(["", "module."]),
+    stretch=st.sampled_from([16, 5000, 1 << 24]),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_tie_counts_once_wherever_it_lies(order: list[str], prefix: str, stretch: int) -> None:
+    """A tensor with a second name has one accumulator, and both names come back with its average."""
+    shadow, reference = StreamedShadow(SwaRule()), ShadowWeights(SwaRule())
+    for step in STEPS:
+        state = network(step, size=29)
+        reference.fold({**state, "zz.tied": state[order[0]]}, step=step)
+        source = open_object(laid_out(state, order=order, prefix=prefix, tied=True), "model.safetensors")
+        fold_source(source, [shadow], step=step, pace=Pace(stretch))
+    found = written(shadow)
+    assert len(list(shadow.slots())) == len(order)
+    assert torch.equal(found["zz.tied"], found[order[0]])
+    assert serialize(found) == serialize(reference.value())
 
 
 def test_either_shadow_goes_on_from_the_others_state(tmp_path: Path) -> None:
