@@ -96,7 +96,16 @@ def test_a_bare_start_needs_no_settings() -> None:
 def test_the_store_keeps_its_objects_and_gets_time_to_stop() -> None:
     """Objects live in a named volume, which `docker compose down` keeps; stopping may take half a minute."""
     assert SERVICES["store"]["volumes"] == ["objects:/data"]
-    assert set(COMPOSE["volumes"]) == {"objects"}
+    assert set(COMPOSE["volumes"]) == {"objects", "scratch"}
+
+
+def test_the_averager_works_on_a_disk_and_says_whether_it_gets_on() -> None:
+    """Accumulators larger than memory go to a volume, not to the tmpfs, and the healthcheck asks the averager."""
+    averager = SERVICES["averager"]
+    assert averager["volumes"] == [f"scratch:{averager['environment']['WA_SCRATCH_DIR']}"]
+    assert "install -d -o 10001 -g 10001 /scratch" in Path("deploy/images/compute.Dockerfile").read_text()
+    port = averager["environment"]["WA_AVERAGER_PORT"]
+    assert averager["healthcheck"]["test"][-1] == f"http://127.0.0.1:{port}/readyz"
     assert SERVICES["store"]["stop_grace_period"] == "30s"
 
 
