@@ -16,6 +16,9 @@ COMMANDS = (
     ("batchnorm",),
     ("accuracy",),
     ("digits_seeds",),
+    ("averager_soak",),
+    ("averager_lag",),
+    ("averager_memory",),
     ("report",),
 )
 

@@ -22,6 +22,9 @@ CHAPTERS = {
     "batchnorm": ("BatchNorm recalibration", "python -m benchmarks.batchnorm"),
     "accuracy": ("Accuracy", "python -m benchmarks.accuracy"),
     "digits_seeds": ("Does averaging win?", "python -m benchmarks.digits_seeds"),
+    "averager_soak": ("The averager under faults", "python -m benchmarks.averager_soak"),
+    "averager_lag": ("From a commit to a published average", "python -m benchmarks.averager_lag"),
+    "averager_memory": ("The averager's memory", "python -m benchmarks.averager_memory"),
 }
 INTRODUCTION = """# Benchmarks
 
@@ -48,7 +51,14 @@ def targets() -> str:
     """What was promised beside what these results say."""
     rows = [
         [what, promise, f"{found:.3g}", "yes" if is_met else "**no**"]
-        for what, promise, found, is_met in (*_offline(), *_fold(), *_memory(), *_batchnorm(), *_accuracy())
+        for what, promise, found, is_met in (
+            *_offline(),
+            *_fold(),
+            *_memory(),
+            *_batchnorm(),
+            *_accuracy(),
+            *_averager(),
+        )
     ]
     loads = [f"{data['load_average_15_min']:.1f}" for path in RESULTS.glob("*.json") if (data := _about(path))]
     note = (
@@ -129,6 +139,27 @@ def _accuracy() -> Iterator[tuple[str, str, float, bool]]:
             f"<= {limit}",
             error,
             error <= limit,
+        )
+
+
+def _averager() -> Iterator[tuple[str, str, float, bool]]:
+    for kind, wanted in (("one averager, undisturbed", 240), ("one averager under faults", 120)):
+        if found := _load("averager_soak").get("kinds", {}).get(kind):
+            rate = found["per_minute"]
+            yield f"{kind}: tiny checkpoints a minute", f">= {wanted}", rate, rate >= wanted
+    if data := _load("averager_lag"):
+        lag = median(data["lag_s"][str(data["size_mb"])])
+        yield f"{data['size_mb']:g} MB from commit to published, seconds", "< 3", lag, lag < 3
+        most = max(max(found) for found in data["reads"].values())
+        yield "reads of each checkpoint, whatever the number of averages", "1", most, most == 1
+    for path in RESULTS.glob("averager_memory-*.json"):
+        data = json.loads(path.read_text())
+        peak = data["peak_rss_bytes"] / 1e6
+        yield (
+            f"{data['size_bytes'] / 1e9:.2g} GB into {data['num_averages']} averages: MB",
+            "< 600",
+            peak,
+            peak < 600,
         )
 
 
