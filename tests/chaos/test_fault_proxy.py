@@ -35,7 +35,8 @@ def all_ends(seaweed: Seaweed) -> Iterator[Ends]:
     """One proxy and one bucket for all of these tests: making clients takes longer than most of them."""
     far = seaweed.new_store()
     with FaultProxy(seaweed.endpoint_url) as proxy:
-        yield Ends(proxy, seaweed.store_at(proxy.endpoint_url, bucket=far.bucket), far)
+        near = seaweed.store_at(proxy.endpoint_url, bucket=far.bucket, multipart_bytes=5 << 20)
+        yield Ends(proxy, near, far)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from services.stack import seaweedfs
 from services.stack.seaweedfs import SeaweedConfig
-from wa_core.store.s3 import S3Store
+from wa_core.store.s3 import MULTIPART_BYTES, S3Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,13 +50,16 @@ class Seaweed:
         store.ensure_bucket()
         return store
 
-    def store_at(self, endpoint_url: str, *, bucket: str, secret_key: str = "") -> S3Store:
+    def store_at(
+        self, endpoint_url: str, *, bucket: str, secret_key: str = "", multipart_bytes: int = MULTIPART_BYTES
+    ) -> S3Store:
         """An existing bucket, reached some other way (such as through a proxy), or with another secret."""
         return S3Store(
             bucket=bucket,
             endpoint_url=endpoint_url,
             access_key=self.access_key,
             secret_key=secret_key or self.secret_key,
+            multipart_bytes=multipart_bytes,
         )
 
     def start(self) -> None:

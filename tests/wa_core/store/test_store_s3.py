@@ -32,13 +32,8 @@ class TestS3StoreInParts(StoreContract):
     @pytest.fixture
     def store(self, seaweed: Seaweed) -> S3Store:
         """A store on an empty bucket that sends what is over 5 MiB in parts."""
-        return S3Store(
-            bucket=seaweed.new_store().bucket,
-            endpoint_url=seaweed.endpoint_url,
-            access_key=seaweed.access_key,
-            secret_key=seaweed.secret_key,
-            multipart_bytes=5 << 20,
-        )
+        bucket = seaweed.new_store().bucket
+        return seaweed.store_at(seaweed.endpoint_url, bucket=bucket, multipart_bytes=5 << 20)
 
 
 class TestS3Store(StoreContract):
