@@ -26,23 +26,14 @@ if TYPE_CHECKING:
     from support.seaweed import Seaweed
 
 
-class TestS3StoreInParts(StoreContract):
-    """Uploads that are cut into parts keep the contract too."""
-
-    @pytest.fixture
-    def store(self, seaweed: Seaweed) -> S3Store:
-        """A store on an empty bucket that sends what is over 5 MiB in parts."""
-        bucket = seaweed.new_store().bucket
-        return seaweed.store_at(seaweed.endpoint_url, bucket=bucket, multipart_bytes=5 << 20)
-
-
 class TestS3Store(StoreContract):
     """S3, as a real SeaweedFS speaks it, keeps the contract."""
 
     @pytest.fixture
     def store(self, seaweed: Seaweed) -> S3Store:
-        """A store on an empty bucket."""
-        return seaweed.new_store()
+        """A store on an empty bucket, which sends what is over 5 MiB in parts."""
+        bucket = seaweed.new_store().bucket
+        return seaweed.store_at(seaweed.endpoint_url, bucket=bucket, multipart_bytes=5 << 20)
 
     def test_making_a_bucket_twice_is_no_error(self, store: S3Store) -> None:
         """The bucket may be there already, and two processes may make it at once."""
