@@ -181,7 +181,7 @@ def test_f12_commits_are_single_small_puts(seaweed: Seaweed, proxy: FaultProxy) 
     for step in (10, 20):
         run.checkpoint(step, {"w": torch.full((1_300_000,), float(step))})
     run.finish()
-    worker = averager(seaweed.store_at(proxy.endpoint_url, bucket=far.bucket))
+    worker = averager(seaweed.store_at(proxy.endpoint_url, bucket=far.bucket, multipart_bytes=5 << 20))
     while worker.tick():
         pass
 
