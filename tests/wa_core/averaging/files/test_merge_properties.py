@@ -216,8 +216,8 @@ parts = st.floats(0, 1, width=32)
     model=models.filter(lambda model: sum(size for _, size in model.tensors) > 2),
     spelling=st.sampled_from(RULES),
     threads=st.integers(1, 3),
-    # Of each kill: after which part of the bytes, with which tiles, and how much of the journal is left. Parts, as how
-    # long a journal has become by then is the threads' affair.
+    # Of each kill: after which part of the bytes, with which tiles, and how much of the journal is left. Parts, as
+    # how long a journal has become by then is the threads' affair.
     kills=st.lists(st.tuples(parts, st.integers(1, 50), parts), min_size=2, max_size=2),
     last_tile=st.integers(1, 50),
 )
