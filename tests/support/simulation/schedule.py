@@ -138,9 +138,10 @@ class Schedule:
                 return self._alive[0] if self._alive else None
             self._advance()
             step, news = self.step, self.news
-            ready = [actor for actor in self._alive if actor.resumes_at <= step and actor.idle_since != news]
-            if current in ready and self._chance.random() < self._stickiness:
+            is_able = current is not None and current.resumes_at <= step and current.idle_since != news
+            if is_able and self._chance.random() < self._stickiness:
                 return current
+            ready = [actor for actor in self._alive if actor.resumes_at <= step and actor.idle_since != news]
             if ready:
                 return self._draw(ready)
             self._let_time_pass()
