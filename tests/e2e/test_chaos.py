@@ -97,7 +97,7 @@ def test_a_kill_changes_nothing(stack: RunningStack, role: str, tmp_path: Path) 
 
 
 def test_two_averagers_fold_nothing_twice(stack: RunningStack, tmp_path: Path) -> None:
-    """A second averager on the same bucket: one loses each race, says `fenced`, and both carry on."""
+    """A second averager on the same bucket: one takes the run, or one of two that took it at once is `fenced`."""
     rule = "swa:start_step=20"
     environment = os.environ | {
         "WA_STORE_URL": f"s3://{stack.said['bucket']}",
@@ -119,8 +119,9 @@ def test_two_averagers_fold_nothing_twice(stack: RunningStack, tmp_path: Path) -
             second.terminate()
             assert second.wait(timeout=15) == 0
     assert run["state"] == "succeeded", run
-    first = (stack.data / "logs" / "averager.log").read_text()
-    assert "fenced" in said.read_text() + first
+    logs = [said.read_text(), (stack.data / "logs" / "averager.log").read_text()]
+    at_work = [log for log in logs if any("published" in line and run_id in line for line in log.splitlines())]
+    assert len(at_work) == 1 or any("fenced" in log for log in logs)
     with stack.client() as client:
         path = client.download(run_id, "swa", tmp_path / "swa.safetensors")
     assert same_bits(without_statistics(load_file(path)), recomputed(stack, run_id, rule=rule))

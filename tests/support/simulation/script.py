@@ -63,7 +63,7 @@ class Script:
 
 
 def draw_script(chance: random.Random) -> Script:
-    """The script of one seed. Most are short: what breaks at all breaks in a short one, which is easier to read."""
+    """The script of one seed. Most are short: what breaks at all breaks in a short one, easier to read."""
     is_long = chance.random() < 0.05
     rules = chance.sample(RULES, chance.choice((1, 2, 3) if is_long else (1,)))
     num_attempts = chance.choice((2, 3, 4) if is_long else (1, 1, 2, 2, 2))

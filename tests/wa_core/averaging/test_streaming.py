@@ -478,13 +478,25 @@ def test_bools_must_be_zero_or_one() -> None:
     assert caught.value.code == "bad_value"
 
 
-def test_a_store_that_fails_half_way_breaks_the_fold() -> None:
-    """F6: a read that is cut ends in a transient error, never in a shadow with holes."""
+def test_f6_a_read_that_is_cut_goes_on_where_it_was_cut() -> None:
+    """F6: one broken connection costs a request, and no byte is read twice."""
+    store = FaultyStore(MemoryStore())
+    store.put("m.safetensors", serialize(network(1, size=50_000)))
+    source = open_object(store, "m.safetensors")
+    shadow, reference = StreamedShadow(SwaRule()), ShadowWeights(SwaRule())
+    store.next_call("stream", Fault.TRUNCATE)
+    fold_source(source, [shadow], step=1)
+    reference.fold(network(1, size=50_000), step=1)
+    assert serialize(written(shadow)) == serialize(reference.value())
+
+
+def test_a_store_that_stays_away_ends_the_fold() -> None:
+    """F6: a read that breaks again and again ends in a transient error, never in a shadow with holes."""
     store = FaultyStore(MemoryStore())
     store.put("m.safetensors", serialize(network(1, size=50_000)))
     source = open_object(store, "m.safetensors")
     shadow = StreamedShadow(SwaRule())
-    store.next_call("stream", Fault.TRUNCATE)
+    store.is_away = True
     with pytest.raises(StoreUnavailableError, match=r"m\.safetensors: "):
         fold_source(source, [shadow], step=1, pace=PIECEMEAL)
     assert shadow.is_broken
