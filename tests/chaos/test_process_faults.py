@@ -177,7 +177,7 @@ def newest(run: TrainedRun) -> int:
 
 @pytest.mark.parametrize(
     ("num_checkpoints", "kill_every_s"),
-    [(40, 2.0), pytest.param(300, 8.0, marks=pytest.mark.soak)],
+    [(25, 2.0), pytest.param(300, 8.0, marks=pytest.mark.soak)],
     ids=["short", "long"],
 )
 def test_f9_the_store_is_killed_again_and_again(own_site: Site, num_checkpoints: int, kill_every_s: float) -> None:
@@ -247,6 +247,7 @@ def test_f22_no_room_for_scratch_is_said_and_waited_for(site: Site) -> None:
     assert (list(manifest.coefficients), manifest.rejected) == ([10, 20], [])
 
 
+@pytest.mark.soak  # the short version is in tests/wa_core/averaging/test_streaming.py
 def test_f23_memory_does_not_hold_the_accumulators(site: Site) -> None:
     """F23: with 1 MB allowed for accumulators, 256 MB of them (two averages of 64 MB checkpoints) are on disk."""
     run = TrainedRun(site.store, averages={"swa": "swa", "ema": "ema:half_life=30"})

@@ -82,7 +82,7 @@ class Nursery:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
-        self.averagers: list[AveragerProcess] = []
+        self._num_started = 0
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         own = {"PYTHONPATH": paths, "WA_LOG_FORMAT": "json", "WA_SCRATCH_DIR": str(folder / "scratch")}
         self._forker = subprocess.Popen(
@@ -97,20 +97,20 @@ class Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for averager in self.averagers:
-            if averager.is_alive:
-                averager.kill()
-        self._forker.communicate(timeout=20)  # closes its stdin, at which it ends
+        self._forker.communicate(timeout=20)  # closes its stdin, at which it ends, and they with it
 
     def start(self, *, file_size_limit: int | None = None) -> AveragerProcess:
         """Start another averager; `file_size_limit` is the size beyond which it cannot write a file, in bytes."""
-        log = self.folder / f"averager-{len(self.averagers)}.log"
+        log = self.folder / f"averager-{self._num_started}.log"
+        self._num_started += 1
         pid = self._ask({"do": "fork", "log": str(log), "file_size_limit": file_size_limit})
-        self.averagers.append(AveragerProcess(pid, log))
-        return self.averagers[-1]
+        return AveragerProcess(pid, log)
 
     def wait(self, averager: AveragerProcess) -> int:
-        """The exit status of one that ends, negative for the signal that killed it."""
+        """The exit status of one that ends, negative for the signal that killed it.
+
+        After this its id may soon be another process's: send it nothing more.
+        """
         return self._ask({"do": "wait", "pid": averager.pid})
 
     def _ask(self, question: dict[str, Any]) -> int:
@@ -133,16 +133,22 @@ def main() -> int:
     torch.set_num_threads(1)
     settings = Settings()
     store = open_store(settings)
+    children: set[int] = set()
     for line in sys.stdin:
         question = json.loads(line)
         if question["do"] == "fork":
             answer = os.fork()
             if answer == 0:
                 os._exit(_live(settings, store, question))
+            children.add(answer)
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(question["pid"], 0)[1])
+            children.remove(question["pid"])
         sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
+    for child in children:  # not reaped yet, so the ids are theirs, dead or alive
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     return 0
 
 

@@ -66,7 +66,7 @@ def draw_script(chance: random.Random) -> Script:
     """The script of one seed. Most are short: what breaks at all breaks in a short one, easier to read."""
     is_long = chance.random() < 0.05
     rules = chance.sample(RULES, chance.choice((1, 2, 3) if is_long else (1,)))
-    num_attempts = chance.choice((2, 3, 4) if is_long else (1, 1, 2, 2, 2))
+    num_attempts = chance.choice((2, 3, 4) if is_long else (1, 2, 2))
     return Script(
         averages=tuple(
             AverageRequest(name=f"a{n}", rule=rule, accumulator_dtype=chance.choice(("float64", "float32")))
@@ -75,7 +75,7 @@ def draw_script(chance: random.Random) -> Script:
         attempts=tuple(_draw_attempt(chance, is_first=n == 0, is_long=is_long) for n in range(num_attempts)),
         policy=chance.choice(POLICIES) if chance.random() < 0.1 else CheckpointPolicy(),
         is_cancelled=chance.random() < 0.1,
-        num_averagers=chance.choice((1, 2, 3) if is_long else (1, 1, 2, 2, 2)),
+        num_averagers=chance.choice((1, 2, 3) if is_long else (1, 2, 2, 2)),
         publish_every_folds=chance.choice((1, 2, 8)),
     )
 
@@ -83,7 +83,7 @@ def draw_script(chance: random.Random) -> Script:
 def _draw_attempt(chance: random.Random, *, is_first: bool, is_long: bool) -> Attempt:
     num_checkpoints = chance.choice((0, 2, 3, 4) if is_long else (0, 1, 1, 2))
     return Attempt(
-        resumes_at=None if is_first or chance.random() < 0.15 else chance.random(),
+        resumes_at=None if is_first or chance.random() < 0.4 else chance.random(),
         num_checkpoints=num_checkpoints,
         bad=frozenset(n for n in range(num_checkpoints) if chance.random() < 0.08),
         num_zombie=chance.choice((0, 0, 0, 1)),
