@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime
@@ -140,8 +141,7 @@ def make_job(
     generation: int = 1,
 ) -> AssessJob:
     """A job in a fresh folder inside `folder`."""
-    place = folder / f"job-{len(list(folder.iterdir()))}"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="job-", dir=folder))
     job = AssessJob(
         run_id="01J0000000000000000000000A",
         request=request or tiny_request(),
