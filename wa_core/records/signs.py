@@ -1,0 +1,27 @@
+"""Advisory records: heartbeats and markers. They may be lost, late or wrong, and nothing depends on them."""
+
+from __future__ import annotations
+
+from pydantic import AwareDatetime, Field
+
+from wa_core.records.base import Record
+
+
+class Heartbeat(Record):
+    """A sign of life; advisory, overwritten, never the truth."""
+
+    who: str
+    at: AwareDatetime
+    attempt: int = 0
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    detail: str = ""
+
+
+class Marker(Record):
+    """Says that a run waits (`queue/`) or is under way (`active/`), so that nobody must read every run."""
+
+    run_id: str
+    at: AwareDatetime
