@@ -61,6 +61,7 @@ def run_resource(run: RunSnapshot) -> RunResource:
         averaging_state=averaging_state(run),
         reason=_reason(run),
         recipe=request.recipe,
+        package=request.package,
         config=request.config,
         scaling=request.scaling,
         checkpoint=request.checkpoint,
