@@ -68,6 +68,7 @@ def serve(settings: Settings) -> int:
         store=open_store(settings),
         token=settings.token.get_secret_value() if settings.token else None,
         read_token=settings.read_token.get_secret_value() if settings.read_token else None,
+        named_tokens={name: token.get_secret_value() for name, token in settings.tokens.items()},
         on_unsafe=on_unsafe,
         stop=stop,
     )

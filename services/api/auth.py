@@ -5,14 +5,15 @@ looks at paths: prefix checks are how routes get forgotten.
 """
 
 import hmac
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.problems import HttpProblem
+from wa_core.records import DEFAULT_OWNER
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,15 +25,20 @@ _bearer = HTTPBearer(auto_error=False, description="the token that the service w
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What callers may send: `full` opens everything, `read` only looks. With neither, everybody is let in."""
+    """What callers may send. With none of them, everybody is let in.
+
+    `full` opens everything, `read` only looks. Those in `named` (owner -> token) open everything as well, and say
+    whose the runs are that are submitted.
+    """
 
     full: str | None = None
     read: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_open(self) -> bool:
         """Whether no token is wanted."""
-        return self.full is None and self.read is None
+        return self.full is None and self.read is None and not self.named
 
 
 def public(endpoint: F) -> F:
@@ -59,7 +65,9 @@ def require_token(
             code="auth_missing",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    if _is_same(credentials.credentials, tokens.full):
+    owner = next((name for name, token in tokens.named.items() if _is_same(credentials.credentials, token)), None)
+    if owner is not None or _is_same(credentials.credentials, tokens.full):
+        request.state.owner = owner or DEFAULT_OWNER
         return
     if not _is_same(credentials.credentials, tokens.read):
         raise HttpProblem(
@@ -75,6 +83,12 @@ def require_token(
             code="scope_missing",
             headers={"WWW-Authenticate": 'Bearer error="insufficient_scope", scope="runs:write"'},
         )
+
+
+def owner_of(request: Request) -> str:
+    """Whose the runs are that this request submits."""
+    owner: str = getattr(request.state, "owner", DEFAULT_OWNER)
+    return owner
 
 
 def _is_same(sent: str, expected: str | None) -> bool:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from services.api.problems import HttpProblem
 from services.recipes.registry import recipe_names
-from wa_core.records import AverageRequest, CheckpointPolicy, RunRequest, Scaling
+from wa_core.records import AverageRequest, CheckpointPolicy, Deadlines, Resumption, RunRequest, Scaling
 
 MAX_BODY_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -30,6 +30,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "scaling": Scaling,
     "checkpoint": CheckpointPolicy,
     "averages": AverageRequest,
+    "deadlines": Deadlines,
 }
 
 
@@ -57,7 +58,25 @@ async def read_addition(request: Request) -> AverageAddition:
     return parse_body(await _read_json(request), AverageAddition)
 
 
+async def read_resumption(request: Request) -> Resumption:
+    """How a run is to go on, as a request's body asks for; one without a body asks for no change.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    body = await _read(request)
+    if not body:
+        return Resumption()
+    _check_is_json(request)
+    return parse_body(body, Resumption)
+
+
 async def _read_json(request: Request) -> bytes:
+    _check_is_json(request)
+    return await _read(request)
+
+
+def _check_is_json(request: Request) -> None:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise HttpProblem(
@@ -65,7 +84,6 @@ async def _read_json(request: Request) -> bytes:
             status=415,
             code="unsupported_media_type",
         )
-    return await _read(request)
 
 
 def parse_body(body: bytes, model: type[M]) -> M:

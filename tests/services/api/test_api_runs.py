@@ -42,6 +42,8 @@ FIELDS = {
     "priority",
     "max_failures",
     "seed",
+    "deadlines",
+    "owner",
 }
 
 
