@@ -79,6 +79,26 @@ def run_job(job: TrainingJob, settings: Settings) -> None:
         ray.shutdown()
 
 
+def fetch_totals(address: str) -> dict[str, float] | None:
+    """What the living nodes of the cluster at `address` have together; None when it does not answer.
+
+    It joins no cluster and starts nothing: one question to the cluster's control store.
+    """
+    os.environ.update(_RAY_ENVIRONMENT)
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+
+    try:
+        nodes = GcsClient(address=address).get_all_node_info(timeout=5).values()
+    except Exception:  # noqa: BLE001  Ray's errors share no base; whatever it is, nothing is known
+        return None
+    totals: dict[str, float] = {}
+    for node in nodes:
+        if node.state == node.ALIVE:
+            for name, amount in node.resources_total.items():
+                totals[name] = totals.get(name, 0.0) + amount
+    return totals
+
+
 def _prepare_environment(address: str | None) -> None:
     """Set what Ray reads when it is imported; a cluster of our own gets a token that only its processes know."""
     os.environ.update(_RAY_ENVIRONMENT)

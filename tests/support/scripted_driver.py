@@ -20,6 +20,16 @@ from wa_core.records import CheckpointCommitted, FileRef, TrainingFinished
 from wa_core.store.local import LocalStore
 
 
+def save(log: RunLog, attempt: int, *, step: int) -> None:
+    """Commit a checkpoint."""
+    prefix = layout.checkpoint_prefix(log.run_id, attempt=attempt, step=step, nonce=layout.new_nonce())
+    ref = FileRef(key=prefix + layout.MODEL_FILE, size_bytes=0, sha256="0" * 64)
+    log._store.put(ref.key, b"")
+    log.append(
+        CheckpointCommitted(step=step, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64), attempt=attempt
+    )
+
+
 def finish(log: RunLog, attempt: int) -> int:
     """Train to the end."""
     log.append(TrainingFinished(step=10), attempt=attempt)
@@ -28,10 +38,7 @@ def finish(log: RunLog, attempt: int) -> int:
 
 def save_then_die(log: RunLog, attempt: int) -> int:
     """Commit a checkpoint, then die as if killed."""
-    prefix = layout.checkpoint_prefix(log.run_id, attempt=attempt, step=attempt, nonce=layout.new_nonce())
-    ref = FileRef(key=prefix + layout.MODEL_FILE, size_bytes=0, sha256="0" * 64)
-    entry = CheckpointCommitted(step=attempt, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64)
-    log.append(entry, attempt=attempt)
+    save(log, attempt, step=attempt)
     os.kill(os.getpid(), signal.SIGKILL)
     return 1
 
