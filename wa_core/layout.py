@@ -25,6 +25,7 @@ RUNS = "runs/"
 QUEUE = "queue/"
 ACTIVE = "active/"
 KEYED = "idempotency/"
+PACKAGES = "packages/"
 CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -174,6 +175,11 @@ def active_marker(run_id: str) -> str:
 def keyed_submission(digest: str) -> str:
     """The `KeyedSubmission` of the Idempotency-Key whose sha256 is `digest`."""
     return f"{KEYED}{digest}.json"
+
+
+def package(package_id: str) -> str:
+    """The zip of user code that ``sha256:…`` names."""
+    return f"{PACKAGES}{package_id.removeprefix('sha256:')}.zip"
 
 
 def run_id_of(key: str) -> str | None:

@@ -108,6 +108,7 @@ class CheckpointPublisher:
         lr: float | None = None,
         metrics: Mapping[str, float] | None = None,
         trainer_state: object = None,
+        is_last: bool = False,
     ) -> None:
         """Take a snapshot and have it uploaded; waits first while `max_in_flight` others are under way.
 
@@ -119,6 +120,7 @@ class CheckpointPublisher:
             metrics: numbers to record with the checkpoint; those that are not finite are left out.
             trainer_state: what resuming needs besides the weights (optimizer, scheduler): tensors, numbers,
                 strings and None in dicts, lists and tuples, so that ``torch.load(weights_only=True)`` reads it.
+            is_last: training ends with this checkpoint.
 
         Raises:
             InvalidInputError: `trainer_state` is that of a schedule-free optimizer in train mode, whose weights
@@ -140,6 +142,7 @@ class CheckpointPublisher:
                 spec_digest="0" * 64,
                 metrics={name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)},
                 stall_s=max(0.0, self._clock.monotonic() - waiting_since),
+                is_last=is_last,
             )
             self._queue.put(_snapshot(entry, model, trainer_state))
         except BaseException:

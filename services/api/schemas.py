@@ -45,6 +45,7 @@ class RunResource(Resource):
     averaging_state: AveragingState
     reason: Reason | None
     recipe: str
+    package: str | None
     config: dict[str, JsonValue]
     scaling: Scaling
     checkpoint: CheckpointPolicy
@@ -193,6 +194,16 @@ class Fault(Resource):
 
     pointer: str
     message: str
+
+
+class PackageResource(BaseModel):
+    """User code that is kept; `package` is what a submission names."""
+
+    package: str
+    size_bytes: int
+    unpacked_bytes: int
+    num_files: int
+    modules: list[str]
 
 
 class Problem(Resource):

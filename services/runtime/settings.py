@@ -19,10 +19,11 @@ class Settings(BaseSettings):
 
     `store_url` is ``s3://bucket`` or ``file:///folder``. `s3_public_endpoint` is the address that a user's
     machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it. Callers of the API
-    send `token`, or `read_token` if they only read, or one of `tokens` (JSON: owner -> token), whose runs are that
-    owner's; with none set the API is open. `ray_nodes_patience_s` is how long an attempt waits for a cluster that
-    is too small for it, since nodes may be on their way. A runner trains `max_concurrent_runs` at a time, and of
-    each owner at most `max_runs_per_owner`.
+    send `token`; or `write_token`, which opens all but the sending of code; or `read_token` if they only read; or
+    one of `tokens` (JSON: owner -> token), whose runs are that owner's; with none set the API is open.
+
+    `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too small for it, since nodes may be
+    on their way. A runner trains `max_concurrent_runs` at a time, and of each owner at most `max_runs_per_owner`.
 
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
@@ -42,6 +43,7 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = 8000
     token: SecretStr | None = None
+    write_token: SecretStr | None = None
     read_token: SecretStr | None = None
     tokens: dict[Name, SecretStr] = Field(default_factory=dict)
 

@@ -10,7 +10,7 @@ import structlog
 from services.runtime.folder import OwnFolder
 from services.runtime.lifecycle import Stop, run_ticks
 from services.runtime.process import run_process
-from services.runtime.stores import open_store
+from services.runtime.stores import open_store, prove_store
 from services.trainer.cluster import open_cluster
 from services.trainer.identity import new_runner_id
 from services.trainer.runner import Runner, RunnerConfig
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
     from services.runtime.settings import Settings
     from services.trainer.cluster import Cluster
+    from wa_core.store.base import ObjectStore
 
 
 def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; drivers are stopped within 10 s, and their runs left to be recovered."""
     stop = Stop().install()
+    store = open_store(settings)
+    prove_store(store, stop=stop)
     log = structlog.get_logger(__name__)
     folder, cluster = OwnFolder("wa-runner-"), open_cluster(settings)
     try:
-        runner = _runner(settings, cluster, folder=folder.path)
+        runner = _runner(store, settings, cluster, folder=folder.path)
         log.info("runner_ready", runner_id=runner.config.runner_id, store=settings.store_url)
         run_ticks(runner.tick, stop=stop, interval_s=settings.poll_interval_s)
         runner.shut_down()
@@ -40,14 +43,14 @@ def serve(settings: Settings) -> int:
     return 0
 
 
-def _runner(settings: Settings, cluster: Cluster, *, folder: Path) -> Runner:
+def _runner(store: ObjectStore, settings: Settings, cluster: Cluster, *, folder: Path) -> Runner:
     config = RunnerConfig(
         new_runner_id(),
         max_concurrent_runs=settings.max_concurrent_runs,
         max_runs_per_owner=settings.max_runs_per_owner,
         folder=folder,
     )
-    return Runner(open_store(settings), config, SystemClock(), totals=cluster.totals)
+    return Runner(store, config, SystemClock(), totals=cluster.totals)
 
 
 if __name__ == "__main__":

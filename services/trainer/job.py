@@ -12,6 +12,7 @@ import secrets
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.trainer.failure import INSUFFICIENT_RESOURCES, RAY_UNAVAILABLE, WORKER_DIED
@@ -24,6 +25,8 @@ from wa_core.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from ray.train.torch import TorchTrainer
 
     from services.runtime.settings import Settings
     from wa_core.records import Scaling
@@ -172,11 +175,11 @@ def _resources_each(scaling: Scaling) -> dict[str, float]:
 
 def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    trainer = TorchTrainer(
-        _train_function(job, settings),
+    trainer = _trainer_class()(
+        _train_function(job, settings, folder=folder),
         torch_config=TorchConfig(
             backend="nccl" if job.scaling.use_gpu else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
         ),
@@ -197,8 +200,28 @@ def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
         raise _cause_of(error) from error
 
 
-def _train_function(job: TrainingJob, settings: Settings) -> Callable[[], None]:
-    """What every worker runs. The settings travel inside it, so that no log or dashboard shows them."""
+def _trainer_class() -> type[TorchTrainer]:
+    """TorchTrainer without its detached actor for placement groups, which outlives every killed driver.
+
+    We need no such actor: the controller and its placement group end with the driver that owns them. It would ask
+    a dashboard that is not there whether the controller lives, and so run for ever, one for each killed driver.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # the second version's
+            return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    return Trainer
+
+
+def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Callable[[], None]:
+    """What every worker runs. The settings travel inside it, so that no log or dashboard shows them.
+
+    Workers on this machine leave their files in `folder`, which goes with the driver even if they are killed.
+    """
 
     def train_worker() -> None:
         import ray.train
@@ -215,6 +238,7 @@ def _train_function(job: TrainingJob, settings: Settings) -> Callable[[], None]:
                 rank=ranks.get_world_rank(),
                 world_size=ranks.get_world_size(),
                 device="cuda" if job.scaling.use_gpu else "cpu",
+                scratch_dir=Path(folder) if Path(folder).is_dir() else None,
             )
         )
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from services.api import wishes
-from services.api.auth import owner_of
+from services.api.auth import CODE, owner_of, require_scope
 from services.api.body import read_resumption, read_run_request
 from services.api.catalog import Catalog, RunSnapshot
 from services.api.problems import HttpProblem
@@ -35,7 +35,7 @@ _POLL_S = 0.5
 @router.post(
     "/runs",
     status_code=202,
-    responses=problems(400, 408, 413, 415, 422),
+    responses=problems(400, 403, 408, 413, 415, 422),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -53,7 +53,9 @@ def submit_run(
     ] = None,
 ) -> RunResource:
     """Submit a run. It waits until a runner takes it."""
-    check_submission(wanted)
+    if wanted.package is not None:
+        require_scope(request, CODE)
+    check_submission(wanted, catalog.store)
     store, clock, owner = catalog.store, request.app.state.clock, owner_of(request)
     if idempotency_key is None:
         spec = submit(store, wanted, clock=clock, owner=owner)

@@ -44,6 +44,7 @@ FIELDS = {
     "seed",
     "deadlines",
     "owner",
+    "package",
 }
 
 
