@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.trainer.driver import Attempt, _die_with, run_attempt
 from services.trainer.failure import Failure
-from services.trainer.watch import RunWatch
 from wa_core import layout
 from wa_core.catalog.runs import RunLog
 from wa_core.clock import SystemClock
@@ -70,6 +68,10 @@ def finish(script: Script) -> int:
 
 def train(script: Script) -> int:
     """Step as the real loop does, with checkpoints and an eye on the log; end as the real driver does."""
+    from services.trainer.driver import Attempt, _die_with, run_attempt  # takes long, and only this verb needs it
+    from services.trainer.watch import RunWatch
+
+    _die_with(os.getppid())
 
     def step_on(_job: TrainingJob) -> None:
         watch = RunWatch(script.store, script.log.run_id, attempt=script.attempt, clock=SystemClock())
@@ -99,35 +101,38 @@ def save_then_die(script: Script) -> int:
 def kill_runner(_script: Script) -> int:
     """Take the runner down, as a run that eats a machine's memory does."""
     os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(600)
     return 1
 
 
 def stall(script: Script) -> int:
     """Take some steps, then none."""
     script.beat(3)
-    time.sleep(600)
-    return 1
+    return _hang()
 
 
 def hang(_script: Script) -> int:
     """Wait for SIGINT, and end by it."""
-    time.sleep(600)
-    return 1
+    return _hang()
 
 
 def hang_deaf(_script: Script) -> int:
     """Wait for SIGKILL."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    time.sleep(600)
-    return 1
+    return _hang()
 
 
 def hang_half_deaf(_script: Script) -> int:
     """Wait for SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    time.sleep(600)
+    return _hang()
+
+
+def _hang() -> int:
+    """Do nothing for as long as the runner lives."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.1)
     return 1
 
 
@@ -153,7 +158,6 @@ def main() -> int:
     parser.add_argument("--result", type=Path)
     parser.add_argument("--parent-pid", type=int)
     options = parser.parse_args()
-    _die_with(options.parent_pid)
     verbs = options.verbs.split(",")
     verb = verbs[min(options.attempt, len(verbs)) - 1]
     if verb not in VERBS:
