@@ -11,12 +11,10 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 from support.nursery import ROOT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass
@@ -76,7 +74,7 @@ def main() -> int:
             if child == 0:
                 for stream in (0, 1, 2):
                     os.dup2(os.open(os.devnull, os.O_RDWR), stream)
-                app = create_app(store=LocalStore(folder))
+                app = create_app(store=LocalStore(Path(folder)))
                 uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
                 os._exit(0)
         else:
