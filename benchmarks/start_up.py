@@ -1,7 +1,7 @@
 """`python -m benchmarks.start_up`: from POST /runs to the first training step, beside bare Ray Train's own start.
 
-Both run on one local Ray head with the same `ScalingConfig`, in turn, and both do the first step of the same recipe
-under DDP. Bare Ray is a plain script: its time begins when the script is started, and its train function writes
+Both run on one local Ray head with the same `ScalingConfig`, in turn, and do the first step of one recipe under
+DDP. Bare Ray is a plain script: its time begins when the script is started, and its train function writes
 down when its first step is done. Ours begins with the request; the first step's time is its own metric line's.
 """
 
@@ -49,7 +49,7 @@ def main() -> None:
     medians = {kind: median(times) for kind, times in found.items()}
     ratio = medians["ours"] / medians["bare"]
     rows = [(kind, f"{medians[kind]:.2f}", " ".join(f"{time:.2f}" for time in found[kind])) for kind in found]
-    text = f"POST /runs to the first training step: {ratio:.2f} times bare Ray Train's own start (at most {TARGET})\n\n"
+    text = f"From POST /runs to the first step: {ratio:.2f} times bare Ray Train's start (at most {TARGET})\n\n"
     text += table(["", "median s", "each"], rows)
     write("start_up", data={"seconds": found, "median_s": medians, "ratio": ratio, "target": TARGET}, text=text)
 
