@@ -16,6 +16,7 @@ COMMANDS = (
     ("batchnorm",),
     ("accuracy",),
     ("digits_seeds",),
+    ("start_up",),
     ("averager_soak",),
     ("averager_lag",),
     ("averager_memory",),

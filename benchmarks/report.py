@@ -22,6 +22,7 @@ CHAPTERS = {
     "batchnorm": ("BatchNorm recalibration", "python -m benchmarks.batchnorm"),
     "accuracy": ("Accuracy", "python -m benchmarks.accuracy"),
     "digits_seeds": ("Does averaging win?", "python -m benchmarks.digits_seeds"),
+    "start_up": ("From a submission to the first step", "python -m benchmarks.start_up"),
     "averager_soak": ("The averager under faults", "python -m benchmarks.averager_soak"),
     "averager_lag": ("From a commit to a published average", "python -m benchmarks.averager_lag"),
     "averager_memory": ("The averager's memory", "python -m benchmarks.averager_memory"),
@@ -57,6 +58,7 @@ def targets() -> str:
             *_memory(),
             *_batchnorm(),
             *_accuracy(),
+            *_start_up(),
             *_averager(),
         )
     ]
@@ -140,6 +142,12 @@ def _accuracy() -> Iterator[tuple[str, str, float, bool]]:
             error,
             error <= limit,
         )
+
+
+def _start_up() -> Iterator[tuple[str, str, float, bool]]:
+    if found := _load("start_up"):
+        ratio, target = found["ratio"], found["target"]
+        yield ("POST /runs to the first step, over bare Ray Train's start", f"<= {target}", ratio, ratio <= target)
 
 
 def _averager() -> Iterator[tuple[str, str, float, bool]]:

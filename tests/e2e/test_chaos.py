@@ -73,7 +73,7 @@ def finished(stack: RunningStack, run_id: str) -> dict[str, Any]:
         return client.wait(run_id)
 
 
-@pytest.mark.parametrize("role", ["averager", "worker", "driver", "runner", "store", "api"])
+@pytest.mark.parametrize("role", ["averager", "worker", "driver", "runner", "store", "api", "ray"])
 def test_a_kill_changes_nothing(stack: RunningStack, role: str, tmp_path: Path) -> None:
     """F1, F9, F15, F16: the run succeeds, and its SWA is bit for bit that of its committed checkpoints."""
     rule = "swa:start_step=40"
@@ -83,7 +83,7 @@ def test_a_kill_changes_nothing(stack: RunningStack, role: str, tmp_path: Path) 
     kill(victim(stack, role))
     run = finished(stack, run_id)
     assert run["state"] == "succeeded", run
-    assert (run["attempt"] > 1) == (role in {"worker", "driver", "runner"})
+    assert (run["attempt"] > 1) == (role in {"worker", "driver", "runner", "ray"})
     with stack.client() as client:
         path = client.download(run_id, "swa", tmp_path / "swa.safetensors")
     assert same_bits(without_statistics(load_file(path)), recomputed(stack, run_id, rule=rule))

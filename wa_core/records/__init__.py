@@ -7,6 +7,7 @@ recognises its own write when the response was lost (ADR 0003).
 from __future__ import annotations
 
 from wa_core.records.base import (
+    DEFAULT_OWNER,
     FORMAT,
     HEADLINE_METRIC,
     MAX_AVERAGES,
@@ -48,13 +49,25 @@ from wa_core.records.manifests import (
     RebuiltPart,
     SetAside,
 )
-from wa_core.records.signs import Heartbeat, Marker
-from wa_core.records.submission import AverageRequest, CheckpointPolicy, RecipeConfig, RunRequest, RunSpec, Scaling
+from wa_core.records.signs import WAITING, Heartbeat, Marker
+from wa_core.records.submission import (
+    AverageRequest,
+    CheckpointPolicy,
+    Deadlines,
+    KeyedSubmission,
+    RecipeConfig,
+    Resumption,
+    RunRequest,
+    RunSpec,
+    Scaling,
+)
 
 __all__ = [
+    "DEFAULT_OWNER",
     "FORMAT",
     "HEADLINE_METRIC",
     "MAX_AVERAGES",
+    "WAITING",
     "Assessment",
     "AssessmentRecord",
     "AttemptFailed",
@@ -69,11 +82,13 @@ __all__ = [
     "CheckpointCommitted",
     "CheckpointPolicy",
     "Comparison",
+    "Deadlines",
     "Entry",
     "Evaluation",
     "Failed",
     "FileRef",
     "Heartbeat",
+    "KeyedSubmission",
     "LogEntry",
     "Marker",
     "Name",
@@ -85,6 +100,7 @@ __all__ = [
     "Record",
     "Request",
     "ResumeRequested",
+    "Resumption",
     "RunRequest",
     "RunSpec",
     "RunState",

@@ -203,3 +203,34 @@ def test_every_help_has_an_example(lonely_wa: Wa, command: str) -> None:
 
     assert done.returncode == 0
     assert f"Example: wa {command}" in done.stdout
+
+
+def test_pause_and_resume_send_what_was_asked_for(wa: Wa, service: Service) -> None:
+    """`wa pause`, a plain `wa resume`, and one that goes back with changes: only what was given is sent."""
+    service.says(f"{RUN}:pause", run_resource(state="pausing"), method="POST", status=202)
+    service.says(f"{RUN}:resume", run_resource(state="queued"), method="POST", status=202)
+
+    paused = wa("pause", RUN_ID)
+    plain = wa("resume", RUN_ID)
+    back = wa("resume", RUN_ID, "--from-step", "120", "--lr-scale", "0.5", "--skip-batches", "9")
+
+    assert (paused.stdout, plain.stdout) == (
+        f"{RUN_ID} will be paused (now pausing)\n",
+        f"{RUN_ID} will go on (now queued)\n",
+    )
+    assert back.returncode == 0
+    assert [body for _, _, body in service.requests] == [
+        None,
+        None,
+        {"from_step": 120, "lr_scale": 0.5, "skip_batches": 9},
+    ]
+
+
+def test_deadlines_are_sent_when_given(wa: Wa, service: Service) -> None:
+    """`--queue-deadline` and `--run-deadline` arrive as the submission's deadlines."""
+    service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)
+
+    done = wa("submit", "digits", "--queue-deadline", "60", "--run-deadline", "3600")
+
+    assert done.returncode == 0
+    assert service.requests[0][2]["deadlines"] == {"queue_s": 60.0, "run_s": 3600.0}

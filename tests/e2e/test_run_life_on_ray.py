@@ -1,0 +1,106 @@
+"""Pause, rewind, waiting and kills on the embedded stack, with real Ray training; afterwards nothing is left."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from services.stack.state import DataFolder
+from support.ray_state import living_on_ray
+from support.stack import RunningStack, descendants, eventually, kill, submission
+from wa_core.catalog.runs import RunLog
+from wa_core.clock import SystemClock
+from wa_core.records import AttemptStarted
+
+if TYPE_CHECKING:
+    from wa_core.records import Entry
+
+LONG = {"epochs": 3000, "lr": 0.01}
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+
+def log_of(stack: RunningStack, run_id: str) -> list[Entry]:
+    """The run's log."""
+    log = RunLog(stack.store(), run_id, clock=SystemClock())
+    log.refresh()
+    return list(log.entries)
+
+
+def has_state(stack: RunningStack, run_id: str, *states: str) -> dict[str, Any] | None:
+    """The run, once it is in one of these states."""
+    with stack.client() as client:
+        run = client.run(run_id)
+    return run if run["state"] in states else None
+
+
+def test_f26_a_run_larger_than_the_cluster_is_queued_and_expires(stack: RunningStack) -> None:
+    """F26: `queued` with the reason `insufficient_resources`, then `failed` with it at the queue deadline."""
+    with stack.client() as client:
+        scaling = {"num_workers": 999, "use_gpu": False}
+        run_id = client.submit(submission(scaling=scaling, deadlines={"queue_s": 8.0}))["run_id"]
+
+    waiting = eventually(
+        lambda: (run := has_state(stack, run_id, "queued")) and run["reason"] and run, timeout_s=7, what="a reason"
+    )
+    failed = eventually(lambda: has_state(stack, run_id, "failed"), timeout_s=30, what="the deadline")
+
+    assert waiting["reason"]["code"] == failed["reason"]["code"] == "insufficient_resources"
+    assert "999 CPUs" in waiting["reason"]["message"]
+    assert [entry.kind for entry in log_of(stack, run_id)] == ["submitted", "failed"]
+
+
+def has_reached(stack: RunningStack, run_id: str, step: int, *, attempt: int) -> bool:
+    """Whether an attempt has kept a checkpoint at or after a step."""
+    with stack.client() as client:
+        kept = client.checkpoints(run_id)
+    return any(found["step"] >= step and found["attempt"] == attempt for found in kept)
+
+
+def test_a_run_goes_back_and_pauses_and_then_holds_nothing(stack: RunningStack) -> None:
+    """F17: the next attempt grows from the step that was asked for; paused, the run has no actor and no group."""
+    with stack.client() as client:
+        run_id = client.submit(submission(config=LONG, averages=[{"name": "swa", "rule": "swa"}]))["run_id"]
+        eventually(lambda: has_reached(stack, run_id, 60, attempt=1), timeout_s=120, what="training")
+        client.resume(run_id, from_step=45, lr_scale=0.5, skip_batches=3)
+        eventually(lambda: has_reached(stack, run_id, 60, attempt=2), timeout_s=120, what="training anew")
+        client.pause(run_id)
+        eventually(lambda: has_state(stack, run_id, "paused"), timeout_s=60, what="the pause")
+
+        assert client.run(run_id)["step"] >= 60
+    entries = log_of(stack, run_id)
+    steps = {entry.seq: entry.step for entry in entries if entry.kind == "checkpoint"}
+    starts = [steps.get(entry.resumed_from or 0) for entry in entries if isinstance(entry, AttemptStarted)]
+    assert starts == [None, 40]
+    assert "attempt_failed" not in {entry.kind for entry in entries}
+    check_nothing_is_left(stack)
+
+
+def test_f16_a_killed_driver_leaves_nothing_on_ray(stack: RunningStack) -> None:
+    """F16: after SIGKILL of the driver the run recovers; once cancelled, no actor, group or process is left."""
+    with stack.client() as client:
+        run_id = client.submit(submission(config=LONG, averages=[]))["run_id"]
+        eventually(lambda: has_state(stack, run_id, "running"), timeout_s=120, what="training")
+        kill(next(pid for pid, line in descendants(stack.pids()["runner"]) if "trainer.driver" in line))
+        eventually(lambda: client.run(run_id)["attempt"] == 2, timeout_s=60, what="recovery")
+        client.cancel(run_id)
+        eventually(lambda: has_state(stack, run_id, "cancelled"), timeout_s=60, what="the end")
+
+    assert [entry.reason for entry in log_of(stack, run_id) if entry.kind == "attempt_failed"] == ["driver_died"]
+    check_nothing_is_left(stack)
+
+
+def check_nothing_is_left(stack: RunningStack) -> None:
+    """No actor and no placement group on the cluster, no driver below the runner, no folder of one."""
+    deadline = time.monotonic() + 40
+    while (living := living_on_ray(stack)) != ([], []) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert living == ([], [])
+    below = [line for _, line in descendants(stack.pids()["runner"])]
+    assert not any("trainer.driver" in line for line in below)
+    state = DataFolder(stack.data).read_state()
+    assert state is not None
+    assert not list(Path(state.scratch_dir).glob("tmp/wa-runner-*/driver-*"))

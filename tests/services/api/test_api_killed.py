@@ -1,0 +1,79 @@
+"""The API killed while it takes submissions: real processes, a real socket, SIGKILL."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from support.api import submission
+from support.api_nursery import ApiNursery
+from support.training import free_port
+from wa_core.catalog.runs import RunLog, list_active, list_queue, list_run_ids
+from wa_core.clock import SystemClock
+from wa_core.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NUM_KILLS = 100
+
+
+def listening(url: str) -> None:
+    """Return once the API answers."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(httpx2.TransportError):
+            if httpx2.get(f"{url}/livez", timeout=5).status_code == 200:
+                return
+        time.sleep(0.005)
+    raise AssertionError("the API did not start")
+
+
+def post(url: str, key: str) -> httpx2.Response | None:
+    """The answer to a submission under a key, or None if the connection was cut."""
+    try:
+        return httpx2.post(f"{url}/v1/runs", json=submission(), headers={"Idempotency-Key": key}, timeout=10)
+    except httpx2.TransportError:
+        return None
+
+
+def test_f13_a_killed_api_makes_each_run_once(tmp_path: Path) -> None:
+    """F13: 100 times SIGKILL during POST /runs; the retry with the same key finds the run, or makes it, once."""
+    draw = random.Random(0)
+    store = LocalStore(tmp_path / "bucket")
+    found: list[str] = []
+    num_cut = 0
+    with ApiNursery(tmp_path / "bucket", free_port()) as api:
+        api.start()
+        for number in range(NUM_KILLS):
+            listening(api.url)
+            answers: list[httpx2.Response | None] = []
+            key = f"submission {number}"
+            sender = threading.Thread(target=lambda key=key, answers=answers: answers.append(post(api.url, key)))
+            sender.start()
+            time.sleep(draw.uniform(0.0, 0.03))
+            api.kill()
+            sender.join()
+            num_cut += answers == [None]
+            api.start()
+            listening(api.url)
+            again = post(api.url, key)
+            assert again is not None
+            assert again.status_code == 202
+            found.append(again.json()["run_id"])
+            if answers[0] is not None:
+                assert answers[0].json()["run_id"] == found[-1]
+
+    assert sorted(found, reverse=True) == list_run_ids(store)
+    assert len(set(found)) == NUM_KILLS
+    assert {run_id for _, run_id in list_queue(store)} == set(list_active(store)) == set(found)
+    for run_id in found:
+        log = RunLog(store, run_id, clock=SystemClock())
+        log.refresh()
+        assert [entry.kind for entry in log.entries] == ["submitted"]
+    assert num_cut > NUM_KILLS / 4, "hardly any submission was cut, so nothing was shown"
