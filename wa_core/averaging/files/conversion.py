@@ -30,9 +30,10 @@ from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import StoredTensor
 from wa_core.averaging.schedule_free import CODE, REFUSAL, is_in_train_mode
 from wa_core.errors import CorruptError, IncompatibleError, WeightAveragingError
+from wa_core.file_layout import find_ties
 from wa_core.header import DTYPE_BYTES, LENGTH_BYTES, parse_header, parse_length
 from wa_core.specs import TensorSpec, parse_ties, torch_dtype_name
-from wa_core.tensors import canonical_state_dict, find_ties
+from wa_core.tensors import canonical_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
