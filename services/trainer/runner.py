@@ -81,6 +81,7 @@ class Runner:
     _held: dict[str, _Held] = field(default_factory=dict)
     _logs: dict[str, RunLog] = field(default_factory=dict)
     _heartbeats: dict[str, tuple[bytes | None, float]] = field(default_factory=dict)
+    _own: dict[str, bool] = field(default_factory=dict)
     _looked_at: float = -1e9
 
     def tick(self) -> bool:
@@ -242,7 +243,7 @@ class Runner:
         run_log.refresh()
         if not run_log.entries:
             return  # being submitted at this moment
-        if run_log.state is RunState.QUEUED:
+        if run_log.state is RunState.QUEUED and not self._is_own(run_log):
             if run_log.desired_state == "cancelled":
                 run_log.append(Cancelled(), expect={RunState.QUEUED})
             elif self._has_room:
@@ -256,6 +257,7 @@ class Runner:
         active = set(list_active(self.store))
         self._logs = {run_id: run_log for run_id, run_log in self._logs.items() if run_id in active}
         self._heartbeats = {run_id: seen for run_id, seen in self._heartbeats.items() if run_id in active}
+        self._own = {run_id: is_own for run_id, is_own in self._own.items() if run_id in active}
         for run_id in sorted(active - self._held.keys()):
             if self._has_room:
                 with self._one_run(run_id):
@@ -264,12 +266,28 @@ class Runner:
     def _take_over(self, run_log: RunLog) -> None:
         run_log.refresh()
         starts = [entry for entry in run_log.entries if isinstance(entry, AttemptStarted)]
-        if run_log.state not in _TRAINING or not starts or not self._is_gone(run_log, starts[-1].runner_id):
+        if run_log.state not in _TRAINING or not starts:
+            return
+        if self._is_own(run_log):
+            self._end_if_unwanted(run_log)
+            return
+        if not self._is_gone(run_log, starts[-1].runner_id):
             return
         log.warning(
             "run_taken_over", run_id=run_log.run_id, attempt=run_log.attempt, from_runner=starts[-1].runner_id
         )
         self._recover(run_log, Failure(reason=RUNNER_LOST, message="the runner of the attempt is gone"))
+
+    def _is_own(self, run_log: RunLog) -> bool:
+        """Whether its owner trains it: it is never claimed or taken over, however long nothing is heard of it."""
+        if run_log.run_id not in self._own:
+            self._own[run_log.run_id] = fetch_spec(self.store, run_log.run_id).trainer == "own"
+        return self._own[run_log.run_id]
+
+    def _end_if_unwanted(self, run_log: RunLog) -> None:
+        """Cancel an owner's run once its trainer, which should have seen that it is unwanted, is not heard of."""
+        if run_log.desired_state == "cancelled" and self._is_silent(run_log.run_id, who="trainer"):
+            run_log.append(Cancelled(), attempt=run_log.attempt, expect=_TRAINING)
 
     def _log_of(self, run_id: str) -> RunLog:
         """The run's log, kept between ticks so that only what is new is read."""
@@ -286,8 +304,12 @@ class Runner:
             return True
         if runner_id == self.config.runner_id or is_provably_gone(runner_id):
             return True
+        return self._is_silent(run_id, who="runner")
+
+    def _is_silent(self, run_id: str, *, who: str) -> bool:
+        """Whether a heartbeat has stood still for long while this runner watched it."""
         now = self.clock.monotonic()
-        beat = self._fetch_beat(run_id)
+        beat = self._fetch_beat(run_id, who=who)
         seen, since = self._heartbeats.get(run_id, (None, now))
         if run_id not in self._heartbeats or seen != beat:
             self._heartbeats[run_id] = (beat, now)
@@ -315,8 +337,8 @@ class Runner:
         )
         self.store.put(layout.heartbeat(run_id, "runner"), beat.model_dump_json().encode())
 
-    def _fetch_beat(self, run_id: str) -> bytes | None:
+    def _fetch_beat(self, run_id: str, *, who: str) -> bytes | None:
         try:
-            return self.store.get(layout.heartbeat(run_id, "runner"))
+            return self.store.get(layout.heartbeat(run_id, who))
         except ObjectNotFoundError:
             return None

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wa_core.publisher.publisher import CheckpointPublisher
+    from wa_core.publisher.restore import Restored
+    from wa_core.publisher.run import OwnRun, register_run, resume_run
     from wa_core.publisher.writer import UPLOAD_DEADLINE_S
 
-__all__ = ["UPLOAD_DEADLINE_S", "CheckpointPublisher"]
+__all__ = ["UPLOAD_DEADLINE_S", "CheckpointPublisher", "OwnRun", "Restored", "register_run", "resume_run"]
 
-_MODULES = {"CheckpointPublisher": "publisher", "UPLOAD_DEADLINE_S": "writer"}
+_MODULES = {
+    "CheckpointPublisher": "publisher",
+    "OwnRun": "run",
+    "Restored": "restore",
+    "UPLOAD_DEADLINE_S": "writer",
+    "register_run": "run",
+    "resume_run": "run",
+}
 
 
 def __getattr__(name: str) -> object:

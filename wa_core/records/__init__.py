@@ -49,12 +49,21 @@ from wa_core.records.manifests import (
     SetAside,
 )
 from wa_core.records.signs import Heartbeat, Marker
-from wa_core.records.submission import AverageRequest, CheckpointPolicy, RecipeConfig, RunRequest, RunSpec, Scaling
+from wa_core.records.submission import (
+    NO_RECIPE,
+    AverageRequest,
+    CheckpointPolicy,
+    RecipeConfig,
+    RunRequest,
+    RunSpec,
+    Scaling,
+)
 
 __all__ = [
     "FORMAT",
     "HEADLINE_METRIC",
     "MAX_AVERAGES",
+    "NO_RECIPE",
     "Assessment",
     "AssessmentRecord",
     "AttemptFailed",

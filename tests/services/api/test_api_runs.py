@@ -27,6 +27,7 @@ FIELDS = {
     "desired_state",
     "averaging_state",
     "reason",
+    "trainer",
     "recipe",
     "config",
     "scaling",

@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
 def convert_pt(source: Path, target: Path) -> None:
     """A file of `torch.save` to safetensors; tensors are mapped, never loaded whole."""
-    _check_archive(source)
+    check_archive(source)
     found = _load(source)
     state, step = find_weights(found)
     if is_in_train_mode(found):
@@ -162,8 +162,12 @@ def _find_step(found: object) -> int | None:
     return None
 
 
-def _check_archive(source: Path) -> None:
-    # torch.save stores, and never deflates: a small file cannot stand for a large one.
+def check_archive(source: Path) -> None:
+    """Refuse what `torch.save` would not have written: it stores, so a small file cannot stand for a large one.
+
+    Raises:
+        CorruptError: `not_torch_archive`, or `compressed_archive`.
+    """
     try:
         with zipfile.ZipFile(source) as archive:
             entries = archive.infolist()
