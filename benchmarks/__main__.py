@@ -19,6 +19,7 @@ COMMANDS = (
     ("averager_soak",),
     ("averager_lag",),
     ("averager_memory",),
+    ("checkpointing",),
     ("report",),
 )
 
