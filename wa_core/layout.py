@@ -24,6 +24,7 @@ PICKLE_FILE = "model.pt"
 RUNS = "runs/"
 QUEUE = "queue/"
 ACTIVE = "active/"
+PACKAGES = "packages/"
 CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -168,6 +169,11 @@ def queue_marker(run_id: str, *, priority: int) -> str:
 def active_marker(run_id: str) -> str:
     """Marks a run from its submission until its last average is published."""
     return f"{ACTIVE}{run_id}.json"
+
+
+def package(package_id: str) -> str:
+    """The zip of user code that ``sha256:…`` names."""
+    return f"{PACKAGES}{package_id.removeprefix('sha256:')}.zip"
 
 
 def run_id_of(key: str) -> str | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from fastapi import FastAPI
+    from pydantic import SecretStr
 
     from services.runtime.settings import Settings
 
@@ -66,8 +67,9 @@ def serve(settings: Settings) -> int:
 
     app = create_app(
         store=open_store(settings),
-        token=settings.token.get_secret_value() if settings.token else None,
-        read_token=settings.read_token.get_secret_value() if settings.read_token else None,
+        token=_revealed(settings.token),
+        write_token=_revealed(settings.write_token),
+        read_token=_revealed(settings.read_token),
         on_unsafe=on_unsafe,
         stop=stop,
     )
@@ -80,6 +82,10 @@ def serve(settings: Settings) -> int:
         log.error("unsafe_store", error=server.refusal)
         return 1
     return 0
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

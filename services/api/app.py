@@ -16,7 +16,7 @@ from services.api.catalog import Catalog
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, runs, service
+from services.api.routes import averages, feeds, packages, runs, service
 from services.api.schemas import Problem
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ROUTERS = (service.router, runs.router, feeds.router, averages.router)
+_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router)
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
     "Errors are problem documents (RFC 9457) with a stable `code`."
@@ -55,6 +55,7 @@ def create_app(
     *,
     store: ObjectStore,
     token: str | None = None,
+    write_token: str | None = None,
     read_token: str | None = None,
     clock: Clock | None = None,
     on_unsafe: Callable[[str], None] | None = None,
@@ -64,7 +65,8 @@ def create_app(
 
     Args:
         store: the bucket.
-        token: what callers must send; None lets everybody in, unless there is a `read_token`.
+        token: what callers must send; None lets everybody in, unless there is another token.
+        write_token: what callers may send instead who submit and cancel runs, but send no code.
         read_token: what callers may send instead who only read.
         clock: the time; the machine's by default.
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
@@ -81,7 +83,7 @@ def create_app(
         redoc_url=None,
     )
     brief = BriefStore(store)
-    app.state.tokens = Tokens(full=token, read=read_token)
+    app.state.tokens = Tokens(full=token, write=write_token, read=read_token)
     app.state.clock = clock or SystemClock()
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)

@@ -7,6 +7,7 @@ bytes must never see two different runs. Every refusal says where and what.
 import asyncio
 import json
 import math
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
@@ -17,9 +18,12 @@ from starlette.requests import ClientDisconnect
 
 from services.api.problems import HttpProblem
 from services.recipes.registry import recipe_names
+from wa_core.packages import MAX_PACKAGE_BYTES, TOO_LARGE
 from wa_core.records import AverageRequest, CheckpointPolicy, RunRequest, Scaling
 
 MAX_BODY_BYTES = 1 << 20
+PACKAGE_DEADLINE_S = 120.0
+_ZIP_TYPES = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 MAX_DEPTH = 64
 MAX_INTEGER_DIGITS = 100
 BODY_DEADLINE_S = 15.0
@@ -57,15 +61,29 @@ async def read_addition(request: Request) -> AverageAddition:
     return parse_body(await _read_json(request), AverageAddition)
 
 
+async def read_package(request: Request) -> bytes:
+    """The zip in a request's body; not looked into yet.
+
+    Raises:
+        HttpProblem: 400, 408, 413 or 415.
+    """
+    _check_type(request, _ZIP_TYPES)
+    return await _read(request, max_bytes=MAX_PACKAGE_BYTES, deadline_s=PACKAGE_DEADLINE_S, code=TOO_LARGE)
+
+
 async def _read_json(request: Request) -> bytes:
+    _check_type(request, ("application/json",))
+    return await _read(request, max_bytes=MAX_BODY_BYTES, deadline_s=BODY_DEADLINE_S, code="body_too_large")
+
+
+def _check_type(request: Request, wanted: Sequence[str]) -> None:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
+    if content_type not in wanted:
         raise HttpProblem(
-            f"the body's type is {content_type!r}; send Content-Type: application/json",
+            f"the body's type is {content_type!r}; send Content-Type: {wanted[0]}",
             status=415,
             code="unsupported_media_type",
         )
-    return await _read(request)
 
 
 def parse_body(body: bytes, model: type[M]) -> M:
@@ -85,32 +103,28 @@ def parse_body(body: bytes, model: type[M]) -> M:
     raise HttpProblem(detail, status=422, code="invalid_request", faults=faults)
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, *, max_bytes: int, deadline_s: float, code: str) -> bytes:
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:19]) > MAX_BODY_BYTES:
-        _refuse_size()
+    if announced.isdecimal() and int(announced[:19]) > max_bytes:
+        _refuse_size(max_bytes, code)
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    _refuse_size()
+                if len(body) > max_bytes:
+                    _refuse_size(max_bytes, code)
     except TimeoutError:
-        detail = f"the body had not arrived whole after {BODY_DEADLINE_S:.0f} s"
+        detail = f"the body had not arrived whole after {deadline_s:.0f} s"
         raise HttpProblem(detail, status=408, code="body_too_slow", headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise HttpProblem("the body ended early", status=400, code="body_incomplete") from None
     return bytes(body)
 
 
-def _refuse_size() -> NoReturn:
-    raise HttpProblem(
-        f"the body is larger than {MAX_BODY_BYTES} bytes",
-        status=413,
-        code="body_too_large",
-        headers={"Connection": "close"},
-    )
+def _refuse_size(max_bytes: int, code: str) -> NoReturn:
+    detail = f"the body is larger than {max_bytes} bytes"
+    raise HttpProblem(detail, status=413, code=code, headers={"Connection": "close"})
 
 
 def _check_json(body: bytes) -> None:

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         Evaluation,
         FileRef,
         Heartbeat,
-        RunRequest,
     )
 
 WEIGHTS_FILES = {"weights.safetensors": layout.MODEL_FILE, "weights.pt": layout.PICKLE_FILE}
@@ -63,6 +62,7 @@ def run_resource(run: RunSnapshot) -> RunResource:
         reason=_reason(run),
         trainer=run.spec.trainer,
         recipe=None if request.recipe == NO_RECIPE else request.recipe,
+        package=request.package,
         config=request.config,
         scaling=request.scaling,
         checkpoint=request.checkpoint,
@@ -72,7 +72,7 @@ def run_resource(run: RunSnapshot) -> RunResource:
         max_failures=request.max_failures,
         seed=request.seed,
         step=step,
-        total_steps=beat.total_steps if beat and beat.total_steps else _planned_steps(request),
+        total_steps=_total_steps(run, beat),
         attempt=run.attempt,
         metrics=metrics,
         created_at=run.spec.created_at,
@@ -244,9 +244,15 @@ def _reason(run: RunSnapshot) -> Reason | None:
     return Reason(code=failure.reason, message=failure.message) if failure else None
 
 
-def _planned_steps(request: RunRequest) -> int | None:
+def _total_steps(run: RunSnapshot, beat: Heartbeat | None) -> int | None:
+    """What training came to, or has said, or what can be told beforehand: not for the recipe of a package."""
+    if run.lineage and run.lineage[-1].is_last:
+        return run.lineage[-1].step
+    if beat and beat.total_steps:
+        return beat.total_steps
+    request = run.spec.request
     try:
-        return registry.total_steps(request.recipe, request.config)
+        return registry.total_steps(request.recipe, request.config) if request.package is None else None
     except InvalidInputError:
         return None  # submitted to a version that knew this recipe
 

@@ -45,6 +45,7 @@ class RunResource(Resource):
     reason: Reason | None
     trainer: Literal["service", "own"] = Field(description="own: a training loop of the user's")
     recipe: str | None = Field(description="null for a run that has none, which only `own` ones may")
+    package: str | None
     config: dict[str, JsonValue]
     scaling: Scaling
     checkpoint: CheckpointPolicy
@@ -191,6 +192,16 @@ class Fault(Resource):
 
     pointer: str
     message: str
+
+
+class PackageResource(BaseModel):
+    """User code that is kept; `package` is what a submission names."""
+
+    package: str
+    size_bytes: int
+    unpacked_bytes: int
+    num_files: int
+    modules: list[str]
 
 
 class Problem(Resource):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from services.api.problems import HttpProblem
 from services.recipes.registry import check_recipe
 from wa_core.averaging.rules import parse_run_rule
+from wa_core.catalog.packages import NOT_FOUND, fetch_package
 from wa_core.errors import ConflictError, InvalidInputError
+from wa_core.packages import find_recipe
 from wa_core.records import MAX_AVERAGES
 
 if TYPE_CHECKING:
@@ -19,23 +21,28 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.rules import AnyRule
     from wa_core.records import AverageRequest, RunRequest
+    from wa_core.store.base import ObjectStore
+
+_POINTERS = {"invalid_config": "config", NOT_FOUND: "package"}
 
 
-def check_submission(request: RunRequest) -> None:
+def check_submission(request: RunRequest, store: ObjectStore) -> None:
     """Refuse a submission that no trainer or averager here could carry out.
+
+    The config of a package's recipe is known to its code alone, which is not run here: it is checked where the run
+    is trained.
 
     Raises:
         HttpProblem: 422 ``package_not_found``, ``recipe_not_allowed``, ``unknown_recipe``, ``invalid_config`` or
             ``invalid_rule``.
     """
-    if request.package is not None:
-        detail = f"there is no package {request.package}; leave `package` out to use a built-in recipe"
-        raise HttpProblem(detail, status=422, code="package_not_found", faults=[("package", detail)])
     try:
-        check_recipe(request.recipe, request.config)
+        if request.package is None:
+            check_recipe(request.recipe, request.config)
+        else:
+            find_recipe(fetch_package(store, request.package), request.recipe)
     except InvalidInputError as error:
-        pointer = "config" if error.code == "invalid_config" else "recipe"
-        faults = [(pointer, error.message)]
+        faults = [(_POINTERS.get(error.code, "recipe"), error.message)]
         raise HttpProblem(error.message, status=422, code=error.code, faults=faults) from None
     if faults := _rule_faults(request.averages):
         detail = "; ".join(f"{pointer}: {message}" for pointer, message in faults[:5])

@@ -18,7 +18,7 @@ from services.averager.scratch import Scratch
 from services.averager.worker import Averager
 from services.runtime.lifecycle import Stop, run_ticks
 from services.runtime.process import run_process
-from services.runtime.stores import open_store
+from services.runtime.stores import open_store, prove_store
 from wa_core.clock import SystemClock
 from wa_core.errors import ConfigurationError, StoreAuthError, TransientError
 
@@ -34,11 +34,12 @@ def serve(settings: Settings) -> int:
     """Fold until told to stop."""
     torch.set_num_threads(1)  # trainers on this machine come first
     stop = Stop().install()
+    store = open_store(settings)
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(settings))
         assessor = stack.enter_context(_assessor(settings))
         averager = Averager(
-            open_store(settings),
+            store,
             clock=SystemClock(),
             assessor=assessor,
             scratch=scratch,
@@ -48,6 +49,7 @@ def serve(settings: Settings) -> int:
             port = settings.averager_port
             stack.enter_context(exposed(settings.averager_host, port, idle_s=averager.idle_s))
         _end_in_time(stop, assessor)
+        prove_store(store, stop=stop)
         log.info("averager_ready", store=settings.store_url, scratch=str(scratch.folder))
         run_ticks(averager.tick, stop=stop, interval_s=settings.poll_interval_s)
         with suppress(TransientError, StoreAuthError):

@@ -80,8 +80,10 @@ def main(load: Load = load_recipe) -> int:
 class Load(Protocol):
     """Finds a recipe."""
 
-    def __call__(self, recipe: str, config: Mapping[str, object], *, seed: int) -> Recipe:
-        """Build `recipe` (``package.module:Class``) with its config."""
+    def __call__(
+        self, recipe: str, config: Mapping[str, object], *, seed: int, code: Path | None = None
+    ) -> Recipe:
+        """Build `recipe` (``package.module:Class``) with its config, from the folder `code` if it is given."""
         ...
 
 
@@ -109,8 +111,8 @@ class Assessing:
         yield JobDone()
 
     def _set_up(self, job: JobFile) -> _Setting:
-        recipe = self._load(job.recipe, job.config, seed=job.seed)
-        about = json.dumps([job.recipe, job.config, job.seed], sort_keys=True)
+        recipe = self._load(job.recipe, job.config, seed=job.seed, code=Path(job.code) if job.code else None)
+        about = json.dumps([job.recipe, job.code, job.config, job.seed], sort_keys=True)
         data_sha256 = self._digests.get(about, lambda: data_digest(recipe))
         return _Setting(recipe, recipe.build_model(), about, data_sha256)
 

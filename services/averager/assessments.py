@@ -21,7 +21,8 @@ from wa_core import layout
 from wa_core.averaging.streaming import fold_source
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.files import put_path
-from wa_core.errors import CorruptError, FencedError, IncompatibleError
+from wa_core.catalog.packages import unpack_package
+from wa_core.errors import CorruptError, FencedError, IncompatibleError, InvalidInputError
 from wa_core.records import AssessmentRecord
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Assessments:
         self._started_at = clock.monotonic() - interval_s
         self._finished: FinishedJob | None = None
         self._copy: tuple[int, Copy] | None = None
+        self._code: Path | None = None
 
     @property
     def is_due(self) -> bool:
@@ -112,6 +114,7 @@ class Assessments:
                 raw_step=newest.step,
                 averages={average.name: average.manifest for average in averages},
                 checkpoints=_digests(lineage),
+                code=self._unpacked_code(),
             )
             for average in averages:
                 average.write_value(job.value_path(average.name))
@@ -145,8 +148,23 @@ class Assessments:
     def close(self) -> None:
         """Give scratch space back."""
         self.drop_copy()
-        if self._finished is not None:
-            shutil.rmtree(self._finished.folder, ignore_errors=True)
+        for folder in (self._code, self._finished.folder if self._finished else None):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _unpacked_code(self) -> Path | None:
+        """Where the run's package is unpacked; None without one."""
+        package = self._spec.request.package
+        if package is None:
+            return None
+        if self._code is None:
+            folder = self._scratch.new_folder("code-")
+            try:
+                self._code = unpack_package(self._store, package, folder)
+            except (InvalidInputError, CorruptError) as error:
+                log.warning("package_unusable", run_id=self._spec.run_id, package=package, error=error.message)
+                return folder  # empty: the assess process will say that there is no such module
+        return self._code
 
     def _put_raw(self, path: Path, newest: CheckpointCommitted) -> bool:
         """Put the newest checkpoint beside the averages; False when it cannot be read."""

@@ -66,6 +66,7 @@ class AssessJob:
         raw_step: the step of the raw weights.
         averages: the generations, by average name.
         checkpoints: step -> SHA-256 of the weights of that checkpoint, for the served files' provenance.
+        code: the folder that the recipe is imported from, when the run came with a package.
     """
 
     run_id: str
@@ -74,6 +75,7 @@ class AssessJob:
     raw_step: int | None
     averages: Mapping[str, AverageManifest]
     checkpoints: Mapping[int, str] = field(default_factory=dict)
+    code: Path | None = None
 
     @property
     def raw_path(self) -> Path:
@@ -148,6 +150,7 @@ class ProcessAssessor:
         self._clock = clock or SystemClock()
         self._command = command
         self._child: Child | None = None
+        self._package: str | None = None
         self._hearing: _Hearing | None = None
         self._writing: _Writing | None = None
 
@@ -171,9 +174,10 @@ class ProcessAssessor:
             return
         try:
             _write_job(job)
-            if self._child is None or not self._child.is_ready:
+            # What one package has imported must not stand in for another's modules, nor see another's weights.
+            if self._child is None or not self._child.is_ready or self._package != job.request.package:
                 self._end_child()
-                self._child = Child(self._command)
+                self._child, self._package = Child(self._command), job.request.package
             self._child.ask(job.folder)
         except OSError as error:
             self._give_up("assess_failed", f"the assess process could not be asked ({error})")
@@ -358,6 +362,7 @@ class _Writing:
 def _write_job(job: AssessJob) -> None:
     about = JobFile(
         recipe=job.request.recipe,
+        code=str(job.code) if job.code else None,
         config=job.request.config,
         seed=job.request.seed,
         has_raw=job.raw_step is not None,

@@ -19,9 +19,13 @@ MESSAGE_LIMIT = 2000
 
 
 class JobFile(Record):
-    """One job: a recipe, and which weights in the folder to measure with it."""
+    """One job: a recipe, and which weights in the folder to measure with it.
+
+    `code` is the folder that the recipe is imported from, when it came in a package.
+    """
 
     recipe: str
+    code: str | None = None
     config: dict[str, JsonValue]
     seed: int
     has_raw: bool

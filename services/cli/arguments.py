@@ -26,10 +26,15 @@ _NAME = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{_MAX_NAME - 1}}}")
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
-def parse_recipe(text: str) -> str:
-    """The path of a recipe from its path or its short name, such as ``digits``."""
+def parse_recipe(text: str, *, is_packaged: bool = False) -> str:
+    """The path of a recipe from its path or, unless it comes in a package, its short name, such as ``digits``."""
     if ":" in text:
         return text
+    if is_packaged:
+        raise _refusal(
+            f"'{text}' names no class. Write module:Class, the module as it is imported from the package.",
+            place="RECIPE",
+        )
     known = {path.partition(":")[0].rpartition(".")[2]: path for path in recipe_names()}
     if text in known:
         return known[text]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path  # noqa: TC003  typer needs it at run time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,8 @@ from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
 from services.cli.console import answer, print_json, print_table, say, shown
 from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
 from services.client.service import TERMINAL_STATES
+from wa_core.errors import InvalidInputError
+from wa_core.packages import pack_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +32,12 @@ _RUN_COLUMNS = ("run_id", "state", "averaging_state", "step", "total_steps", "re
 def submit(  # noqa: PLR0913  one parameter for each option of the command
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Short name (digits) or package.module:Class.")],
     *,
+    package: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of Python code that RECIPE is in; it is sent and run.", show_default=False
+        ),
+    ] = None,
     config: Annotated[
         list[str] | None,
         typer.Option("--config", "-c", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated."),
@@ -63,9 +72,12 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
     """Submit a training run and print its id.
 
     Example: wa submit digits -c epochs=12 --average swa:start_step=100 --average mine=ema:half_life=60 --follow
+
+    Example: wa submit moons:Moons --package examples/moons --average swa:start_step=50
     """
-    request = {
-        "recipe": parse_recipe(recipe),
+    body = None if package is None else _packed(package)
+    request: dict[str, object] = {
+        "recipe": parse_recipe(recipe, is_packaged=body is not None),
         "config": parse_config(config or []),
         "scaling": {"num_workers": workers},
         "checkpoint": {"every_steps": every_steps, **_kept(keep_last, keep_every_steps, keep_best)},
@@ -75,6 +87,8 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         "seed": seed,
     }
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
+        if body is not None:
+            request["package"] = client.upload_package(body)["package"]
         run = client.submit(request)
         if not is_followed:
             print_json(run) if as_json else answer(run["run_id"])
@@ -83,6 +97,13 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         run = follow_to_end(client, run["run_id"])
         print_json(run) if as_json else answer(run["run_id"])
     raise typer.Exit(0 if run["state"] == "succeeded" else 1)
+
+
+def _packed(folder: Path) -> bytes:
+    try:
+        return pack_folder(folder)
+    except (InvalidInputError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="'--package'") from None
 
 
 def runs(

@@ -94,6 +94,10 @@ class Client:
         """Submit a run, and return it as queued."""
         return dict(self._transport.post("/v1/runs", body=request))
 
+    def upload_package(self, body: bytes) -> Json:
+        """Upload a zip of Python code; its ``package`` is what a submission names."""
+        return dict(self._transport.upload("/v1/packages", body=body, content_type="application/zip"))
+
     def runs(
         self,
         *,

@@ -77,6 +77,10 @@ class Transport:
         """POST once, and return the JSON that it answers."""
         return self._exchange("POST", path, body=body)
 
+    def upload(self, path: str, *, body: bytes, content_type: str) -> Any:  # noqa: ANN401  JSON
+        """POST bytes once, and return the JSON that it answers."""
+        return self._exchange("POST", path, content=body, headers={"Content-Type": content_type})
+
     @contextmanager
     def stream(
         self, path: str, *, query: Query | None = None, headers: Mapping[str, str] | None = None
@@ -100,11 +104,15 @@ class Transport:
         *,
         query: Query | None = None,
         body: object = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
         extra_s: float = 0.0,
     ) -> Any:  # noqa: ANN401  JSON
         timeout = httpx2.Timeout(self._timeout_s + extra_s, connect=_CONNECT_TIMEOUT_S)
         with self._unreachable_named():
-            response = self._http.request(method, path, params=_present(query), json=body, timeout=timeout)
+            response = self._http.request(
+                method, path, params=_present(query), json=body, content=content, headers=headers, timeout=timeout
+            )
         if not response.is_success:
             raise problem(response)
         try:

@@ -1,6 +1,7 @@
 """The built-in recipes and their configs, known without torch: this is what the API validates against.
 
-Only recipes listed here can run; a path outside `ALLOWED_PACKAGES` is refused before anything is imported.
+Without a package only recipes listed here can run; a path outside `ALLOWED_PACKAGES` is refused before anything
+is imported. Recipes of packages are not known here: they are imported where they run (`services.recipes.loader`).
 """
 
 from __future__ import annotations
@@ -53,9 +54,13 @@ def check_recipe(recipe: str, config: Mapping[str, object]) -> RecipeConfig:
     try:
         return _find(recipe).config.model_validate(dict(config))
     except ValidationError as error:
-        known = list(RECIPES[recipe].config.model_fields)
-        problems = "; ".join(_describe(problem, known=known) for problem in error.errors(include_url=False))
-        raise InvalidInputError(f"{recipe}: {problems}", code="invalid_config") from None
+        raise invalid_config(recipe, error, known=list(RECIPES[recipe].config.model_fields)) from None
+
+
+def invalid_config(recipe: str, error: ValidationError, *, known: list[str]) -> InvalidInputError:
+    """What is wrong with a recipe's config, for people; `known` are the names of its fields."""
+    problems = "; ".join(_describe(problem, known=known) for problem in error.errors(include_url=False))
+    return InvalidInputError(f"{recipe}: {problems}", code="invalid_config")
 
 
 def total_steps(recipe: str, config: Mapping[str, object]) -> int:

@@ -17,8 +17,9 @@ class Settings(BaseSettings):
 
     `store_url` is ``s3://bucket`` or ``file:///folder``. `s3_public_endpoint` is the address that a user's
     machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it. Callers of the API
-    send `token`, or `read_token` if they only read; with neither set the API is open. `ray_nodes_patience_s`
-    is how long an attempt waits for a cluster that is too small for it, since nodes may be on their way.
+    send `token`; or `write_token`, which opens all but the sending of code; or `read_token` if they only read;
+    with none set the API is open. `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too
+    small for it, since nodes may be on their way.
 
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
@@ -38,6 +39,7 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = 8000
     token: SecretStr | None = None
+    write_token: SecretStr | None = None
     read_token: SecretStr | None = None
 
     ray_address: str | None = None
@@ -50,5 +52,5 @@ class Settings(BaseSettings):
     averager_host: str = "127.0.0.1"
     averager_port: int | None = Field(default=None, ge=0, le=65535)
 
-    poll_interval_s: float = Field(default=0.5, gt=0)
+    poll_interval_s: float = Field(default=0.25, gt=0)
     log_format: Literal["console", "json"] = "console"

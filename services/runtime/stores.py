@@ -5,11 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wa_core.errors import ConfigurationError
+import structlog
+
+from wa_core.errors import ConfigurationError, StoreAuthError, TransientError
+from wa_core.store.probe import probe_store
 
 if TYPE_CHECKING:
+    from services.runtime.lifecycle import Stop
     from services.runtime.settings import Settings
     from wa_core.store.base import ObjectStore
+
+log = structlog.get_logger(__name__)
+
+_PROBE_AGAIN_S = 2.0
+
+
+def prove_store(store: ObjectStore, *, stop: Stop) -> None:
+    """Return once the store is known to keep its promises, or when asked to stop; waits while it is away.
+
+    Raises:
+        UnsafeStoreError: it breaks one; the message names the failed probes. Nothing may be committed to it.
+    """
+    while not stop.is_set:
+        try:
+            probe_store(store)
+        except (TransientError, StoreAuthError) as error:
+            log.warning("store_away", error=error.message, retry_in_s=_PROBE_AGAIN_S)
+            stop.wait(_PROBE_AGAIN_S)
+        else:
+            return
 
 
 def open_store(settings: Settings) -> ObjectStore:

@@ -9,7 +9,7 @@ import structlog
 
 from services.runtime.lifecycle import Stop, run_ticks
 from services.runtime.process import run_process
-from services.runtime.stores import open_store
+from services.runtime.stores import open_store, prove_store
 from services.trainer.identity import new_runner_id
 from services.trainer.runner import Runner, RunnerConfig
 from wa_core.clock import SystemClock
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT; drivers are stopped within 10 s, and their runs left to be recovered."""
     stop = Stop().install()
+    store = open_store(settings)
+    prove_store(store, stop=stop)
     runner = Runner(
-        open_store(settings),
+        store,
         RunnerConfig(new_runner_id(), max_concurrent_runs=settings.max_concurrent_runs),
         SystemClock(),
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.recipes.registry import total_steps
 from services.runtime.lifecycle import Stop, stop_with_parent
 from services.runtime.settings import Settings
 from services.runtime.stores import open_store
@@ -63,16 +62,15 @@ def run_attempt(
     if log.desired_state != "cancelled":  # bringing up workers only to stop them takes up to a minute
         train(TrainingJob(attempt.run_id, attempt.number, request.scaling))
         patiently(log.refresh)
-    num_steps = total_steps(request.recipe, request.config)
     last = log.lineage[-1] if log.lineage else None
     if log.desired_state == "cancelled":
         log.append(Cancelled(), attempt=attempt.number)
-    elif last is not None and last.step >= num_steps:
+    elif last is not None and last.is_last:
         entry = TrainingFinished(step=last.step, metrics=last.metrics)
         log.append(entry, attempt=attempt.number, expect=_MAY_FINISH)
     else:
         raise TransientError(
-            f"training ended at step {last.step if last else 0} of {num_steps} without an error",
+            f"training ended at step {last.step if last else 0}, before its last one, without an error",
             code="stopped_early",
         )
 

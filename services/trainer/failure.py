@@ -32,6 +32,9 @@ HOPELESS = frozenset(
         "invalid_config",
         "unknown_recipe",
         "recipe_not_allowed",
+        "package_not_found",
+        "invalid_package",
+        "module_name_taken",
         "invalid_input",
         "incompatible",
     }

@@ -12,6 +12,7 @@ import secrets
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.trainer.failure import INSUFFICIENT_RESOURCES, RAY_UNAVAILABLE, WORKER_DIED
@@ -156,7 +157,7 @@ def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     trainer = TorchTrainer(
-        _train_function(job, settings),
+        _train_function(job, settings, folder=folder),
         torch_config=TorchConfig(
             backend="nccl" if job.scaling.use_gpu else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
         ),
@@ -177,8 +178,11 @@ def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
         raise _cause_of(error) from error
 
 
-def _train_function(job: TrainingJob, settings: Settings) -> Callable[[], None]:
-    """What every worker runs. The settings travel inside it, so that no log or dashboard shows them."""
+def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Callable[[], None]:
+    """What every worker runs. The settings travel inside it, so that no log or dashboard shows them.
+
+    Workers on this machine leave their files in `folder`, which goes with the driver even if they are killed.
+    """
 
     def train_worker() -> None:
         import ray.train
@@ -195,6 +199,7 @@ def _train_function(job: TrainingJob, settings: Settings) -> Callable[[], None]:
                 rank=ranks.get_world_rank(),
                 world_size=ranks.get_world_size(),
                 device="cuda" if job.scaling.use_gpu else "cpu",
+                scratch_dir=Path(folder) if Path(folder).is_dir() else None,
             )
         )
 

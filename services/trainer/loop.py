@@ -10,6 +10,8 @@ from __future__ import annotations
 import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,13 +25,15 @@ from services.trainer.order import DataOrder, derived_seed, seed_step
 from services.trainer.resume import restore, trainer_state
 from services.trainer.watch import RunWatch
 from wa_core.catalog.commit import patiently
+from wa_core.catalog.packages import unpack_package
 from wa_core.catalog.runs import RunLog, fetch_spec
 from wa_core.clock import Clock, SystemClock
 from wa_core.errors import FencedError, TransientError, UserCodeError, WeightAveragingError
 from wa_core.publisher import UPLOAD_DEADLINE_S, CheckpointPublisher
-from wa_core.records import AttemptStarted, CheckpointCommitted, RunSpec
+from wa_core.records import AttemptStarted, CheckpointCommitted, RunRequest, RunSpec
 
 if TYPE_CHECKING:
+    from wa_core.recipe import Recipe
     from wa_core.store.base import ObjectStore
 
 METRICS_INTERVAL_S = 2.0
@@ -43,7 +47,7 @@ class TrainContext:
     """Where a worker stands: whose run, which attempt, which rank of how many.
 
     With `world_size` above 1 the default process group must be initialised. `device` is a torch device such as
-    ``cpu`` or ``cuda:0``.
+    ``cpu`` or ``cuda:0``. The run's package is unpacked in `scratch_dir`, or the system's temporary folder.
     """
 
     store: ObjectStore
@@ -54,6 +58,7 @@ class TrainContext:
     device: str = "cpu"
     clock: Clock = field(default_factory=SystemClock)
     upload_deadline_s: float = UPLOAD_DEADLINE_S
+    scratch_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,12 @@ def train(context: TrainContext) -> TrainOutcome:
     logs = LogShipper(
         context.store, context.run_id, attempt=context.attempt, rank=context.rank, clock=context.clock
     )
-    with Background([Job(logs.flush, LOGS_INTERVAL_S)]), logs.capture():
+    with ExitStack() as stack:
+        stack.enter_context(Background([Job(logs.flush, LOGS_INTERVAL_S)]))
+        stack.enter_context(logs.capture())
         try:
-            return _run(_Training(context, spec, resumed_from=_resumed_from(context)), logs=logs)
+            recipe = _load(spec.request, context, stack)
+            return _run(_Training(context, spec, recipe, resumed_from=_resumed_from(context)), logs=logs)
         except WeightAveragingError as error:
             logs.line(f"stopped: {error.message}")
             raise
@@ -90,15 +98,26 @@ def train(context: TrainContext) -> TrainOutcome:
             raise _explained(error) from error
 
 
+def _load(request: RunRequest, context: TrainContext, stack: ExitStack) -> Recipe:
+    """The run's recipe, from its package if it came with one, whose files are there until `stack` ends."""
+    code = None
+    if request.package is not None:
+        folder = stack.enter_context(TemporaryDirectory(prefix="wa-code-", dir=context.scratch_dir))
+        code = unpack_package(context.store, request.package, Path(folder))
+    return load_recipe(request.recipe, request.config, seed=request.seed, code=code)
+
+
 class _Training:
     """Model, optimizer and position of one rank."""
 
-    def __init__(self, context: TrainContext, spec: RunSpec, *, resumed_from: CheckpointCommitted | None) -> None:
+    def __init__(
+        self, context: TrainContext, spec: RunSpec, recipe: Recipe, *, resumed_from: CheckpointCommitted | None
+    ) -> None:
         request = spec.request
         self.context = context
         self.every_steps = request.checkpoint.every_steps
         self.seed = request.seed
-        self.recipe = load_recipe(request.recipe, request.config, seed=request.seed)
+        self.recipe = recipe
         self.order = DataOrder(self.seed, self.recipe.num_train_samples, self.recipe.batch_size)
         self.total_steps = self.recipe.epochs * self.order.steps_per_epoch
         if context.device == "cpu":
@@ -210,6 +229,7 @@ class _Lead:
             lr=metrics.get("lr"),
             metrics={"loss": metrics["loss"]} if "loss" in metrics else {},
             trainer_state=trainer_state(training.optimizer, training.scheduler, step=training.step),
+            is_last=training.step == training.total_steps,
         )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -103,6 +106,22 @@ def averaged(site: Site, *, kill_after: int | None = None) -> TrainedRun:
 def is_idle(store: S3Store) -> bool:
     """Whether there is nothing to average."""
     return not list(store.list(layout.ACTIVE))
+
+
+@pytest.mark.parametrize("service", ["services.averager", "services.trainer"])
+def test_f11_nothing_commits_to_a_store_that_ignores_conditions(site: Site, service: str) -> None:
+    """F11: what commits refuses to start on a store that ignores If-None-Match, and names the failed probe."""
+    site.proxy.rules = [Rule(Spoil.HIDE_CONFLICT)]
+    environment = os.environ | settings(site.seaweed, site.proxy.endpoint_url, site.store.bucket)
+
+    ended = subprocess.run(
+        [sys.executable, "-m", service], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.returncode == 1
+    assert "second-create-is-refused" in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert not list(site.store.list(""))
 
 
 class Killer:

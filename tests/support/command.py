@@ -139,7 +139,9 @@ def serving(service: Service) -> Iterator[None]:
         def _answer(self, method: str) -> None:
             path = urlsplit(self.path).path
             length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
+            sent = self.rfile.read(length)
+            is_json = self.headers.get("Content-Type") == "application/json"
+            body = json.loads(sent) if is_json and sent else sent or None
             service.requests.append((method, self.path, body))
             status, answer = service.next_answer(method, path)
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":

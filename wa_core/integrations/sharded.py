@@ -6,7 +6,7 @@ the first one alone gets them, whole, in host memory.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import distributed
 
@@ -28,7 +28,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_model_state_dict(model, options=options))
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
 def _is_sharded(model: nn.Module) -> bool:

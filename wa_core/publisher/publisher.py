@@ -96,6 +96,7 @@ class CheckpointPublisher:
         lr: float | None = None,
         metrics: Mapping[str, float] | None = None,
         trainer_state: object = None,
+        is_last: bool = False,
     ) -> None:
         """Take a snapshot and have it uploaded; waits first while `max_in_flight` others are under way.
 
@@ -107,6 +108,7 @@ class CheckpointPublisher:
             metrics: numbers to record with the checkpoint; those that are not finite are left out.
             trainer_state: what resuming needs besides the weights (optimizer, scheduler): tensors, numbers,
                 strings and None in dicts, lists and tuples, so that ``torch.load(weights_only=True)`` reads it.
+            is_last: training ends with this checkpoint.
 
         Raises:
             InvalidInputError: `trainer_state` is that of a schedule-free optimizer in train mode, whose weights
@@ -133,6 +135,7 @@ class CheckpointPublisher:
                 spec_digest=snapshot.spec_digest,
                 metrics={name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)},
                 stall_s=stall_s,
+                is_last=is_last,
             )
         except BaseException:
             self._free.put(snapshot)

@@ -48,7 +48,10 @@ class AttemptStarted(LogEntry):
 
 
 class CheckpointCommitted(LogEntry):
-    """A checkpoint is whole in the bucket. `files` is keyed by file name."""
+    """A checkpoint is whole in the bucket. `files` is keyed by file name.
+
+    `is_last` says that training has come to its end with it.
+    """
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int = Field(ge=0)
@@ -58,6 +61,7 @@ class CheckpointCommitted(LogEntry):
     spec_digest: Sha256
     metrics: dict[str, float] = Field(default_factory=dict)
     stall_s: float = Field(default=0.0, ge=0)
+    is_last: bool = False
 
 
 class PauseRequested(LogEntry):

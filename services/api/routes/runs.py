@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from services.api.auth import CODE, require_scope
 from services.api.body import read_run_request
 from services.api.catalog import Catalog, RunSnapshot
 from services.api.problems import HttpProblem
@@ -31,7 +32,7 @@ _POLL_S = 0.5
 @router.post(
     "/runs",
     status_code=202,
-    responses=problems(400, 408, 413, 415, 422),
+    responses=problems(400, 403, 408, 413, 415, 422),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -46,7 +47,9 @@ def submit_run(
     catalog: CatalogDep,
 ) -> RunResource:
     """Submit a run. It waits until a runner takes it."""
-    check_submission(wanted)
+    if wanted.package is not None:
+        require_scope(request, CODE)
+    check_submission(wanted, catalog.store)
     spec = submit(catalog.store, wanted, clock=request.app.state.clock)
     response.headers["Location"] = f"/v1/runs/{spec.run_id}"
     return run_resource(catalog.snapshot(spec.run_id))

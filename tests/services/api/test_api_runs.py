@@ -29,6 +29,7 @@ FIELDS = {
     "reason",
     "trainer",
     "recipe",
+    "package",
     "config",
     "scaling",
     "averages",

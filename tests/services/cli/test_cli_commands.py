@@ -46,6 +46,37 @@ def test_submit_sends_what_was_asked_for_and_prints_the_id(wa: Wa, service: Serv
     ]
 
 
+def test_submit_sends_a_folder_of_code_first(wa: Wa, service: Service) -> None:
+    """With --package the folder is uploaded, and the run names what the service calls it."""
+    (wa.folder / "mine").mkdir()
+    (wa.folder / "mine" / "moons.py").write_text("class Moons: ...\n")
+    package = "sha256:" + "a" * 64
+    service.says("/v1/packages", {"package": package}, method="POST", status=201)
+    service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)
+
+    done = wa("submit", "moons:Moons", "--package", "mine")
+
+    assert (done.returncode, done.stdout) == (0, f"{RUN_ID}\n")
+    (_, path, _), (_, _, request) = service.requests
+    assert (path, request["recipe"], request["package"]) == ("/v1/packages", "moons:Moons", package)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "folder", "message"),
+    [("moons:Moons", "nowhere", "is no folder"), ("moons", ".", "names no class")],
+)
+def test_76_a_package_that_cannot_be_sent_is_a_usage_error(
+    wa: Wa, service: Service, recipe: str, folder: str, message: str
+) -> None:
+    """76: nothing is sent, exit 2, and the option is named."""
+    (wa.folder / "moons.py").write_text("")
+
+    done = wa("submit", recipe, "--package", folder)
+
+    assert (done.returncode, service.requests) == (2, [])
+    assert message in " ".join(done.stderr.split())
+
+
 def test_following_shows_progress_and_the_averages(wa: Wa, service: Service) -> None:
     """Plain lines on stderr: state, steps, loss, what is in the average and how it does beside raw."""
     service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)

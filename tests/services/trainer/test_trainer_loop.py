@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -22,14 +23,13 @@ from support.training import (
 )
 from wa_core import layout
 from wa_core.catalog.files import put_file
+from wa_core.catalog.packages import put_package
 from wa_core.errors import CorruptError, FencedError
-from wa_core.records import CancelRequested, CheckpointCommitted, Heartbeat
+from wa_core.packages import pack_folder
+from wa_core.records import CancelRequested, CheckpointCommitted, Heartbeat, RunRequest
 from wa_core.store.local import LocalStore
 from wa_core.store.memory import MemoryStore
 from wa_core.tensors import pickled
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_checkpoints_are_committed_every_n_steps_and_at_the_end() -> None:
@@ -186,6 +186,24 @@ def test_69_a_hostile_training_state_runs_nothing(tmp_path: Path) -> None:
 
     assert caught.value.code == "unsafe_pickle"
     assert not canary.exists()
+
+
+def test_a_packaged_recipe_is_trained_and_leaves_no_files(tmp_path: Path) -> None:
+    """A run's package is unpacked in the scratch folder for as long as it is trained."""
+    store = MemoryStore()
+    package = put_package(store, pack_folder(Path(__file__).parents[3] / "examples" / "moons"))
+    request = RunRequest(recipe="moons:Moons", package=package, config={"epochs": 1, "batch_size": 512})
+    run_id = submit_run(store, request)
+
+    try:
+        outcome = train(TrainContext(store, run_id, start_attempt(store, run_id), scratch_dir=tmp_path))
+    finally:
+        sys.modules.pop("moons", None)
+        sys.path[:] = [entry for entry in sys.path if "wa-code-" not in entry]
+
+    assert (outcome.step, outcome.total_steps) == (2, 2)
+    assert log_of(store, run_id).lineage[-1].is_last
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_heartbeat_and_logs_reach_the_bucket() -> None:
