@@ -20,6 +20,7 @@ COMMANDS = (
     ("averager_soak",),
     ("averager_lag",),
     ("averager_memory",),
+    ("checkpointing",),
     ("report",),
 )
 

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import results
+from benchmarks.checkpointing import COPIES_ALLOWED, OURS, TIMES_BLOCKING, added_s
 from benchmarks.results import RESULTS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ CHAPTERS = {
     "averager_soak": ("The averager under faults", "python -m benchmarks.averager_soak"),
     "averager_lag": ("From a commit to a published average", "python -m benchmarks.averager_lag"),
     "averager_memory": ("The averager's memory", "python -m benchmarks.averager_memory"),
+    "checkpointing": ("What checkpoints add to training", "python -m benchmarks.checkpointing"),
 }
 INTRODUCTION = """# Benchmarks
 
@@ -60,6 +62,7 @@ def targets() -> str:
             *_accuracy(),
             *_start_up(),
             *_averager(),
+            *_checkpointing(),
         )
     ]
     loads = [f"{data['load_average_15_min']:.1f}" for path in RESULTS.glob("*.json") if (data := _about(path))]
@@ -169,6 +172,18 @@ def _averager() -> Iterator[tuple[str, str, float, bool]]:
             peak,
             peak < 600,
         )
+
+
+def _checkpointing() -> Iterator[tuple[str, str, float, bool]]:
+    if not (data := _load("checkpointing")):
+        return
+    added = {name: added_s(found) for name, found in data["methods"].items()}
+    copies = added[OURS] / median(found["copy_s"] for found in data["methods"].values())
+    what = "a checkpoint of 50M parameters adds to training: "
+    yield f"{what}copies of the weights", f"<= {COPIES_ALLOWED:g}", copies, copies <= COPIES_ALLOWED
+    if "blocking" in added:
+        times = added["blocking"] / added[OURS]
+        yield f"{what}times less than blocking", f">= {TIMES_BLOCKING:g}", times, times >= TIMES_BLOCKING
 
 
 def _without_title(text: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wa_core.averaging.windows import WindowRule
     from wa_core.batchnorm import recalibrate
     from wa_core.optimizer import WeightAverage
-    from wa_core.publisher import CheckpointPublisher
+    from wa_core.publisher import CheckpointPublisher, OwnRun, register_run, resume_run
     from wa_core.recipe import Recipe
     from wa_core.store.local import LocalStore
     from wa_core.store.memory import MemoryStore
@@ -28,6 +28,7 @@ __all__ = [
     "EmaRule",
     "LocalStore",
     "MemoryStore",
+    "OwnRun",
     "PowerEmaRule",
     "Recipe",
     "S3Store",
@@ -39,6 +40,8 @@ __all__ = [
     "parse_rule",
     "probe_store",
     "recalibrate",
+    "register_run",
+    "resume_run",
 ]
 
 _MODULES = {
@@ -46,6 +49,7 @@ _MODULES = {
     "EmaRule": "averaging.rules",
     "LocalStore": "store.local",
     "MemoryStore": "store.memory",
+    "OwnRun": "publisher",
     "PowerEmaRule": "averaging.rules",
     "Recipe": "recipe",
     "S3Store": "store.s3",
@@ -57,6 +61,8 @@ _MODULES = {
     "parse_rule": "averaging.rules",
     "probe_store": "store.probe",
     "recalibrate": "batchnorm",
+    "register_run": "publisher",
+    "resume_run": "publisher",
 }
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import mmap
 import os
@@ -23,8 +22,9 @@ import torch
 from torch import Tensor
 
 from wa_core.errors import CorruptError, InvalidInputError
-from wa_core.header import LENGTH_BYTES, METADATA_KEY, check_name, parse_header, parse_length
-from wa_core.specs import TIED_KEY, TensorSpec, canonical_name, name_collision, parse_ties, shorten
+from wa_core.file_layout import TORCH_DTYPES, lay_out
+from wa_core.header import LENGTH_BYTES, parse_header, parse_length
+from wa_core.specs import TensorSpec, canonical_name, name_collision, parse_ties, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
     from wa_core.header import Header, Region
 
 _FIRST_BUFFER_BYTES = 16 * 1024 * 1024
-_TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-    "BOOL": torch.bool, "C64": torch.complex64,
-}  # fmt: skip
-_FORMAT_DTYPES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
 
 
 def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,20 +94,6 @@ def _num_bad(tensor: Tensor) -> int:
     return int((~torch.isfinite(values)).sum())
 
 
-def find_ties(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Alias -> name, for names sharing memory, dtype, shape and strides; the first in sort order is the name."""
-    first: dict[tuple[object, ...], str] = {}
-    ties: dict[str, str] = {}
-    for name in sorted(state):
-        tensor = state[name]
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
-            continue
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if (original := first.setdefault(place, name)) != name:
-            ties[name] = original
-    return ties
-
-
 def serialize(
     state: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None, restore_ties: bool = False
 ) -> bytes:
@@ -131,26 +108,8 @@ def serialize(
         InvalidInputError: there are no tensors, one is sparse, quantised or of a dtype without a place in the
             format, or `metadata` uses the reserved key ``tied``.
     """
-    texts = {"format": "pt", **(metadata or {})}
-    if TIED_KEY in texts or not state:
-        raise InvalidInputError("a checkpoint needs tensors, and its metadata must leave the key 'tied' free")
-    ties = {} if restore_ties else find_ties(state)
-    if ties:
-        texts[TIED_KEY] = json.dumps(ties, sort_keys=True)
-    # Widest elements first, so that every tensor is aligned to its own element size.
-    names = sorted(
-        (name for name in state if name not in ties), key=lambda name: (-state[name].element_size(), name)
-    )
-    bodies = [_bytes_of(name, state[name]) for name in names]
-    header: dict[str, object] = {METADATA_KEY: dict(sorted(texts.items()))}
-    end = 0
-    for name, body in zip(names, bodies, strict=True):
-        begin, end = end, end + len(body)
-        dtype = _FORMAT_DTYPES[state[name].dtype]
-        header[name] = {"dtype": dtype, "shape": list(state[name].shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(LENGTH_BYTES, "little"), text, *bodies])
+    layout = lay_out(state, metadata=metadata, restore_ties=restore_ties)
+    return b"".join([layout.head, *(_bytes_of(state[place.name]) for place in layout.places)])
 
 
 def pickled(state: object) -> bytes:
@@ -160,16 +119,7 @@ def pickled(state: object) -> bytes:
     return buffer.getvalue()
 
 
-def _bytes_of(name: str, tensor: Tensor) -> memoryview:
-    try:
-        check_name(name)
-    except CorruptError as error:
-        raise InvalidInputError(error.message, code=error.code) from None
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _FORMAT_DTYPES:
-        raise InvalidInputError(
-            f"tensor {name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; only dense "
-            f"tensors of ordinary dtypes can be written, convert it first"
-        )
+def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -242,7 +192,7 @@ def map_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _map_tensor(mapped: mmap.mmap, region: Region, data_begin: int) -> Tensor:
-    dtype, count = _TORCH_DTYPES[region.dtype], math.prod(region.shape)
+    dtype, count = TORCH_DTYPES[region.dtype], math.prod(region.shape)
     if count == 0:
         return torch.empty(region.shape, dtype=dtype)
     begin = data_begin + region.begin
@@ -268,7 +218,7 @@ def _shape(buffer: Tensor, region: Region) -> Tensor:
             f"tensor {region.name!r} is bool but has bytes other than 0 and 1; the file is damaged",
             code="bad_value",
         )
-    return buffer.view(_TORCH_DTYPES[region.dtype]).reshape(region.shape)
+    return buffer.view(TORCH_DTYPES[region.dtype]).reshape(region.shape)
 
 
 def _check_end(source: _Source, *, end: int, size_bytes: int | None, sha256: str | None) -> None:

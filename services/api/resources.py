@@ -20,6 +20,7 @@ from wa_core.catalog.catch_up import Replay
 from wa_core.catalog.runs import lineage
 from wa_core.errors import InvalidInputError
 from wa_core.records import (
+    NO_RECIPE,
     AttemptFailed,
     AveragingState,
     CheckpointCommitted,
@@ -59,7 +60,8 @@ def run_resource(run: RunSnapshot) -> RunResource:
         desired_state=run.desired_state,
         averaging_state=averaging_state(run),
         reason=_reason(run),
-        recipe=request.recipe,
+        trainer=run.spec.trainer,
+        recipe=None if request.recipe == NO_RECIPE else request.recipe,
         package=request.package,
         config=request.config,
         scaling=request.scaling,

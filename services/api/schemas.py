@@ -44,7 +44,8 @@ class RunResource(Resource):
     desired_state: str = Field(description="what its owner last asked for: succeeded, paused or cancelled")
     averaging_state: AveragingState
     reason: Reason | None
-    recipe: str
+    trainer: Literal["service", "own"] = Field(description="own: a training loop of the user's")
+    recipe: str | None = Field(description="null for a run that has none, which only `own` ones may")
     package: str | None
     config: dict[str, JsonValue]
     scaling: Scaling

@@ -34,7 +34,7 @@ from wa_core import layout
 from wa_core.averaging.files.sources import open_source
 from wa_core.clock import SystemClock
 from wa_core.errors import UserCodeError, WeightAveragingError
-from wa_core.records import Assessment, BatchNormSummary, Evaluation
+from wa_core.records import NO_RECIPE, Assessment, BatchNormSummary, Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,6 +48,10 @@ log = structlog.get_logger(__name__)
 
 TIME_LIMIT_S = 300.0
 MEMORY_LIMIT_BYTES = 4 << 30
+_NO_RECIPE_MESSAGE = (
+    "the run has no recipe, so nothing was recalibrated or measured: BatchNorm statistics are those pooled over "
+    "the checkpoints; call recalibrate() after downloading, or register the run with a recipe"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,9 @@ class ProcessAssessor:
         """Begin a job."""
         assert self.is_idle, "one job at a time"  # noqa: S101  programmer's error
         self._hearing = _Hearing(job, started_at=self._clock.monotonic())
+        if job.request.recipe == NO_RECIPE:
+            self._hearing.fail("no_recipe", _NO_RECIPE_MESSAGE)
+            return
         try:
             _write_job(job)
             # What one package has imported must not stand in for another's modules, nor see another's weights.

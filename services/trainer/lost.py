@@ -1,7 +1,7 @@
 """Which runners are gone: they said so, their process has ended, or their heartbeat stood still as we watched.
 
-What a heartbeat says is only compared with what it said before, so clocks that disagree do no harm; and what could
-not be read proves nothing: unknown is never gone.
+The same goes for the trainers of runs that their owners train. What a heartbeat says is only compared with what it
+said before, so clocks that disagree do no harm; and what could not be read proves nothing: unknown is never gone.
 """
 
 from __future__ import annotations
@@ -48,6 +48,19 @@ class LostRunners:
         starts = [entry for entry in log.entries if isinstance(entry, AttemptStarted)]
         return bool(starts) and self._is_gone(log, starts[-1].runner_id)
 
+    def is_silent(self, run_id: str, *, who: str) -> bool:
+        """Whether the heartbeat of a run's ``runner`` or ``trainer`` has stood still for long while we watched it.
+
+        Raises:
+            TransientError: the store is away.
+        """
+        now, beat = self._clock.monotonic(), self._fetch_beat(run_id, who=who)
+        seen, since = self._seen.get(run_id, (None, now))
+        if run_id not in self._seen or seen != beat:
+            self._seen[run_id] = (beat, now)
+            return False
+        return now - since >= self._lost_after_s
+
     def watch_anew(self) -> None:
         """Forget how long heartbeats stood still: nobody could write them meanwhile."""
         self._seen.clear()
@@ -62,15 +75,10 @@ class LostRunners:
             return True
         if runner_id == self._runner_id or is_provably_gone(runner_id):
             return True
-        now, beat = self._clock.monotonic(), self._fetch_beat(log.run_id)
-        seen, since = self._seen.get(log.run_id, (None, now))
-        if log.run_id not in self._seen or seen != beat:
-            self._seen[log.run_id] = (beat, now)
-            return False
-        return now - since >= self._lost_after_s
+        return self.is_silent(log.run_id, who="runner")
 
-    def _fetch_beat(self, run_id: str) -> bytes | None:
+    def _fetch_beat(self, run_id: str, *, who: str) -> bytes | None:
         try:
-            return self._store.get(layout.heartbeat(run_id, "runner"))
+            return self._store.get(layout.heartbeat(run_id, who))
         except ObjectNotFoundError:
             return None

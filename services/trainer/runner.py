@@ -264,6 +264,9 @@ class Runner:
             with self._one_run(run_id):
                 run_log = self._log_of(run_id)
                 run_log.refresh()
+                if run_log.entries and self._spec_of(run_id).trainer == "own":
+                    self.store.delete(marker)  # its owner takes it up again, no runner
+                    continue
                 if run_log.state is RunState.QUEUED and run_log.entries:
                     is_held_up |= self._claim(run_log, room, is_held_up=is_held_up)
                 if run_log.entries and run_log.state not in _WILL_WAIT | {RunState.QUEUED}:
@@ -330,7 +333,8 @@ class Runner:
         for run_id in training | self.held.keys():
             with self._one_run(run_id):
                 spec = self._spec_of(run_id)
-                room.take(spec.request, owner=spec.owner)
+                if spec.trainer == "service":
+                    room.take(spec.request, owner=spec.owner)
         return room
 
     # -- other runners' runs ------------------------------------------------------------------------------
@@ -346,10 +350,20 @@ class Runner:
             with self._one_run(run_id):
                 run_log = self._log_of(run_id)
                 run_log.refresh()
-                if run_log.state is RunState.QUEUED and run_log.entries:
+                if not run_log.entries:
+                    continue  # being submitted at this moment
+                if self._spec_of(run_id).trainer == "own":
+                    self._end_if_unwanted(run_log)
+                elif run_log.state is RunState.QUEUED:
                     self._mark_as_waiting(run_id)
                 elif run_log.state in TRAINING and self._has_place and self._lost.has_lost(run_log):
                     self._take_over(run_log)
+
+    def _end_if_unwanted(self, run_log: RunLog) -> None:
+        """Cancel an owner's run once its trainer, which should have seen that it is unwanted, is not heard of."""
+        is_unwanted = run_log.desired_state == "cancelled" and run_log.state in TRAINING
+        if is_unwanted and self._lost.is_silent(run_log.run_id, who="trainer"):
+            run_log.append(Cancelled(), attempt=run_log.attempt, expect=TRAINING)
 
     def _mark_as_waiting(self, run_id: str) -> None:
         """Put back the marker of a queued run; whoever let it wait again may have died before."""

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from support.bad_files import BAD_FILES, GOOD, f32, raw
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError
+from wa_core.file_layout import find_ties
 from wa_core.specs import TensorSpec, check_spec, describe_difference, spec_digest
 from wa_core.tensors import (
     canonical_state_dict,
     check_finite,
-    find_ties,
     map_checkpoint,
     read_checkpoint,
     serialize,

@@ -18,8 +18,9 @@ from wa_core.averaging.rules import require_lerp
 from wa_core.averaging.snapshot import ShadowDescription, accumulator_of, bad_shadow, decide_stored
 from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
+from wa_core.file_layout import find_ties
 from wa_core.specs import TensorSpec, check_spec
-from wa_core.tensors import canonical_state_dict, check_finite, find_ties, spec_of
+from wa_core.tensors import canonical_state_dict, check_finite, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

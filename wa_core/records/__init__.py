@@ -51,6 +51,7 @@ from wa_core.records.manifests import (
 )
 from wa_core.records.signs import WAITING, Heartbeat, Marker
 from wa_core.records.submission import (
+    NO_RECIPE,
     AverageRequest,
     CheckpointPolicy,
     Deadlines,
@@ -67,6 +68,7 @@ __all__ = [
     "FORMAT",
     "HEADLINE_METRIC",
     "MAX_AVERAGES",
+    "NO_RECIPE",
     "WAITING",
     "Assessment",
     "AssessmentRecord",

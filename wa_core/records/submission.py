@@ -122,14 +122,22 @@ class RecipeConfig(Request):
     batch_size: int = Field(default=64, ge=1, le=1_000_000)
 
 
+#: The recipe of a run that has none: its own trainer knows what is trained, and nobody else needs to.
+NO_RECIPE = "none:none"
+
+
 class RunSpec(Record):
-    """A submitted run: what was asked for, when and by whom. Written once, as `run.json`."""
+    """A submitted run: what was asked for, when and by whom. Written once, as `run.json`.
+
+    `trainer` is ``own`` where the user's own loop trains: no runner ever claims such a run.
+    """
 
     format: Literal[1] = FORMAT
     run_id: str
     write_id: str = Field(default_factory=new_write_id)
     created_at: AwareDatetime
     owner: Name = DEFAULT_OWNER
+    trainer: Literal["service", "own"] = "service"
     request: RunRequest
 
 

@@ -41,7 +41,7 @@ from wa_core.store.base import Body, ByteRange, ObjectInfo
 from wa_core.store.keys import check_key, roll_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from mypy_boto3_s3 import S3Client
 
@@ -99,6 +99,15 @@ class S3Store:
                 f"{bucket!r} cannot name a bucket; S3 wants 3 to 63 lower-case letters, digits, dots and hyphens"
             )
         self.bucket = bucket
+        self.arguments: Mapping[str, Any] = {
+            "bucket": bucket,
+            "endpoint_url": endpoint_url,
+            "public_endpoint_url": public_endpoint_url,
+            "access_key": access_key,
+            "secret_key": secret_key,
+            "region": region,
+            "multipart_bytes": multipart_bytes,
+        }
         self._region = region
         self._multipart_bytes = multipart_bytes
         self._transfer = TransferConfig(

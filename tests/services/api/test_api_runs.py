@@ -27,7 +27,9 @@ FIELDS = {
     "desired_state",
     "averaging_state",
     "reason",
+    "trainer",
     "recipe",
+    "package",
     "config",
     "scaling",
     "averages",
@@ -44,7 +46,6 @@ FIELDS = {
     "seed",
     "deadlines",
     "owner",
-    "package",
 }
 
 

@@ -30,9 +30,10 @@ from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import StoredTensor
 from wa_core.averaging.schedule_free import CODE, REFUSAL, is_in_train_mode
 from wa_core.errors import CorruptError, IncompatibleError, WeightAveragingError
+from wa_core.file_layout import find_ties
 from wa_core.header import DTYPE_BYTES, LENGTH_BYTES, parse_header, parse_length
 from wa_core.specs import TensorSpec, parse_ties, torch_dtype_name
-from wa_core.tensors import canonical_state_dict, find_ties
+from wa_core.tensors import canonical_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
 def convert_pt(source: Path, target: Path) -> None:
     """A file of `torch.save` to safetensors; tensors are mapped, never loaded whole."""
-    _check_archive(source)
+    check_archive(source)
     found = _load(source)
     state, step = find_weights(found)
     if is_in_train_mode(found):
@@ -161,8 +162,12 @@ def _find_step(found: object) -> int | None:
     return None
 
 
-def _check_archive(source: Path) -> None:
-    # torch.save stores, and never deflates: a small file cannot stand for a large one.
+def check_archive(source: Path) -> None:
+    """Refuse what `torch.save` would not have written: it stores, so a small file cannot stand for a large one.
+
+    Raises:
+        CorruptError: `not_torch_archive`, or `compressed_archive`.
+    """
     try:
         with zipfile.ZipFile(source) as archive:
             entries = archive.infolist()

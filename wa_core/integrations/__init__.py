@@ -1,0 +1,1 @@
+"""Adapters for training libraries. Each module needs its own library, and says which extra installs it."""
