@@ -99,7 +99,8 @@ class Dcp:
         from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
         self._bucket = bucket
-        self._folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+        self._temporary = tempfile.TemporaryDirectory(dir="/dev/shm")  # memory, as kind as can be
+        self._folder = Path(self._temporary.name)
         self._type = AsyncCheckpointerType(kind)
         self._stager: Any = None
         self._thread: threading.Thread | None = None

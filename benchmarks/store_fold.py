@@ -40,7 +40,7 @@ USUAL = "boto3 to a file, load_file, lerp"
 
 
 @contextmanager
-def running_store(folder: Path) -> Iterator[SeaweedConfig]:
+def running_store(folder: Path, *, niceness: int = 0) -> Iterator[SeaweedConfig]:
     """A server of our own, ended by its process."""
     ports = seaweedfs.free_ports(seaweedfs.NUM_PORTS)
     secret = secrets.token_hex(16)
@@ -48,7 +48,10 @@ def running_store(folder: Path) -> Iterator[SeaweedConfig]:
     config.data_dir.mkdir()
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(
-            seaweedfs.argv(config), env=os.environ | seaweedfs.environment(config), stdout=log, stderr=log
+            ["nice", "-n", str(niceness), *seaweedfs.argv(config)],
+            env=os.environ | seaweedfs.environment(config),
+            stdout=log,
+            stderr=log,
         )
         try:
             seaweedfs.wait_until_ready(config, timeout_s=60, is_alive=lambda: process.poll() is None)

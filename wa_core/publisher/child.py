@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from wa_core.publisher.writer import Assignment, Upload
 
 _LOOK_INTERVAL_S = 0.25
+_NICENESS = 10
 
 
 def main() -> None:
     """Serve until the trainer says that it is done, or is gone."""
+    os.nice(_NICENESS)  # where all processors are busy, training comes first
     # What is sent to the whole job (Ctrl-C, a scheduler's SIGTERM) is the trainer's to act on: it may still flush.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
