@@ -50,6 +50,14 @@ from wa_core.records.manifests import (
 )
 from wa_core.records.signs import Heartbeat, Marker
 from wa_core.records.submission import AverageRequest, CheckpointPolicy, RecipeConfig, RunRequest, RunSpec, Scaling
+from wa_core.records.training import (
+    ConstantRate,
+    CyclicalRate,
+    EarlyStop,
+    LrSchedule,
+    TrainingOptions,
+    WarmupStableRate,
+)
 
 __all__ = [
     "FORMAT",
@@ -69,12 +77,16 @@ __all__ = [
     "CheckpointCommitted",
     "CheckpointPolicy",
     "Comparison",
+    "ConstantRate",
+    "CyclicalRate",
+    "EarlyStop",
     "Entry",
     "Evaluation",
     "Failed",
     "FileRef",
     "Heartbeat",
     "LogEntry",
+    "LrSchedule",
     "Marker",
     "Name",
     "PauseRequested",
@@ -94,6 +106,8 @@ __all__ = [
     "Submitted",
     "Succeeded",
     "TrainingFinished",
+    "TrainingOptions",
+    "WarmupStableRate",
     "entry_adapter",
     "new_write_id",
 ]
