@@ -24,6 +24,7 @@ PICKLE_FILE = "model.pt"
 RUNS = "runs/"
 QUEUE = "queue/"
 ACTIVE = "active/"
+KEYED = "idempotency/"
 PACKAGES = "packages/"
 CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
@@ -174,6 +175,11 @@ def queue_marker(run_id: str, *, priority: int) -> str:
 def active_marker(run_id: str) -> str:
     """Marks a run from its submission until its last average is published."""
     return f"{ACTIVE}{run_id}.json"
+
+
+def keyed_submission(digest: str) -> str:
+    """The `KeyedSubmission` of the Idempotency-Key whose sha256 is `digest`."""
+    return f"{KEYED}{digest}.json"
 
 
 def package(package_id: str) -> str:

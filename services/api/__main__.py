@@ -70,6 +70,7 @@ def serve(settings: Settings) -> int:
         token=_revealed(settings.token),
         write_token=_revealed(settings.write_token),
         read_token=_revealed(settings.read_token),
+        named_tokens={name: token.get_secret_value() for name, token in settings.tokens.items()},
         on_unsafe=on_unsafe,
         stop=stop,
     )

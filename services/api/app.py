@@ -20,10 +20,10 @@ from services.api.routes import averages, feeds, packages, runs, service
 from services.api.schemas import Problem
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
-from wa_core.records import RunRequest
+from wa_core.records import Resumption, RunRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
@@ -44,7 +44,7 @@ class Api(FastAPI):
         """The OpenAPI description."""
         schema = super().openapi()
         known = schema["components"]["schemas"]
-        for model in (Problem, RunRequest, AverageAddition):
+        for model in (Problem, RunRequest, Resumption, AverageAddition):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
@@ -57,6 +57,7 @@ def create_app(
     token: str | None = None,
     write_token: str | None = None,
     read_token: str | None = None,
+    named_tokens: Mapping[str, str] | None = None,
     clock: Clock | None = None,
     on_unsafe: Callable[[str], None] | None = None,
     stop: Stop | None = None,
@@ -68,6 +69,7 @@ def create_app(
         token: what callers must send; None lets everybody in, unless there is another token.
         write_token: what callers may send instead who submit and cancel runs, but send no code.
         read_token: what callers may send instead who only read.
+        named_tokens: owner -> what callers may send instead whose runs are that owner's.
         clock: the time; the machine's by default.
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
         stop: once set, waiting requests are answered, so that the process can end.
@@ -83,7 +85,7 @@ def create_app(
         redoc_url=None,
     )
     brief = BriefStore(store)
-    app.state.tokens = Tokens(full=token, write=write_token, read=read_token)
+    app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)

@@ -5,14 +5,15 @@ looks at paths: prefix checks are how routes get forgotten. Sending code to be r
 """
 
 import hmac
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.problems import HttpProblem
+from wa_core.records import DEFAULT_OWNER
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,22 +31,30 @@ _bearer = HTTPBearer(auto_error=False, description="the token that the service w
 class Tokens:
     """What callers may send: `full` opens everything, `write` all but sending code, `read` only looks.
 
-    With none of them, everybody is let in.
+    Those in `named` (owner -> token) open everything as well, and say whose the runs are that are submitted. With
+    none of them, everybody is let in.
     """
 
     full: str | None = None
     write: str | None = None
     read: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_open(self) -> bool:
         """Whether no token is wanted."""
-        return self.full is None and self.write is None and self.read is None
+        return self.full is None and self.write is None and self.read is None and not self.named
 
     def scopes_of(self, sent: str) -> frozenset[str]:
         """What a token opens; nothing when it is none of these."""
         known = ((self.full, _ALL), (self.write, frozenset({READ, WRITE})), (self.read, frozenset({READ})))
+        if self.owner_of(sent) is not None:
+            return _ALL
         return next((scopes for token, scopes in known if _is_same(sent, token)), frozenset())
+
+    def owner_of(self, sent: str) -> str | None:
+        """Whose token it is, if it has a name."""
+        return next((owner for owner, token in self.named.items() if _is_same(sent, token)), None)
 
 
 def public(endpoint: F) -> F:
@@ -84,6 +93,7 @@ def require_token(
             code="auth_missing",
             headers={"WWW-Authenticate": "Bearer"},
         )
+    request.state.owner = tokens.owner_of(credentials.credentials) or DEFAULT_OWNER
     request.state.scopes = tokens.scopes_of(credentials.credentials)
     if not request.state.scopes:
         raise HttpProblem(
@@ -109,6 +119,12 @@ def require_scope(request: Request, name: str) -> None:
             code="scope_missing",
             headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{name}"'},
         )
+
+
+def owner_of(request: Request) -> str:
+    """Whose the runs are that this request submits."""
+    owner: str = getattr(request.state, "owner", DEFAULT_OWNER)
+    return owner
 
 
 _WITHOUT = {

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from services.api.problems import HttpProblem
 from services.recipes.registry import recipe_names
 from wa_core.packages import MAX_PACKAGE_BYTES, TOO_LARGE
-from wa_core.records import AverageRequest, CheckpointPolicy, RunRequest, Scaling
+from wa_core.records import AverageRequest, CheckpointPolicy, Deadlines, Resumption, RunRequest, Scaling
 
 MAX_BODY_BYTES = 1 << 20
 PACKAGE_DEADLINE_S = 120.0
@@ -34,6 +34,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "scaling": Scaling,
     "checkpoint": CheckpointPolicy,
     "averages": AverageRequest,
+    "deadlines": Deadlines,
 }
 
 
@@ -59,6 +60,19 @@ async def read_addition(request: Request) -> AverageAddition:
         HttpProblem: as for `read_run_request`.
     """
     return parse_body(await _read_json(request), AverageAddition)
+
+
+async def read_resumption(request: Request) -> Resumption:
+    """How a run is to go on, as a request's body asks for; one without a body asks for no change.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    body = await _read(request, max_bytes=MAX_BODY_BYTES, deadline_s=BODY_DEADLINE_S, code="body_too_large")
+    if not body:
+        return Resumption()
+    _check_type(request, ("application/json",))
+    return parse_body(body, Resumption)
 
 
 async def read_package(request: Request) -> bytes:

@@ -20,22 +20,8 @@ from wa_core import layout
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.holdings import fetch_holdings
 from wa_core.catalog.runs import RunLog, add_average, fetch_spec, lineage, list_run_ids, requested_averages
-from wa_core.errors import (
-    AlreadyFinishedError,
-    AverageNotFoundError,
-    ConflictError,
-    ObjectNotFoundError,
-    RunNotFoundError,
-)
-from wa_core.records import (
-    Cancelled,
-    CancelRequested,
-    CheckpointCommitted,
-    Entry,
-    Heartbeat,
-    RunSpec,
-    RunState,
-)
+from wa_core.errors import AverageNotFoundError, ObjectNotFoundError, RunNotFoundError
+from wa_core.records import WAITING, CheckpointCommitted, Entry, Heartbeat, RunSpec, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -52,8 +38,7 @@ MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
 NUM_READERS = 8
 
-_WITHOUT_RUNNER = frozenset({RunState.QUEUED, RunState.PAUSED})
-_CANCELLABLE = frozenset(state for state in RunState if not state.is_terminal and state is not RunState.FINALIZING)
+_WAITING = frozenset({RunState.QUEUED, RunState.RECOVERING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +59,7 @@ class RunSnapshot:
     desired_state: str
     heartbeat: Heartbeat | None
     averages: tuple[AverageSnapshot, ...]
+    waiting: Heartbeat | None = None
 
     @property
     def state(self) -> RunState:
@@ -181,6 +167,7 @@ class Catalog:
             desired_state=desired,
             heartbeat=None if is_over else self._heartbeat(run_id, "trainer"),
             averages=tuple(self._average(run_id, wanted.name) for wanted in requested_averages(run.spec, entries)),
+            waiting=self._heartbeat(run_id, WAITING) if entries and entries[-1].state in _WAITING else None,
         )
 
     def snapshots(self, run_ids: Iterable[str]) -> list[RunSnapshot]:
@@ -281,24 +268,10 @@ class Catalog:
         """
         add_average(self.store, run_id, average, clock=self._clock)
 
-    def cancel(self, run_id: str) -> None:
-        """Ask for a run's end; one that no runner holds ends here and now.
-
-        Raises:
-            AlreadyFinishedError: the run has ended.
-            ConflictError: its training is done; only its averages are being finished.
-        """
+    def ask(self, run_id: str, wish: Callable[[ObjectStore, RunSpec, RunLog], None]) -> None:
+        """Let `wish` say something in the log of a run (`services.api.wishes`)."""
         with self._fresh(run_id) as run:
-            _check_cancellable(run.log)
-            if run.log.desired_state != "cancelled":
-                run.log.append(CancelRequested(), expect=_CANCELLABLE)
-            try:
-                run.log.append(Cancelled(), expect=_WITHOUT_RUNNER)
-            except AlreadyFinishedError:
-                return  # another cancel, or the runner, was quicker
-            except ConflictError:
-                return  # a runner holds it, and will end it at a step boundary
-        self.store.delete(layout.queue_marker(run_id, priority=run.spec.request.priority))
+            wish(self.store, run.spec, run.log)
 
     @contextmanager
     def _fresh(self, run_id: str) -> Iterator[_KnownRun]:
@@ -337,13 +310,3 @@ class Catalog:
             return Heartbeat.model_validate_json(self.store.get(layout.heartbeat(run_id, who)))
         except (ObjectNotFoundError, ValidationError):
             return None  # advisory: a heartbeat that cannot be read is none
-
-
-def _check_cancellable(log: RunLog) -> None:
-    if log.state.is_terminal:
-        raise AlreadyFinishedError(f"run {log.run_id} is {log.state} already; there is nothing to cancel")
-    if log.state is RunState.FINALIZING:
-        raise ConflictError(
-            f"run {log.run_id} has finished training and is publishing its averages; there is nothing to cancel",
-            code="already_finalizing",
-        )

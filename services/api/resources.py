@@ -68,6 +68,8 @@ def run_resource(run: RunSnapshot) -> RunResource:
         labels=request.labels,
         priority=request.priority,
         max_failures=request.max_failures,
+        deadlines=request.deadlines,
+        owner=run.spec.owner,
         seed=request.seed,
         step=step,
         total_steps=_total_steps(run, beat),
@@ -235,6 +237,8 @@ def _newest_step(run: RunSnapshot, beat: Heartbeat | None) -> tuple[int, dict[st
 
 
 def _reason(run: RunSnapshot) -> Reason | None:
+    if run.waiting is not None and run.waiting.reason and run.waiting.attempt == run.attempt:
+        return Reason(code=run.waiting.reason, message=run.waiting.detail)
     if run.state not in {RunState.FAILED, RunState.RECOVERING}:
         return None
     failures = (entry for entry in reversed(run.entries) if isinstance(entry, AttemptFailed | Failed))

@@ -14,6 +14,7 @@ from wa_core.records import (
     BatchNormSummary,
     CheckpointPolicy,
     Comparison,
+    Deadlines,
     RunState,
     Scaling,
     SetAside,
@@ -29,7 +30,7 @@ class Resource(BaseModel):
 
 
 class Reason(Resource):
-    """Why a run failed, or is recovering."""
+    """Why a run failed, is recovering or is made to wait."""
 
     code: str
     message: str
@@ -52,6 +53,8 @@ class RunResource(Resource):
     labels: dict[str, str]
     priority: int
     max_failures: int
+    deadlines: Deadlines
+    owner: str = Field(description="the name of the token that it was submitted with")
     seed: int
     step: int
     total_steps: int | None

@@ -16,6 +16,8 @@ from wa_core.errors import ConflictError, InvalidInputError
 from wa_core.packages import find_recipe
 from wa_core.records import MAX_AVERAGES
 
+MAX_KEY_CHARS = 200
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,6 +49,18 @@ def check_submission(request: RunRequest, store: ObjectStore) -> None:
     if faults := _rule_faults(request.averages):
         detail = "; ".join(f"{pointer}: {message}" for pointer, message in faults[:5])
         raise HttpProblem(detail, status=422, code="invalid_rule", faults=faults)
+
+
+def check_key(key: str) -> None:
+    """Refuse an Idempotency-Key that says too little, or more than a header should.
+
+    Raises:
+        HttpProblem: 422 ``invalid_idempotency_key``.
+    """
+    if not 1 <= len(key) <= MAX_KEY_CHARS or not (key.isascii() and key.isprintable()):
+        detail = f"the Idempotency-Key must be 1 to {MAX_KEY_CHARS} printable ASCII characters, such as a UUID"
+        faults = [("header.Idempotency-Key", detail)]
+        raise HttpProblem(detail, status=422, code="invalid_idempotency_key", faults=faults)
 
 
 def check_addition(average: AverageRequest, *, existing: Sequence[AverageRequest]) -> AnyRule:

@@ -53,6 +53,8 @@ _PANELS: dict[str, dict[str, str]] = {
         "show": "runs:show",
         "logs": "runs:logs",
         "events": "runs:events",
+        "pause": "runs:pause",
+        "resume": "runs:resume",
         "cancel": "runs:cancel",
     },
     "Results": {

@@ -62,6 +62,14 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label to find the run by; may be repeated.")
     ] = None,
     priority: Annotated[int, typer.Option(min=0, max=99, help="Lower numbers run first.")] = 50,
+    queue_deadline: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long it may wait.", show_default="as long as it takes"),
+    ] = None,
+    run_deadline: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long it may train.", show_default="as long as it takes"),
+    ] = None,
     is_followed: Annotated[
         bool, typer.Option("--follow", "-f", help="Show progress until the run has ended.")
     ] = False,
@@ -85,6 +93,7 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         "labels": parse_labels(label or []),
         "priority": priority,
         "seed": seed,
+        **_deadlines(queue_deadline, run_deadline),
     }
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
         if body is not None:
@@ -203,6 +212,44 @@ def cancel(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, to
     print_json(run) if as_json else answer(f"{run_id} will be cancelled (now {run['state']})")
 
 
+def pause(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
+    """Ask a run to pause; it takes a last checkpoint first, and then holds no workers.
+
+    Example: wa pause RUN
+    """
+    with connect(api_url, token) as client:
+        run = client.pause(run_id)
+    print_json(run) if as_json else answer(f"{run_id} will be paused (now {run['state']})")
+
+
+def resume(
+    run_id: RunId,
+    *,
+    from_step: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Go back to the newest kept checkpoint at or before this step.", show_default=False
+        ),
+    ] = None,
+    lr_scale: Annotated[
+        float | None, typer.Option(help="Multiply learning rates by this from there on.", show_default=False)
+    ] = None,
+    skip_batches: Annotated[
+        int | None, typer.Option(min=0, help="Leave out the next so many batches.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    api_url: ApiUrl = None,
+    token: Token = None,
+) -> None:
+    """Let a paused run go on; with --from-step, let any run that trains go back to an older step.
+
+    Example: wa resume RUN --from-step 1200 --lr-scale 0.5 --skip-batches 200
+    """
+    with connect(api_url, token) as client:
+        run = client.resume(run_id, from_step=from_step, lr_scale=lr_scale, skip_batches=skip_batches)
+    print_json(run) if as_json else answer(f"{run_id} will go on (now {run['state']})")
+
+
 def follow_to_end(client: Client, run_id: str) -> Json:
     """Follow a run, and explain how it ended.
 
@@ -259,3 +306,10 @@ def _kept(last: int | None, every_steps: int | None, best: int | None) -> dict[s
     """The retention that was asked for; nothing of what was not."""
     asked = {"keep_last": last, "keep_every_steps": every_steps, "keep_best": best}
     return {name: value for name, value in asked.items() if value is not None}
+
+
+def _deadlines(queue_s: float | None, run_s: float | None) -> dict[str, dict[str, float]]:
+    """The deadlines that were asked for; nothing when none were."""
+    asked = {"queue_s": queue_s, "run_s": run_s}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return {"deadlines": given} if given else {}

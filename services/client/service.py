@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
@@ -90,9 +91,13 @@ class Client:
 
     # -- runs -----------------------------------------------------------------------------------------------
 
-    def submit(self, request: Json) -> Json:
-        """Submit a run, and return it as queued."""
-        return dict(self._transport.post("/v1/runs", body=request))
+    def submit(self, request: Json, *, key: str | None = None) -> Json:
+        """Submit a run, and return it.
+
+        It is sent with an Idempotency-Key, `key` or a new one, and again while the service is away: that makes one
+        run, however often it arrives.
+        """
+        return dict(self._transport.post("/v1/runs", body=request, key=key or uuid.uuid4().hex))
 
     def upload_package(self, body: bytes) -> Json:
         """Upload a zip of Python code; its ``package`` is what a submission names."""
@@ -116,6 +121,27 @@ class Client:
     def cancel(self, run_id: str) -> Json:
         """Ask for a run's end, and return the run."""
         return dict(self._transport.post(f"{_run(run_id)}:cancel"))
+
+    def pause(self, run_id: str) -> Json:
+        """Ask a run to pause after a last checkpoint, and return the run."""
+        return dict(self._transport.post(f"{_run(run_id)}:pause"))
+
+    def resume(
+        self,
+        run_id: str,
+        *,
+        from_step: int | None = None,
+        lr_scale: float | None = None,
+        skip_batches: int | None = None,
+    ) -> Json:
+        """Let a paused run go on, or let one go back to the newest kept checkpoint at or before `from_step`.
+
+        From there on learning rates are multiplied by `lr_scale`, and the next `skip_batches` batches left out.
+        `ApiError` with the code ``step_not_kept`` names the steps that are.
+        """
+        changes = {"from_step": from_step, "lr_scale": lr_scale, "skip_batches": skip_batches}
+        body = {name: value for name, value in changes.items() if value is not None}
+        return dict(self._transport.post(f"{_run(run_id)}:resume", body=body or None))
 
     def watch(self, run_id: str, *, poll_s: float = 0.5) -> Iterator[Json]:
         """Yield the run now and after every change, until it has ended."""

@@ -1,6 +1,7 @@
 """One HTTP exchange with the service: the token, safe retries, and problems turned into exceptions.
 
-It knows HTTP and RFC 9457 and nothing of runs. Only requests without effects are tried again.
+It knows HTTP and RFC 9457 and nothing of runs. Only requests without effects are tried again, and those that an
+Idempotency-Key lets happen once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from services.client.errors import ApiError, ServiceUnreachableError
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
@@ -35,7 +36,7 @@ class Transport:
         base_url: such as ``http://127.0.0.1:8000``.
         token: the bearer token, if the service wants one.
         timeout_s: how long one answer may take to begin.
-        patience_s: for how long a GET is tried again while the service or its store is away.
+        patience_s: for how long a request that may be is tried again while the service or its store is away.
     """
 
     def __init__(self, base_url: str, *, token: str | None, timeout_s: float, patience_s: float) -> None:
@@ -62,20 +63,17 @@ class Transport:
 
         `extra_s` is how much longer than usual the service has been asked to take.
         """
-        deadline = time.monotonic() + self._patience_s
-        wait_s = _FIRST_WAIT_S
-        while True:
-            try:
-                return self._exchange("GET", path, query=query, extra_s=extra_s)
-            except (ServiceUnreachableError, ApiError) as error:
-                if not is_passing(error) or time.monotonic() + wait_s > deadline:
-                    raise
-            time.sleep(wait_s)
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+        return self._patiently(lambda: self._exchange("GET", path, query=query, extra_s=extra_s))
 
-    def post(self, path: str, *, body: object = None) -> Any:  # noqa: ANN401  JSON
-        """POST once, and return the JSON that it answers."""
-        return self._exchange("POST", path, body=body)
+    def post(self, path: str, *, body: object = None, key: str | None = None) -> Any:  # noqa: ANN401  JSON
+        """POST, and return the JSON that it answers.
+
+        With an Idempotency-Key `key` it is tried again while the service is away; without one it is sent once.
+        """
+        if key is None:
+            return self._exchange("POST", path, body=body)
+        headers = {"Idempotency-Key": key}
+        return self._patiently(lambda: self._exchange("POST", path, body=body, headers=headers))
 
     def upload(self, path: str, *, body: bytes, content_type: str) -> Any:  # noqa: ANN401  JSON
         """POST bytes once, and return the JSON that it answers."""
@@ -96,6 +94,18 @@ class Transport:
                 yield response
             finally:
                 response.close()
+
+    def _patiently(self, exchange: Callable[[], Any]) -> Any:  # noqa: ANN401  JSON
+        deadline = time.monotonic() + self._patience_s
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                return exchange()
+            except (ServiceUnreachableError, ApiError) as error:
+                if not is_passing(error) or time.monotonic() + wait_s > deadline:
+                    raise
+            time.sleep(wait_s)
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
     def _exchange(
         self,
@@ -136,7 +146,7 @@ class Transport:
 
 
 def is_passing(error: ServiceUnreachableError | ApiError) -> bool:
-    """Whether the same GET may well succeed a little later."""
+    """Whether the same request may well succeed a little later."""
     return isinstance(error, ServiceUnreachableError) or error.status == _UNAVAILABLE
 
 

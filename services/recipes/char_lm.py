@@ -2,8 +2,8 @@
 
 The text is the prose about data sets that scikit-learn ships (43 kB of English): real, nothing to download, and
 it changes with scikit-learn's version alone. Every tenth stretch of it is held out and never trained on. It knows
-nothing of workers or checkpoints. Sources: Vaswani et al. 2017 for the model, with layer norms first as in Xiong et
-al. 2020; Press & Wolf 2017 for the tie between the embedding and the head.
+nothing of workers or checkpoints. Sources: Vaswani et al. 2017 for the model, with layer norms first as in Xiong
+et al. 2020; Press & Wolf 2017 for the tie between the embedding and the head.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class CharLm(Recipe):
         return iter(torch.split(self._heldout, EVAL_BATCH_SIZE))
 
     def evaluate(self, model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
-        """Held-out ``loss`` (nats a character), ``bits_per_char`` and ``accuracy`` (0 to 1) of the next character."""
+        """Held-out ``loss`` (nats a character), ``bits_per_char`` and ``accuracy`` (0 to 1)."""
         return {name: float(values.mean()) for name, values in self.evaluate_each(model, batches).items()}
 
     def evaluate_each(self, model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def _load_split() -> tuple[Tensor, Tensor]:
     num_all, length = NUM_TRAIN_SAMPLES + NUM_HELDOUT_SAMPLES, CONTEXT + 1
     if len(codes) < num_all * length:
         raise ConfigurationError(
-            f"scikit-learn ships {len(codes)} characters of text, but char_lm needs {num_all * length}; install the "
+            f"scikit-learn ships {len(codes)} characters, but char_lm needs {num_all * length}; install the "
             f"version in constraints.txt"
         )
     samples = codes[: num_all * length].reshape(num_all, length)

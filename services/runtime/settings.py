@@ -11,15 +11,19 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from wa_core.records import Name  # noqa: TC001  the same
+
 
 class Settings(BaseSettings):
     """How a process finds its bucket and its peers.
 
     `store_url` is ``s3://bucket`` or ``file:///folder``. `s3_public_endpoint` is the address that a user's
     machine can reach, when it differs from `s3_endpoint`; presigned URLs are made for it. Callers of the API
-    send `token`; or `write_token`, which opens all but the sending of code; or `read_token` if they only read;
-    with none set the API is open. `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too
-    small for it, since nodes may be on their way.
+    send `token`; or `write_token`, which opens all but the sending of code; or `read_token` if they only read; or
+    one of `tokens` (JSON: owner -> token), whose runs are that owner's; with none set the API is open.
+
+    `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too small for it, since nodes may be
+    on their way. A runner trains `max_concurrent_runs` at a time, and of each owner at most `max_runs_per_owner`.
 
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
@@ -41,10 +45,12 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
     write_token: SecretStr | None = None
     read_token: SecretStr | None = None
+    tokens: dict[Name, SecretStr] = Field(default_factory=dict)
 
     ray_address: str | None = None
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)
     max_concurrent_runs: int = Field(default=1, ge=1)
+    max_runs_per_owner: int | None = Field(default=None, ge=1)
     scratch_dir: Path | None = None
     accumulator_memory_mb: int = Field(default=256, ge=0)
     assess_time_limit_s: float = Field(default=300.0, gt=0)

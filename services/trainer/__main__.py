@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from services.runtime.folder import OwnFolder
 from services.runtime.lifecycle import Stop, run_ticks
 from services.runtime.process import run_process
 from services.runtime.stores import open_store, prove_store
+from services.trainer.cluster import open_cluster
 from services.trainer.identity import new_runner_id
 from services.trainer.runner import Runner, RunnerConfig
 from wa_core.clock import SystemClock
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from services.runtime.settings import Settings
+    from services.trainer.cluster import Cluster
+    from wa_core.store.base import ObjectStore
 
 
 def serve(settings: Settings) -> int:
@@ -23,17 +29,28 @@ def serve(settings: Settings) -> int:
     stop = Stop().install()
     store = open_store(settings)
     prove_store(store, stop=stop)
-    runner = Runner(
-        store,
-        RunnerConfig(new_runner_id(), max_concurrent_runs=settings.max_concurrent_runs),
-        SystemClock(),
-    )
     log = structlog.get_logger(__name__)
-    log.info("runner_ready", runner_id=runner.config.runner_id, store=settings.store_url)
-    run_ticks(runner.tick, stop=stop, interval_s=settings.poll_interval_s)
-    runner.shut_down()
+    folder, cluster = OwnFolder("wa-runner-"), open_cluster(settings)
+    try:
+        runner = _runner(store, settings, cluster, folder=folder.path)
+        log.info("runner_ready", runner_id=runner.config.runner_id, store=settings.store_url)
+        run_ticks(runner.tick, stop=stop, interval_s=settings.poll_interval_s)
+        runner.shut_down()
+    finally:
+        cluster.close()
+        folder.close()
     log.info("runner_stopped")
     return 0
+
+
+def _runner(store: ObjectStore, settings: Settings, cluster: Cluster, *, folder: Path) -> Runner:
+    config = RunnerConfig(
+        new_runner_id(),
+        max_concurrent_runs=settings.max_concurrent_runs,
+        max_runs_per_owner=settings.max_runs_per_owner,
+        folder=folder,
+    )
+    return Runner(store, config, SystemClock(), totals=cluster.totals)
 
 
 if __name__ == "__main__":

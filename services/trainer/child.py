@@ -24,12 +24,14 @@ DRIVER = (sys.executable, "-m", "services.trainer.driver")
 
 
 class Child:
-    """One attempt's driver."""
+    """One attempt's driver. What it leaves in temporary files goes into a folder of its own below `folder`."""
 
-    def __init__(self, run_id: str, attempt: int, *, command: Sequence[str] = DRIVER) -> None:
+    def __init__(
+        self, run_id: str, attempt: int, *, command: Sequence[str] = DRIVER, folder: Path | None = None
+    ) -> None:
         self.run_id = run_id
         self.attempt = attempt
-        self._folder = Path(tempfile.mkdtemp(prefix="wa-driver-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="driver-", dir=folder))
         self._result = self._folder / "failure.json"
         self._failure: Failure | None = None
         self._process = subprocess.Popen(
@@ -60,6 +62,11 @@ class Child:
         """Ask it to abort in good order (Ray listens to SIGINT alone)."""
         if self.is_alive:
             self._process.send_signal(signal.SIGINT)
+
+    def terminate(self) -> None:
+        """Ask it to end, whatever it is at."""
+        if self.is_alive:
+            self._process.terminate()
 
     def wait(self, seconds: float) -> bool:
         """Give it time; returns whether it has ended."""

@@ -1,7 +1,7 @@
 """One attempt in one process: `python -m services.trainer.driver`. Started by the runner, and dies with it.
 
-It trains, then says in the run log how that ended: `training_finished` or `cancelled`. It does not decide what
-follows a failure; it leaves the reason in a file for the runner and exits with 1.
+It trains, then says in the run log how that ended: `training_finished`, `paused` or `cancelled`. It does not
+decide what follows a failure; it leaves the reason in a file for the runner and exits with 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wa_core.catalog.commit import patiently
 from wa_core.catalog.runs import RunLog, fetch_spec
 from wa_core.clock import Clock, SystemClock
 from wa_core.errors import TransientError
-from wa_core.records import Cancelled, RunState, TrainingFinished
+from wa_core.records import Cancelled, Paused, RunState, TrainingFinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ class Attempt:
 def run_attempt(
     attempt: Attempt, *, store: ObjectStore, clock: Clock, train: Callable[[TrainingJob], None]
 ) -> None:
-    """Train, then record how it ended. A run that was cancelled meanwhile is not trained at all.
+    """Train, then record how it ended. A run that nobody wants to train any more by then is not trained at all.
 
     Raises:
         FencedError: a newer attempt has taken over.
@@ -59,7 +59,7 @@ def run_attempt(
     request = fetch_spec(store, attempt.run_id).request
     log = RunLog(store, attempt.run_id, clock=clock)
     patiently(log.refresh)
-    if log.desired_state != "cancelled":  # bringing up workers only to stop them takes up to a minute
+    if log.desired_state == "succeeded":  # bringing up workers only to stop them takes up to a minute
         train(TrainingJob(attempt.run_id, attempt.number, request.scaling))
         patiently(log.refresh)
     last = log.lineage[-1] if log.lineage else None
@@ -68,6 +68,8 @@ def run_attempt(
     elif last is not None and last.is_last:
         entry = TrainingFinished(step=last.step, metrics=last.metrics)
         log.append(entry, attempt=attempt.number, expect=_MAY_FINISH)
+    elif log.desired_state == "paused":
+        log.append(Paused(), attempt=attempt.number, expect={RunState.PAUSING})
     else:
         raise TransientError(
             f"training ended at step {last.step if last else 0}, before its last one, without an error",

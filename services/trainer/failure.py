@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 DRIVER_DIED = "driver_died"
 INSUFFICIENT_RESOURCES = "insufficient_resources"
 INTERRUPTED = "interrupted"
+QUEUE_DEADLINE = "queue_deadline"
+RUN_DEADLINE = "run_deadline"
 RUNNER_LOST = "runner_lost"
 RUNNER_STOPPED = "runner_stopped"
 RAY_UNAVAILABLE = "ray_unavailable"
+STALLED = "stalled"
 WORKER_DIED = "worker_died"
 
-# Our own comings and goings are not the run's fault.
-NOT_COUNTED = frozenset({RUNNER_LOST, RUNNER_STOPPED})
+# A checkpoint that an attempt was to grow from is damaged or gone; the one before it may be sound.
+SPOILED = frozenset({"corrupt", "object_missing", "unsafe_pickle"})
 # Trying these again would only fail again.
 HOPELESS = frozenset(
     {
-        INSUFFICIENT_RESOURCES,
         "invalid_config",
         "unknown_recipe",
         "recipe_not_allowed",

@@ -26,6 +26,8 @@ from wa_core.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ray.train.torch import TorchTrainer
+
     from services.runtime.settings import Settings
     from wa_core.records import Scaling
 
@@ -78,6 +80,26 @@ def run_job(job: TrainingJob, settings: Settings) -> None:
             _fit(job, settings, folder=folder)
     finally:
         ray.shutdown()
+
+
+def fetch_totals(address: str) -> dict[str, float] | None:
+    """What the living nodes of the cluster at `address` have together; None when it does not answer.
+
+    It joins no cluster and starts nothing: one question to the cluster's control store.
+    """
+    os.environ.update(_RAY_ENVIRONMENT)
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+
+    try:
+        nodes = GcsClient(address=address).get_all_node_info(timeout=5).values()
+    except Exception:  # noqa: BLE001  Ray's errors share no base; whatever it is, nothing is known
+        return None
+    totals: dict[str, float] = {}
+    for node in nodes:
+        if node.state == node.ALIVE:
+            for name, amount in node.resources_total.items():
+                totals[name] = totals.get(name, 0.0) + amount
+    return totals
 
 
 def _prepare_environment(address: str | None) -> None:
@@ -153,10 +175,10 @@ def _resources_each(scaling: Scaling) -> dict[str, float]:
 
 def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         _train_function(job, settings, folder=folder),
         torch_config=TorchConfig(
             backend="nccl" if job.scaling.use_gpu else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
@@ -176,6 +198,23 @@ def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         raise _cause_of(error) from error
+
+
+def _trainer_class() -> type[TorchTrainer]:
+    """TorchTrainer without its detached actor for placement groups, which outlives every killed driver.
+
+    We need no such actor: the controller and its placement group end with the driver that owns them. It would ask
+    a dashboard that is not there whether the controller lives, and so run for ever, one for each killed driver.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # the second version's
+            return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    return Trainer
 
 
 def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Callable[[], None]:

@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 
 from services.recipes.loader import load_recipe
 from services.trainer.background import Background, Job
+from services.trainer.changes import changes_of
 from services.trainer.determinism import deterministic
 from services.trainer.event_files import EventFiles
 from services.trainer.heldout import Heldout
@@ -82,7 +83,7 @@ class TrainOutcome:
 
 
 def train(context: TrainContext) -> TrainOutcome:
-    """Train one attempt of a run to its end, or until it is cancelled; every offered checkpoint is committed.
+    """Train one attempt of a run to its end, or until it is stopped; every offered checkpoint is committed.
 
     Raises:
         FencedError: a newer attempt has taken over, or the run has ended.
@@ -100,7 +101,7 @@ def train(context: TrainContext) -> TrainOutcome:
         stack.enter_context(deterministic(spec.request.training.deterministic))
         try:
             recipe = _load(spec.request, context, stack)
-            return _run(_Training(context, spec, recipe, resumed_from=_resumed_from(context)), logs=logs)
+            return _run(_Training(context, spec, recipe, log=_fetch_log(context)), logs=logs)
         except WeightAveragingError as error:
             logs.line(f"stopped: {error.message}")
             raise
@@ -121,12 +122,12 @@ def _load(request: RunRequest, context: TrainContext, stack: ExitStack) -> Recip
 class _Training:
     """Model, optimizer and position of one rank."""
 
-    def __init__(
-        self, context: TrainContext, spec: RunSpec, recipe: Recipe, *, resumed_from: CheckpointCommitted | None
-    ) -> None:
+    def __init__(self, context: TrainContext, spec: RunSpec, recipe: Recipe, *, log: RunLog) -> None:
         request = spec.request
+        resumed_from = _resumed_from(log)
         self.context = context
         self.options = request.training
+        self.changes = changes_of(log.entries)
         self.every_steps = request.checkpoint.every_steps
         self.seed = request.seed
         self.recipe = recipe
@@ -172,7 +173,8 @@ class _Training:
     def advance(self) -> dict[str, float]:
         """Do one step, and return this rank's part of the mean loss, with the learning rate used."""
         context = self.context
-        indices, weight = self.order.share(self.step, rank=context.rank, world_size=context.world_size)
+        batch_number = self.changes.batch(self.step)
+        indices, weight = self.order.share(batch_number, rank=context.rank, world_size=context.world_size)
         generator = seed_step(self.seed, step=self.step, rank=context.rank)
 
         def batch_of(part: Tensor) -> Any:  # noqa: ANN401  whatever the recipe makes it
@@ -181,15 +183,25 @@ class _Training:
         self.replica.train()
         self.rates.begin_step(self.step)
         loss = self.update.add_gradients(self.replica, indices, weight=weight, batch_of=batch_of)
-        found = self.update.apply()
-        lr = float(self.optimizer.param_groups[0]["lr"])
+        found = self._step_optimizer()
         self.rates.end_step(self.step)
         self.step += 1
-        return {"loss": loss / context.world_size, "lr": lr, **found}
+        return {"loss": loss / context.world_size, **found}
 
     def measure(self) -> dict[str, float]:
         """Held-out metrics of the weights as they are, if it is time for them; rank 0 alone measures."""
         return self.heldout.measure(self.model) if self.heldout.is_due(self.step) else {}
+
+    def _step_optimizer(self) -> dict[str, float]:
+        """Step with learning rates as owners scaled them, which schedulers never see; returns the rate too."""
+        groups, scale = self.optimizer.param_groups, self.changes.lr_scale(self.step)
+        unscaled = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group["lr"] * scale
+        found = {"lr": float(groups[0]["lr"]), **self.update.apply()}
+        for group, its_lr in zip(groups, unscaled, strict=True):
+            group["lr"] = its_lr
+        return found
 
     def agree(self, loss: float, *, is_stop_wanted: bool) -> tuple[float, bool]:
         """The mean loss of the global batch, and whether any rank wants to stop: the same on all ranks.
@@ -295,14 +307,19 @@ def _steps(training: _Training, *, lead: _Lead | None, logs: LogShipper) -> Trai
     return TrainOutcome(training.step, training.total_steps, not training.is_over, metrics)
 
 
-def _resumed_from(context: TrainContext) -> CheckpointCommitted | None:
-    """The checkpoint that the log says this attempt grows from."""
+def _fetch_log(context: TrainContext) -> RunLog:
+    """The run's log, with this attempt as its newest."""
     log = RunLog(context.store, context.run_id, clock=context.clock)
     patiently(log.refresh)
     if log.attempt != context.attempt:
         raise FencedError(
             f"run {context.run_id}: attempt {context.attempt} is over, attempt {log.attempt} has taken over"
         )
+    return log
+
+
+def _resumed_from(log: RunLog) -> CheckpointCommitted | None:
+    """The checkpoint that the log says its newest attempt grows from."""
     seqs = [entry.resumed_from for entry in log.entries if isinstance(entry, AttemptStarted)]
     found = [entry for entry in log.entries if isinstance(entry, CheckpointCommitted) and entry.seq == seqs[-1]]
     return found[0] if found else None

@@ -13,78 +13,102 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import ValidationError
 
+from services.trainer.admission import Room, Wait
+from services.trainer.budget import final_failure, is_over_time
 from services.trainer.child import DRIVER, Child
-from services.trainer.failure import HOPELESS, NOT_COUNTED, RUNNER_LOST, RUNNER_STOPPED, Failure
-from services.trainer.identity import is_provably_gone
-from wa_core import layout
-from wa_core.catalog.checkpoints import find_faults
-from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue
-from wa_core.errors import (
-    ConflictError,
-    NotFoundError,
-    ObjectNotFoundError,
-    TransientError,
-    WeightAveragingError,
+from services.trainer.failure import (
+    INSUFFICIENT_RESOURCES,
+    QUEUE_DEADLINE,
+    RUNNER_LOST,
+    RUNNER_STOPPED,
+    Failure,
 )
-from wa_core.records import AttemptFailed, AttemptStarted, AverageAdded, Cancelled, Failed, Heartbeat, RunState
+from services.trainer.held import TRAINING, Graces, HeldRun
+from services.trainer.lost import LostRunners
+from services.trainer.origin import find_origin
+from wa_core import layout
+from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue
+from wa_core.errors import ConflictError, NotFoundError, TransientError, WeightAveragingError
+from wa_core.records import (
+    WAITING,
+    AttemptFailed,
+    AttemptStarted,
+    Cancelled,
+    Failed,
+    Heartbeat,
+    Marker,
+    Paused,
+    ResumeRequested,
+    RunState,
+    Submitted,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from pathlib import Path
 
     from wa_core.clock import Clock
+    from wa_core.records import RunSpec
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
 
-_TRAINING = frozenset(state for state in RunState if state.is_training)
+_WITH_WORKERS = frozenset({RunState.STARTING, RunState.RUNNING, RunState.PAUSING})
+_WILL_WAIT = frozenset({RunState.PAUSING, RunState.PAUSED})
 
 _PATIENCE_S = 5.0  # a tick must not outlast the time to stop; the next one reads the log again
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerConfig:
-    """How a runner behaves. Times in seconds."""
+    """How a runner behaves. Times in seconds; drivers keep temporary files below `folder`."""
 
     runner_id: str
     max_concurrent_runs: int = 1
+    max_runs_per_owner: int | None = None
     driver: Sequence[str] = DRIVER
+    folder: Path | None = None
     heartbeat_interval_s: float = 2.0
-    look_for_orphans_interval_s: float = 2.0
+    look_around_interval_s: float = 2.0
     lost_after_s: float = 10.0
-    cancel_grace_s: float = 45.0
-    start_cancel_grace_s: float = 5.0
-    interrupt_grace_s: float = 15.0
+    graces: Graces = field(default_factory=Graces)
     stop_grace_s: float = 5.0
     farewell_s: float = 3.0
 
 
-@dataclass(slots=True)
-class _Held:
-    """A run that this runner sees through."""
-
-    log: RunLog
-    child: Child
-    beaten_at: float = -1e9
-    cancel_seen_at: float | None = None
-    is_interrupted: bool = False
-
-
-@dataclass(slots=True)
 class Runner:
-    """See the module. `tick` does whatever is due, and says whether anything was."""
+    """See the module. `tick` does whatever is due, and says whether anything was.
 
-    store: ObjectStore
-    config: RunnerConfig
-    clock: Clock
-    _held: dict[str, _Held] = field(default_factory=dict)
-    _logs: dict[str, RunLog] = field(default_factory=dict)
-    _heartbeats: dict[str, tuple[bytes | None, float]] = field(default_factory=dict)
-    _looked_at: float = -1e9
+    Args:
+        store: the bucket.
+        config: how to behave.
+        clock: the time.
+        totals: what the cluster has, by resource; None while that is not known.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        config: RunnerConfig,
+        clock: Clock,
+        *,
+        totals: Callable[[], Mapping[str, float] | None],
+    ) -> None:
+        self.store = store
+        self.config = config
+        self.clock = clock
+        self.held: dict[str, HeldRun] = {}
+        self._totals = totals
+        self._logs: dict[str, RunLog] = {}
+        self._specs: dict[str, RunSpec] = {}
+        self._said: dict[str, tuple[int, Wait | None]] = {}
+        self._lost = LostRunners(store, runner_id=config.runner_id, lost_after_s=config.lost_after_s, clock=clock)
+        self._looked_at = -1e9
 
     def tick(self) -> bool:
-        """Beat, reap, cancel, claim and take over.
+        """Beat, reap, stop, claim and take over.
 
         Raises:
             TransientError: the store is away; call again later.
@@ -92,24 +116,15 @@ class Runner:
         try:
             return self._do_what_is_due()
         except TransientError:
-            # No heartbeat could move meanwhile, so that one stood still proves nothing: watch them anew.
-            self._heartbeats.clear()
+            # No sign of life could move meanwhile, so that one stood still proves nothing: watch them anew.
+            self._lost.watch_anew()
+            for held in self.held.values():
+                held.watch_anew(now=self.clock.monotonic())
             raise
-
-    def _do_what_is_due(self) -> bool:
-        num_before = len(self._held)
-        for held in list(self._held.values()):
-            with self._one_run(held.log.run_id):
-                self._attend(held)
-        self._claim_queued()
-        if self.clock.monotonic() - self._looked_at >= self.config.look_for_orphans_interval_s:
-            self._looked_at = self.clock.monotonic()
-            self._take_over_orphans()
-        return len(self._held) != num_before
 
     def shut_down(self) -> None:
         """Stop all drivers; their runs are left to be recovered by the next runner."""
-        children = [held.child for held in self._held.values()]
+        children = [held.child for held in self.held.values()]
         for child in children:
             child.interrupt()
         deadline = self.clock.monotonic() + self.config.stop_grace_s
@@ -120,6 +135,20 @@ class Runner:
         farewell = threading.Thread(target=self._leave_all, daemon=True)
         farewell.start()
         farewell.join(self.config.farewell_s)
+
+    def _do_what_is_due(self) -> bool:
+        before = set(self.held)
+        for held in list(self.held.values()):
+            with self._one_run(held.run_id):
+                self._attend(held)
+        is_due = self.clock.monotonic() - self._looked_at >= self.config.look_around_interval_s
+        if is_due or self._has_place:
+            waiting = list(list_queue(self.store))
+            if is_due:
+                self._looked_at = self.clock.monotonic()
+                self._look_around({run_id for _, run_id in waiting})
+            self._walk_queue(waiting)
+        return set(self.held) != before
 
     @contextlib.contextmanager
     def _one_run(self, run_id: str) -> Iterator[None]:
@@ -135,188 +164,212 @@ class Runner:
 
     # -- runs that are held -------------------------------------------------------------------------------
 
-    def _attend(self, held: _Held) -> None:
+    def _attend(self, held: HeldRun) -> None:
         if not held.child.is_alive:
             self._conclude(held)
             return
         now = self.clock.monotonic()
-        if now - held.beaten_at >= self.config.heartbeat_interval_s:
-            self._beat(held.log.run_id, attempt=held.child.attempt)
-            held.beaten_at = now
         held.log.refresh()
-        if held.log.attempt > held.child.attempt or held.log.state.is_terminal:
-            log.info("fenced", run_id=held.log.run_id, attempt=held.child.attempt, state=held.log.state)
+        if held.is_taken_away:
+            log.info("fenced", run_id=held.run_id, attempt=held.child.attempt, state=held.log.state)
             self._drop(held)
-        elif held.log.desired_state == "cancelled":
-            self._press_cancel(held, now=now)
+            return
+        if now - held.beaten_at >= self.config.heartbeat_interval_s:
+            self._beat(held)
+            held.beaten_at = now
+            held.watch(self.store, now=now)
+            if is_over_time(held.log.entries, held.spec.request, now=self.clock.now()):
+                held.end_for_time()
+        if held.is_attempt_over or held.end_reason is not None:
+            held.press(self.store, self.config.graces, now=now)
 
-    def _press_cancel(self, held: _Held, *, now: float) -> None:
-        """The training loop sees a cancel by itself; a driver that does not end is interrupted, then killed."""
-        held.cancel_seen_at = now if held.cancel_seen_at is None else held.cancel_seen_at
-        waited_s = now - held.cancel_seen_at
-        grace_s = self.config.cancel_grace_s if self._has_trained(held) else self.config.start_cancel_grace_s
-        if waited_s >= grace_s + self.config.interrupt_grace_s:
-            held.child.kill()
-        elif waited_s >= grace_s and not held.is_interrupted:
-            held.is_interrupted = True
-            held.child.interrupt()
-
-    def _has_trained(self, held: _Held) -> bool:
-        """Whether the attempt's workers have shown up, so that there may be weights worth a last checkpoint."""
-        try:
-            beat = Heartbeat.model_validate_json(self.store.get(layout.heartbeat(held.log.run_id, "trainer")))
-        except ObjectNotFoundError:
-            return False
-        except ValidationError:
-            return True
-        return beat.attempt == held.child.attempt
-
-    def _conclude(self, held: _Held) -> None:
+    def _conclude(self, held: HeldRun) -> None:
         """The driver has ended: is the run over, or does it need another attempt?"""
         held.log.refresh()
-        if held.log.state not in _TRAINING or held.log.attempt != held.child.attempt:
-            log.info("attempt_ended", run_id=held.log.run_id, attempt=held.child.attempt, state=held.log.state)
+        if held.log.state not in TRAINING or held.log.attempt != held.child.attempt:
+            log.info("attempt_ended", run_id=held.run_id, attempt=held.child.attempt, state=held.log.state)
             self._drop(held)
             return
         failure = held.child.reap()
+        self.held.pop(held.run_id, None)
         try:
-            self._recover(held.log, failure)
-        except ConflictError:
-            self._forget(held.log.run_id)
+            self._recover(held.spec, held.log, held.end_reason or failure)
+        except TransientError:
+            self.held[held.run_id] = held  # its reason must not be forgotten
             raise
 
-    def _recover(self, run_log: RunLog, failure: Failure) -> None:
-        """Record a failed attempt, and start the next one unless there is no point in it."""
-        attempt = run_log.attempt
-        if run_log.desired_state == "cancelled":
-            run_log.append(Cancelled(), attempt=attempt, expect=_TRAINING)
-            self._forget(run_log.run_id)
-            return
-        if run_log.state is not RunState.RECOVERING:
-            log.warning("attempt_failed", run_id=run_log.run_id, attempt=attempt, **failure.model_dump())
-            entry = AttemptFailed(reason=failure.reason, message=failure.message)
-            run_log.append(entry, attempt=attempt, expect=_TRAINING)
-        failures = [entry for entry in run_log.entries if isinstance(entry, AttemptFailed)]
-        num_counted = sum(entry.reason not in NOT_COUNTED for entry in failures)
-        is_hopeless = failures[-1].reason in HOPELESS
-        if is_hopeless or num_counted > fetch_spec(self.store, run_log.run_id).request.max_failures:
-            last = failures[-1]
-            run_log.append(Failed(reason=last.reason, message=last.message), attempt=attempt)
-            log.error("run_failed", run_id=run_log.run_id, reason=last.reason, message=last.message)
-            self._forget(run_log.run_id)
-            return
-        self._start(run_log, expect={RunState.RECOVERING})
+    def _drop(self, held: HeldRun) -> None:
+        held.child.reap()
+        self.held.pop(held.run_id, None)
+
+    def _beat(self, held: HeldRun) -> None:
+        beat = Heartbeat(
+            who="runner",
+            at=self.clock.now(),
+            attempt=held.child.attempt,
+            detail=f"runner {self.config.runner_id}",
+        )
+        self.store.put(layout.heartbeat(held.run_id, "runner"), beat.model_dump_json().encode())
 
     def _leave_all(self) -> None:
         """At the runner's own end: say that the attempts are over, so that another runner need not wait."""
-        for held in self._held.values():
+        for held in self.held.values():
             with contextlib.suppress(WeightAveragingError):
                 held.log.append(
                     AttemptFailed(reason=RUNNER_STOPPED, message="the runner was stopped"),
                     attempt=held.child.attempt,
-                    expect=_TRAINING,
+                    expect=TRAINING,
                 )
             held.child.reap()
 
-    def _drop(self, held: _Held) -> None:
-        held.child.reap()
-        self._forget(held.log.run_id)
+    # -- what follows an attempt --------------------------------------------------------------------------
 
-    def _forget(self, run_id: str) -> None:
-        self._held.pop(run_id, None)
-        self._heartbeats.pop(run_id, None)
+    def _recover(self, spec: RunSpec, run_log: RunLog, failure: Failure) -> None:
+        """Record a failed attempt, and start the next one if there is a point in it, and room."""
+        attempt = run_log.attempt
+        if run_log.desired_state == "cancelled":
+            run_log.append(Cancelled(), attempt=attempt, expect=TRAINING)
+            return
+        if run_log.desired_state == "paused":
+            run_log.append(Paused(), attempt=attempt, expect=TRAINING)
+            return
+        if run_log.state is not RunState.RECOVERING:
+            log.warning("attempt_failed", run_id=spec.run_id, attempt=attempt, **failure.model_dump())
+            entry = AttemptFailed(reason=failure.reason, message=failure.message)
+            run_log.append(entry, attempt=attempt, expect=TRAINING)
+        final = final_failure(run_log.entries, spec.request, now=self.clock.now())
+        if final is not None:
+            run_log.append(Failed(reason=final.reason, message=final.message), attempt=attempt)
+            log.error("run_failed", run_id=spec.run_id, reason=final.reason, message=final.message)
+        elif self._may_start(spec, run_log, self._room()):
+            self._start(spec, run_log, expect={RunState.RECOVERING})
 
-    # -- runs that are taken ------------------------------------------------------------------------------
+    def _start(self, spec: RunSpec, run_log: RunLog, *, expect: Collection[RunState]) -> None:
+        """Begin the next attempt: say so first, so that the one before it is fenced before this one trains."""
+        entry = AttemptStarted(runner_id=self.config.runner_id, resumed_from=find_origin(self.store, run_log))
+        attempt = run_log.append(entry, expect=expect).attempt
+        child = Child(spec.run_id, attempt, command=self.config.driver, folder=self.config.folder)
+        log.info("attempt_started", run_id=spec.run_id, attempt=attempt, driver_pid=child.pid)
+        self.held[spec.run_id] = HeldRun(spec, run_log, child, started_at=self.clock.monotonic())
+
+    # -- runs that wait -----------------------------------------------------------------------------------
+
+    def _walk_queue(self, waiting: Sequence[tuple[str, str]]) -> None:
+        """Start waiting runs in their order, as far as there is room; end those that have waited too long."""
+        room = self._room() if waiting else None
+        is_held_up = False
+        for marker, run_id in waiting:
+            if run_id in self.held or room is None:
+                continue  # it was asked to go back, and its old attempt is coming to its end
+            with self._one_run(run_id):
+                run_log = self._log_of(run_id)
+                run_log.refresh()
+                if run_log.state is RunState.QUEUED and run_log.entries:
+                    is_held_up |= self._claim(run_log, room, is_held_up=is_held_up)
+                if run_log.entries and run_log.state not in _WILL_WAIT | {RunState.QUEUED}:
+                    self.store.delete(marker)
+
+    def _claim(self, run_log: RunLog, room: Room, *, is_held_up: bool) -> bool:
+        """Start a queued run, or let it wait; returns whether those behind it have to wait as well."""
+        spec = self._spec_of(run_log.run_id)
+        if run_log.desired_state == "cancelled":
+            run_log.append(Cancelled(), expect={RunState.QUEUED})
+            return False
+        wait = room.wait_of(spec.request, owner=spec.owner)
+        if self._has_waited_too_long(spec, run_log):
+            self._expire(spec, run_log, wait)
+            return False
+        self._say(spec, run_log, wait)
+        if wait is None and self._has_place and not is_held_up:
+            self._start(spec, run_log, expect={RunState.QUEUED})
+            room.take(spec.request, owner=spec.owner)
+        return wait is not None and wait.holds_up_others
+
+    def _has_waited_too_long(self, spec: RunSpec, run_log: RunLog) -> bool:
+        allowed_s = spec.request.deadlines.queue_s
+        since = next(e.at for e in reversed(run_log.entries) if isinstance(e, Submitted | ResumeRequested))
+        if allowed_s is None or since is None:
+            return False
+        return (self.clock.now() - since).total_seconds() > allowed_s
+
+    def _expire(self, spec: RunSpec, run_log: RunLog, wait: Wait | None) -> None:
+        is_hopeless = wait is not None and wait.reason == INSUFFICIENT_RESOURCES
+        waited = f"it waited longer than the {spec.request.deadlines.queue_s:g} s of its queue_s"
+        reason = INSUFFICIENT_RESOURCES if is_hopeless else QUEUE_DEADLINE
+        message = f"{waited}: {wait.message}" if wait is not None else f"{waited} for a place"
+        run_log.append(Failed(reason=reason, message=message), expect={RunState.QUEUED})
+        log.error("run_expired", run_id=spec.run_id, reason=reason, message=message)
+
+    def _may_start(self, spec: RunSpec, run_log: RunLog, room: Room) -> bool:
+        wait = room.wait_of(spec.request, owner=spec.owner)
+        self._say(spec, run_log, wait)
+        return wait is None and self._has_place
+
+    def _say(self, spec: RunSpec, run_log: RunLog, wait: Wait | None) -> None:
+        """Let the API know what a run waits for, whenever that changes."""
+        if self._said.get(spec.run_id, (run_log.attempt, None)) == (run_log.attempt, wait):
+            return
+        note = Heartbeat(
+            who=WAITING,
+            at=self.clock.now(),
+            attempt=run_log.attempt,
+            reason=wait.reason if wait else "",
+            detail=wait.message if wait else "",
+        )
+        self.store.put(layout.heartbeat(spec.run_id, WAITING), note.model_dump_json().encode())
+        self._said[spec.run_id] = (run_log.attempt, wait)
 
     @property
-    def _has_room(self) -> bool:
-        return len(self._held) < self.config.max_concurrent_runs
+    def _has_place(self) -> bool:
+        return len(self.held) < self.config.max_concurrent_runs
 
-    def _claim_queued(self) -> None:
-        """Take waiting runs in their order; cancel at once those that nobody wants any more."""
-        for marker, run_id in list_queue(self.store):
+    def _room(self) -> Room:
+        """What the runs that train now leave of the cluster, those of other runners as far as we know of them."""
+        room = Room(self._totals(), max_runs_per_owner=self.config.max_runs_per_owner)
+        training = {run_id for run_id, run_log in self._logs.items() if run_log.state in _WITH_WORKERS}
+        for run_id in training | self.held.keys():
             with self._one_run(run_id):
-                self._claim(marker, self._log_of(run_id))
+                spec = self._spec_of(run_id)
+                room.take(spec.request, owner=spec.owner)
+        return room
 
-    def _claim(self, marker: str, run_log: RunLog) -> None:
-        run_log.refresh()
-        if not run_log.entries:
-            return  # being submitted at this moment
-        if run_log.state is RunState.QUEUED:
-            if run_log.desired_state == "cancelled":
-                run_log.append(Cancelled(), expect={RunState.QUEUED})
-            elif self._has_room:
-                self._start(run_log, expect={RunState.QUEUED})
-            else:
-                return
-        self.store.delete(marker)
+    # -- other runners' runs ------------------------------------------------------------------------------
 
-    def _take_over_orphans(self) -> None:
-        """Go on with runs whose runner is gone."""
+    def _look_around(self, waiting: AbstractSet[str]) -> None:
+        """Read the logs of all active runs; go on with those whose runner is gone."""
         active = set(list_active(self.store))
         self._logs = {run_id: run_log for run_id, run_log in self._logs.items() if run_id in active}
-        self._heartbeats = {run_id: seen for run_id, seen in self._heartbeats.items() if run_id in active}
-        for run_id in sorted(active - self._held.keys()):
-            if self._has_room:
-                with self._one_run(run_id):
-                    self._take_over(self._log_of(run_id))
+        self._specs = {run_id: spec for run_id, spec in self._specs.items() if run_id in active | self.held.keys()}
+        self._said = {run_id: said for run_id, said in self._said.items() if run_id in active}
+        self._lost.keep(active)
+        for run_id in sorted(active - waiting - self.held.keys()):
+            with self._one_run(run_id):
+                run_log = self._log_of(run_id)
+                run_log.refresh()
+                if run_log.state is RunState.QUEUED and run_log.entries:
+                    self._mark_as_waiting(run_id)
+                elif run_log.state in TRAINING and self._has_place and self._lost.has_lost(run_log):
+                    self._take_over(run_log)
+
+    def _mark_as_waiting(self, run_id: str) -> None:
+        """Put back the marker of a queued run; whoever let it wait again may have died before."""
+        spec = self._spec_of(run_id)
+        marker = Marker(run_id=run_id, at=self.clock.now()).model_dump_json().encode()
+        self.store.put(layout.queue_marker(run_id, priority=spec.request.priority), marker)
 
     def _take_over(self, run_log: RunLog) -> None:
-        run_log.refresh()
-        starts = [entry for entry in run_log.entries if isinstance(entry, AttemptStarted)]
-        if run_log.state not in _TRAINING or not starts or not self._is_gone(run_log, starts[-1].runner_id):
-            return
-        log.warning(
-            "run_taken_over", run_id=run_log.run_id, attempt=run_log.attempt, from_runner=starts[-1].runner_id
-        )
-        self._recover(run_log, Failure(reason=RUNNER_LOST, message="the runner of the attempt is gone"))
+        if run_log.state is not RunState.RECOVERING:
+            log.warning("run_taken_over", run_id=run_log.run_id, attempt=run_log.attempt)
+        failure = Failure(reason=RUNNER_LOST, message="the runner of the attempt is gone")
+        self._recover(self._spec_of(run_log.run_id), run_log, failure)
 
     def _log_of(self, run_id: str) -> RunLog:
         """The run's log, kept between ticks so that only what is new is read."""
-        return self._logs.setdefault(run_id, RunLog(self.store, run_id, clock=self.clock, patience_s=_PATIENCE_S))
+        if run_id not in self._logs:
+            self._logs[run_id] = RunLog(self.store, run_id, clock=self.clock, patience_s=_PATIENCE_S)
+        return self._logs[run_id]
 
-    def _is_gone(self, run_log: RunLog, runner_id: str) -> bool:
-        """Whether a runner is gone: it said so, its process has ended, or its heartbeat stood still as we watched.
-
-        What a heartbeat says is only compared with what it said before, so clocks that disagree do no harm.
-        """
-        last = next(entry for entry in reversed(run_log.entries) if not isinstance(entry, AverageAdded))
-        run_id = run_log.run_id
-        if isinstance(last, AttemptFailed) and last.reason == RUNNER_STOPPED:
-            return True
-        if runner_id == self.config.runner_id or is_provably_gone(runner_id):
-            return True
-        now = self.clock.monotonic()
-        beat = self._fetch_beat(run_id)
-        seen, since = self._heartbeats.get(run_id, (None, now))
-        if run_id not in self._heartbeats or seen != beat:
-            self._heartbeats[run_id] = (beat, now)
-            return False
-        return now - since >= self.config.lost_after_s
-
-    def _start(self, run_log: RunLog, *, expect: set[RunState]) -> None:
-        """Begin the next attempt: say so first, so that the one before it is fenced before this one trains."""
-        self._held.pop(run_log.run_id, None)
-        faults = find_faults(run_log.run_id, run_log.lineage)  # what no average folds, no attempt grows from
-        checkpoints = [checkpoint for checkpoint in run_log.lineage if checkpoint.seq not in faults]
-        entry = AttemptStarted(
-            runner_id=self.config.runner_id, resumed_from=checkpoints[-1].seq if checkpoints else None
-        )
-        attempt = run_log.append(entry, expect=expect).attempt
-        child = Child(run_log.run_id, attempt, command=self.config.driver)
-        log.info("attempt_started", run_id=run_log.run_id, attempt=attempt, driver_pid=child.pid)
-        self._held[run_log.run_id] = _Held(run_log, child)
-
-    # -- signs of life ------------------------------------------------------------------------------------
-
-    def _beat(self, run_id: str, *, attempt: int) -> None:
-        beat = Heartbeat(
-            who="runner", at=self.clock.now(), attempt=attempt, detail=f"runner {self.config.runner_id}"
-        )
-        self.store.put(layout.heartbeat(run_id, "runner"), beat.model_dump_json().encode())
-
-    def _fetch_beat(self, run_id: str) -> bytes | None:
-        try:
-            return self.store.get(layout.heartbeat(run_id, "runner"))
-        except ObjectNotFoundError:
-            return None
+    def _spec_of(self, run_id: str) -> RunSpec:
+        if run_id not in self._specs:
+            self._specs[run_id] = fetch_spec(self.store, run_id)
+        return self._specs[run_id]

@@ -65,7 +65,7 @@ class Update:
             with _together(replica, is_last=number == len(parts)):
                 with self._autocast():
                     loss = self._recipe.loss(replica, batch_of(part)) * (weight * len(part) / len(indices))
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             losses.append(loss.detach())
         return float(torch.stack(losses).sum())
 

@@ -1,4 +1,4 @@
-"""Watches a run's log from beside the training loop: has its owner cancelled it, has an attempt taken over?
+"""Watches a run's log from beside the training loop: does its owner want it to stop, has an attempt taken over?
 
 The loop itself reads only flags, so a slow store never slows a step.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from wa_core.catalog.runs import RunLog
 from wa_core.errors import FencedError
+from wa_core.records import RunState
 
 if TYPE_CHECKING:
     from wa_core.clock import Clock
@@ -21,13 +22,13 @@ class RunWatch:
     def __init__(self, store: ObjectStore, run_id: str, *, attempt: int, clock: Clock) -> None:
         self._log = RunLog(store, run_id, clock=clock)
         self._attempt = attempt
-        self._is_cancelled = False
+        self._is_unwanted = False
         self._is_fenced = False
 
     @property
     def is_stop_wanted(self) -> bool:
         """Whether the attempt should end at the next step."""
-        return self._is_cancelled or self._is_fenced
+        return self._is_unwanted or self._is_fenced
 
     def look(self) -> None:
         """Read what is new in the log.
@@ -36,14 +37,16 @@ class RunWatch:
             TransientError: the store is away; the flags keep their values.
         """
         self._log.refresh()
-        self._is_cancelled = self._log.desired_state == "cancelled"
-        self._is_fenced = self._log.attempt > self._attempt or self._log.state.is_terminal
+        self._is_unwanted = self._log.desired_state != "succeeded"
+        # A run that waits again while we train was asked to go back: what we would add now is of no use to it.
+        is_over = self._log.state.is_terminal or self._log.state is RunState.QUEUED
+        self._is_fenced = self._log.attempt > self._attempt or is_over
 
     def check_fence(self) -> None:
         """Stop an attempt that is no longer the run's.
 
         Raises:
-            FencedError: a newer attempt has started, or the run has ended.
+            FencedError: a newer attempt has started or is to start, or the run has ended.
         """
         if self._is_fenced:
             raise FencedError(

@@ -83,7 +83,9 @@ class ApiRun:
 
     def checkpoint(self, step: int, **metrics: float) -> CheckpointCommitted:
         """Commit a checkpoint."""
-        ref = self._file(f"checkpoint {step}".encode(), key=f"{layout.run_prefix(self.run_id)}checkpoints/{step}")
+        attempt, nonce = self.log.attempt, layout.new_nonce()
+        prefix = layout.checkpoint_prefix(self.run_id, attempt=attempt, step=step, nonce=nonce)
+        ref = self._file(f"checkpoint {step}".encode(), key=prefix + layout.MODEL_FILE)
         entry = CheckpointCommitted(
             step=step, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64, metrics=metrics
         )

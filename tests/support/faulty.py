@@ -175,3 +175,16 @@ class FaultyStore:
         spoiled = bytearray(body)
         spoiled[at // 8] ^= 1 << (at % 8)
         return bytes(spoiled)
+
+
+class CrashAfter(FaultyStore):
+    """Dies for good after some operations."""
+
+    def __init__(self, inner: ObjectStore, num_operations: int) -> None:
+        super().__init__(inner)
+        self._left = num_operations
+
+    def _draw(self, operation: str, key: str) -> Fault | None:
+        self.is_away = self._left == 0
+        self._left -= not self.is_away
+        return super()._draw(operation, key)

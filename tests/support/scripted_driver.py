@@ -10,46 +10,137 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from services.trainer.driver import Attempt, _die_with, run_attempt
 from services.trainer.failure import Failure
+from services.trainer.watch import RunWatch
 from wa_core import layout
 from wa_core.catalog.runs import RunLog
 from wa_core.clock import SystemClock
-from wa_core.records import CheckpointCommitted, FileRef, TrainingFinished
+from wa_core.errors import WeightAveragingError
+from wa_core.records import CheckpointCommitted, FileRef, Heartbeat, RunState, TrainingFinished
 from wa_core.store.local import LocalStore
 
+if TYPE_CHECKING:
+    from services.trainer.job import TrainingJob
 
-def finish(log: RunLog, attempt: int) -> int:
+TOTAL_STEPS = 40
+EVERY_STEPS = 5
+STEP_S = 0.02
+_COMMITS_IN = frozenset({RunState.STARTING, RunState.RUNNING, RunState.PAUSING})
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a verb knows: the bucket, the run's log, and which attempt it is."""
+
+    store: LocalStore
+    log: RunLog
+    attempt: int
+
+    def save(self, step: int) -> None:
+        """Commit a checkpoint."""
+        prefix = layout.checkpoint_prefix(
+            self.log.run_id, attempt=self.attempt, step=step, nonce=layout.new_nonce()
+        )
+        ref = FileRef(key=prefix + layout.MODEL_FILE, size_bytes=0, sha256="0" * 64)
+        self.store.put(ref.key, b"")
+        entry = CheckpointCommitted(
+            step=step,
+            files={layout.MODEL_FILE: ref},
+            spec_digest="0" * 64,
+            is_last=step == TOTAL_STEPS,
+        )
+        self.log.append(entry, attempt=self.attempt, expect=_COMMITS_IN)
+
+    def beat(self, step: int) -> None:
+        """Show how far training has come."""
+        beat = Heartbeat(who="trainer", at=SystemClock().now(), attempt=self.attempt, step=step)
+        self.store.put(layout.heartbeat(self.log.run_id, "trainer"), beat.model_dump_json().encode())
+
+
+def finish(script: Script) -> int:
     """Train to the end."""
-    log.append(TrainingFinished(step=10), attempt=attempt)
+    script.log.append(TrainingFinished(step=10), attempt=script.attempt)
     return 0
 
 
-def save_then_die(log: RunLog, attempt: int) -> int:
+def train(script: Script) -> int:
+    """Step as the real loop does, with checkpoints and an eye on the log; end as the real driver does."""
+
+    def step_on(_job: TrainingJob) -> None:
+        watch = RunWatch(script.store, script.log.run_id, attempt=script.attempt, clock=SystemClock())
+        starts = [entry for entry in script.log.entries if entry.kind == "attempt_started"]
+        step = next((e.step for e in script.log.lineage if e.seq == starts[-1].resumed_from), 0)
+        while step < TOTAL_STEPS and not watch.is_stop_wanted:
+            time.sleep(STEP_S)
+            step += 1
+            script.beat(step)
+            watch.look()
+            if step % EVERY_STEPS == 0 or watch.is_stop_wanted:
+                watch.check_fence()
+                script.save(step)
+
+    attempt = Attempt(script.log.run_id, script.attempt)
+    run_attempt(attempt, store=script.store, clock=SystemClock(), train=step_on)
+    return 0
+
+
+def save_then_die(script: Script) -> int:
     """Commit a checkpoint, then die as if killed."""
-    prefix = layout.checkpoint_prefix(log.run_id, attempt=attempt, step=attempt, nonce=layout.new_nonce())
-    ref = FileRef(key=prefix + layout.MODEL_FILE, size_bytes=0, sha256="0" * 64)
-    entry = CheckpointCommitted(step=attempt, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64)
-    log.append(entry, attempt=attempt)
+    script.save(script.attempt)
     os.kill(os.getpid(), signal.SIGKILL)
     return 1
 
 
-def hang(_log: RunLog, _attempt: int) -> int:
+def kill_runner(_script: Script) -> int:
+    """Take the runner down, as a run that eats a machine's memory does."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+    return 1
+
+
+def stall(script: Script) -> int:
+    """Take some steps, then none."""
+    script.beat(3)
+    time.sleep(600)
+    return 1
+
+
+def hang(_script: Script) -> int:
     """Wait for SIGINT, and end by it."""
     time.sleep(600)
     return 1
 
 
-def hang_deaf(_log: RunLog, _attempt: int) -> int:
+def hang_deaf(_script: Script) -> int:
     """Wait for SIGKILL."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(600)
+    return 1
+
+
+def hang_half_deaf(_script: Script) -> int:
+    """Wait for SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     time.sleep(600)
     return 1
 
 
-VERBS = {"finish": finish, "save-then-die": save_then_die, "hang": hang, "hang-deaf": hang_deaf}
+VERBS = {
+    "finish": finish,
+    "train": train,
+    "save-then-die": save_then_die,
+    "kill-runner": kill_runner,
+    "stall": stall,
+    "hang": hang,
+    "hang-deaf": hang_deaf,
+    "hang-half-deaf": hang_half_deaf,
+}
 
 
 def main() -> int:
@@ -62,14 +153,20 @@ def main() -> int:
     parser.add_argument("--result", type=Path)
     parser.add_argument("--parent-pid", type=int)
     options = parser.parse_args()
+    _die_with(options.parent_pid)
     verbs = options.verbs.split(",")
     verb = verbs[min(options.attempt, len(verbs)) - 1]
     if verb not in VERBS:
         Failure(reason=verb, message="as the test wanted").leave(options.result)
         return 1
-    log = RunLog(LocalStore(options.folder), options.run_id, clock=SystemClock())
+    store = LocalStore(options.folder)
+    log = RunLog(store, options.run_id, clock=SystemClock())
     log.refresh()
-    return VERBS[verb](log, options.attempt)
+    try:
+        return VERBS[verb](Script(store, log, options.attempt))
+    except (WeightAveragingError, KeyboardInterrupt) as error:
+        Failure.of(error).leave(options.result)
+        return 1
 
 
 if __name__ == "__main__":

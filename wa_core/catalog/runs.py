@@ -21,6 +21,7 @@ from wa_core.errors import (
     RunNotFoundError,
 )
 from wa_core.records import (
+    DEFAULT_OWNER,
     AttemptFailed,
     AttemptStarted,
     AverageAdded,
@@ -117,20 +118,25 @@ def requested_averages(spec: RunSpec, entries: Iterable[LogEntry]) -> list[Avera
     return list(wanted.values())
 
 
-def submit(store: ObjectStore, request: RunRequest, *, clock: Clock) -> RunSpec:
-    """Create a run, queued.
+def submit(store: ObjectStore, request: RunRequest, *, clock: Clock, owner: str = DEFAULT_OWNER) -> RunSpec:
+    """Create a run, queued."""
+    now = clock.now()
+    spec = RunSpec(run_id=layout.new_run_id(now), created_at=now, owner=owner, request=request)
+    create_run(store, spec, clock=clock)
+    return spec
+
+
+def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> None:
+    """Write all that makes a run. Doing so again with the same spec, or at once with another, changes nothing.
 
     The markers come first: a crash in between leaves markers without a run, which readers ignore, and never a
     run that no runner will find.
     """
-    now = clock.now()
-    spec = RunSpec(run_id=layout.new_run_id(now), created_at=now, request=request)
-    marker = Marker(run_id=spec.run_id, at=now).model_dump_json().encode()
+    marker = Marker(run_id=spec.run_id, at=spec.created_at).model_dump_json().encode()
     store.put(layout.active_marker(spec.run_id), marker)
-    store.put(layout.queue_marker(spec.run_id, priority=request.priority), marker)
+    store.put(layout.queue_marker(spec.run_id, priority=spec.request.priority), marker)
     commit(store, layout.run_spec(spec.run_id), spec)
-    RunLog(store, spec.run_id, clock=clock).append(Submitted())
-    return spec
+    RunLog(store, spec.run_id, clock=clock).append(Submitted(write_id=spec.write_id))
 
 
 def add_average(store: ObjectStore, run_id: str, request: AverageRequest, *, clock: Clock) -> AverageAdded:
@@ -232,16 +238,12 @@ class RunLog:
 
     @property
     def desired_state(self) -> str:
-        """What its owner last asked for: ``succeeded``, ``paused`` or ``cancelled``."""
-        for entry in reversed(self._entries):
-            match entry:
-                case CancelRequested():
-                    return "cancelled"
-                case PauseRequested():
-                    return "paused"
-                case ResumeRequested():
-                    break
-        return "succeeded"
+        """What its owner wants: ``succeeded``, ``paused`` or ``cancelled``; a cancel cannot be taken back."""
+        if any(isinstance(entry, CancelRequested | Cancelled) for entry in self._entries):
+            return "cancelled"
+        wishes = (PauseRequested, Paused, ResumeRequested)
+        last = next((entry for entry in reversed(self._entries) if isinstance(entry, wishes)), None)
+        return "succeeded" if last is None or isinstance(last, ResumeRequested) else "paused"
 
     def refresh(self) -> Sequence[Entry]:
         """Read what was appended since, and return just that.

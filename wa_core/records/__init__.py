@@ -7,6 +7,7 @@ recognises its own write when the response was lost (ADR 0003).
 from __future__ import annotations
 
 from wa_core.records.base import (
+    DEFAULT_OWNER,
     FORMAT,
     HEADLINE_METRIC,
     MAX_AVERAGES,
@@ -48,8 +49,18 @@ from wa_core.records.manifests import (
     RebuiltPart,
     SetAside,
 )
-from wa_core.records.signs import Heartbeat, Marker
-from wa_core.records.submission import AverageRequest, CheckpointPolicy, RecipeConfig, RunRequest, RunSpec, Scaling
+from wa_core.records.signs import WAITING, Heartbeat, Marker
+from wa_core.records.submission import (
+    AverageRequest,
+    CheckpointPolicy,
+    Deadlines,
+    KeyedSubmission,
+    RecipeConfig,
+    Resumption,
+    RunRequest,
+    RunSpec,
+    Scaling,
+)
 from wa_core.records.training import (
     ConstantRate,
     CyclicalRate,
@@ -60,9 +71,11 @@ from wa_core.records.training import (
 )
 
 __all__ = [
+    "DEFAULT_OWNER",
     "FORMAT",
     "HEADLINE_METRIC",
     "MAX_AVERAGES",
+    "WAITING",
     "Assessment",
     "AssessmentRecord",
     "AttemptFailed",
@@ -79,12 +92,14 @@ __all__ = [
     "Comparison",
     "ConstantRate",
     "CyclicalRate",
+    "Deadlines",
     "EarlyStop",
     "Entry",
     "Evaluation",
     "Failed",
     "FileRef",
     "Heartbeat",
+    "KeyedSubmission",
     "LogEntry",
     "LrSchedule",
     "Marker",
@@ -97,6 +112,7 @@ __all__ = [
     "Record",
     "Request",
     "ResumeRequested",
+    "Resumption",
     "RunRequest",
     "RunSpec",
     "RunState",

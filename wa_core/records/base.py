@@ -13,6 +13,9 @@ FORMAT: Literal[1] = 1
 #: The metric that every recipe has and that `best` and `won` go by; less is better.
 HEADLINE_METRIC = "loss"
 
+#: Whose a run is that was submitted without a token of a name.
+DEFAULT_OWNER = "default"
+
 #: Of one run, submitted and added.
 MAX_AVERAGES = 32
 

@@ -77,10 +77,15 @@ class Paused(LogEntry):
 
 
 class ResumeRequested(LogEntry):
-    """Somebody wants the run to go on, from `from_step` or from its last checkpoint."""
+    """Somebody wants the run to go on, from `from_step` or from its last checkpoint.
+
+    From there on learning rates are multiplied by `lr_scale`, and the next `skip_batches` batches are left out.
+    """
 
     kind: Literal["resume_requested"] = "resume_requested"
     from_step: int | None = None
+    lr_scale: float = 1.0
+    skip_batches: int = 0
 
 
 class CancelRequested(LogEntry):

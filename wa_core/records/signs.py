@@ -6,9 +6,12 @@ from pydantic import AwareDatetime, Field
 
 from wa_core.records.base import Record
 
+#: Whose heartbeat says why a run waits; its runner writes it.
+WAITING = "waiting"
+
 
 class Heartbeat(Record):
-    """A sign of life; advisory, overwritten, never the truth."""
+    """A sign of life; advisory, overwritten, never the truth. `reason` is a code: why a run is made to wait."""
 
     who: str
     at: AwareDatetime
@@ -18,6 +21,7 @@ class Heartbeat(Record):
     epoch: int | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     detail: str = ""
+    reason: str = ""
 
 
 class Marker(Record):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, JsonValue, StringConstraints, model_validator
 
-from wa_core.records.base import FORMAT, MAX_AVERAGES, Name, Record, Request, new_write_id
+from wa_core.records.base import DEFAULT_OWNER, FORMAT, MAX_AVERAGES, Name, Record, Request, Sha256, new_write_id
 from wa_core.records.training import TrainingOptions
 
 
@@ -44,6 +44,35 @@ class CheckpointPolicy(Request):
         return self.keep_last is None and self.keep_every_steps is None and self.keep_best is None
 
 
+class Deadlines(Request):
+    """How long a run may take, in seconds; None: as long as it takes.
+
+    `queue_s` is how long it may wait for its first attempt, `run_s` how long its attempts may take together, and
+    `stall_s` how long an attempt may go without a step before it is ended and tried again.
+    """
+
+    queue_s: float | None = Field(default=None, gt=0, le=1e9)
+    run_s: float | None = Field(default=None, gt=0, le=1e9)
+    stall_s: float = Field(default=900.0, gt=0, le=1e9)
+
+
+class Resumption(Request):
+    """The body of a resume: how the run goes on.
+
+    `from_step` is a step to go back to; None goes on from the newest checkpoint. From there on every learning rate
+    is multiplied by `lr_scale`, and the next `skip_batches` batches of the data are left out.
+    """
+
+    from_step: int | None = Field(default=None, ge=0, lt=10**12)
+    lr_scale: float = Field(default=1.0, gt=0, le=1e6)
+    skip_batches: int = Field(default=0, ge=0, lt=10**9)
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether this is more than going on as before."""
+        return self != Resumption()
+
+
 class AverageRequest(Request):
     """One average that the run should have.
 
@@ -73,6 +102,7 @@ class RunRequest(Request):
     )
     priority: int = Field(default=50, ge=0, le=99)
     max_failures: int = Field(default=2, ge=0, le=100)
+    deadlines: Deadlines = Field(default_factory=Deadlines)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
@@ -95,10 +125,24 @@ class RecipeConfig(Request):
 
 
 class RunSpec(Record):
-    """A submitted run: what was asked for, and when. Written once, as `run.json`."""
+    """A submitted run: what was asked for, when and by whom. Written once, as `run.json`."""
 
     format: Literal[1] = FORMAT
     run_id: str
     write_id: str = Field(default_factory=new_write_id)
     created_at: AwareDatetime
+    owner: Name = DEFAULT_OWNER
     request: RunRequest
+
+
+class KeyedSubmission(Record):
+    """Which run an Idempotency-Key stands for, and what was submitted under it. Written once, before the run is.
+
+    Whoever sends the key again finishes the submission that it began, to the very same records.
+    """
+
+    format: Literal[1] = FORMAT
+    write_id: str = Field(default_factory=new_write_id)
+    run_id: str
+    created_at: AwareDatetime
+    body_sha256: Sha256

@@ -1,26 +1,29 @@
-"""Submit, list, watch and cancel runs."""
+"""Submit, list and watch runs, and say what is to become of them."""
 
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from services.api.auth import CODE, require_scope
-from services.api.body import read_run_request
+from services.api import wishes
+from services.api.auth import CODE, owner_of, require_scope
+from services.api.body import read_resumption, read_run_request
 from services.api.catalog import Catalog, RunSnapshot
 from services.api.problems import HttpProblem
 from services.api.ranges import etag_matches
 from services.api.resources import checkpoint_resources, run_resource
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import CheckpointResource, Listing, Page, RunResource
-from services.api.submission import check_submission
+from services.api.submission import check_key, check_submission
 from wa_core import layout
 from wa_core.catalog.runs import submit
-from wa_core.records import RunRequest, RunState
+from wa_core.catalog.submissions import submit_once
+from wa_core.records import Resumption, RunRequest, RunState
 
 router = APIRouter(prefix="/v1", tags=["runs"])
 
@@ -45,12 +48,20 @@ def submit_run(
     request: Request,
     response: Response,
     catalog: CatalogDep,
+    idempotency_key: Annotated[
+        str | None, Header(description="sent again with the same body, it names the same run")
+    ] = None,
 ) -> RunResource:
     """Submit a run. It waits until a runner takes it."""
     if wanted.package is not None:
         require_scope(request, CODE)
     check_submission(wanted, catalog.store)
-    spec = submit(catalog.store, wanted, clock=request.app.state.clock)
+    store, clock, owner = catalog.store, request.app.state.clock, owner_of(request)
+    if idempotency_key is None:
+        spec = submit(store, wanted, clock=clock, owner=owner)
+    else:
+        check_key(idempotency_key)
+        spec = submit_once(store, wanted, key=idempotency_key, clock=clock, owner=owner)
     response.headers["Location"] = f"/v1/runs/{spec.run_id}"
     return run_resource(catalog.snapshot(spec.run_id))
 
@@ -104,7 +115,33 @@ async def show_run(
 @router.post("/runs/{run_id}:cancel", status_code=202, responses=problems(404, 409))
 def cancel_run(run_id: str, catalog: CatalogDep) -> RunResource:
     """Ask for a run's end: at once when it waits, at a step boundary when it trains."""
-    catalog.cancel(run_id)
+    catalog.ask(run_id, wishes.cancel)
+    return run_resource(catalog.snapshot(run_id))
+
+
+@router.post("/runs/{run_id}:pause", status_code=202, responses=problems(404, 409))
+def pause_run(run_id: str, catalog: CatalogDep) -> RunResource:
+    """Ask for a pause: at once when a run waits, at a step boundary after a last checkpoint when it trains."""
+    catalog.ask(run_id, wishes.pause)
+    return run_resource(catalog.snapshot(run_id))
+
+
+@router.post(
+    "/runs/{run_id}:resume",
+    status_code=202,
+    responses=problems(400, 404, 408, 409, 413, 415, 422),
+    openapi_extra={
+        "requestBody": {
+            "required": False,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Resumption"}}},
+        }
+    },
+)
+def resume_run(
+    run_id: str, wanted: Annotated[Resumption, Depends(read_resumption)], catalog: CatalogDep
+) -> RunResource:
+    """Let a paused run go on; with `from_step`, let any run that trains go back to an older step."""
+    catalog.ask(run_id, partial(wishes.resume, wanted=wanted))
     return run_resource(catalog.snapshot(run_id))
 
 

@@ -42,6 +42,9 @@ FIELDS = {
     "priority",
     "max_failures",
     "seed",
+    "deadlines",
+    "owner",
+    "package",
 }
 
 

@@ -16,7 +16,7 @@ from services.trainer.loop import TrainContext, train
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core.clock import SystemClock
 from wa_core.errors import FencedError, TransientError, UserCodeError
-from wa_core.records import CancelRequested, RunState
+from wa_core.records import CancelRequested, PauseRequested, RunState
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -62,6 +62,29 @@ def test_a_cancelled_run_is_cancelled(store: MemoryStore, run_id: str) -> None:
     run_attempt(Attempt(run_id, 1), store=store, clock=SystemClock(), train=job)
 
     assert log_of(store, run_id).state is RunState.CANCELLED
+
+
+def test_a_run_that_is_asked_to_pause_is_paused(store: MemoryStore, run_id: str) -> None:
+    """Training that was asked to pause leaves the run `paused`."""
+
+    def job(job: TrainingJob) -> None:
+        log_of(store, job.run_id).append(PauseRequested())
+
+    run_attempt(Attempt(run_id, 1), store=store, clock=SystemClock(), train=job)
+
+    assert log_of(store, run_id).state is RunState.PAUSED
+
+
+def test_a_run_that_finishes_while_it_is_asked_to_pause_is_finished(store: MemoryStore, run_id: str) -> None:
+    """A pause that comes at the last step finds nothing left to pause."""
+
+    def job(job: TrainingJob) -> None:
+        train(TrainContext(store, job.run_id, job.attempt))
+        log_of(store, job.run_id).append(PauseRequested())
+
+    run_attempt(Attempt(run_id, 1), store=store, clock=SystemClock(), train=job)
+
+    assert log_of(store, run_id).state is RunState.FINALIZING
 
 
 def test_a_run_that_is_cancelled_before_it_trains_never_does(store: MemoryStore, run_id: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.held import Graces
 from services.trainer.identity import is_provably_gone, new_runner_id
 from services.trainer.runner import Runner, RunnerConfig
 from support import scripted_driver
@@ -48,8 +49,9 @@ def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
 
     def make(verbs: str, **options: object) -> Runner:
         driver = (sys.executable, str(Path(scripted_driver.__file__)), str(tmp_path / "bucket"), verbs)
-        config = RunnerConfig(f"elsewhere/{len(runners)}/1/x", driver=driver, look_for_orphans_interval_s=0.0)
-        runners.append(Runner(store, replace(config, **options), SystemClock()))
+        config = RunnerConfig(f"elsewhere/{len(runners)}/1/x", driver=driver, look_around_interval_s=0.0)
+        config = replace(config, folder=tmp_path, **options)
+        runners.append(Runner(store, config, SystemClock(), totals=lambda: {"CPU": 4}))
         return runners[-1]
 
     yield make
@@ -121,7 +123,9 @@ def test_65_66_no_attempt_grows_from_a_checkpoint_that_no_average_folds(
     log = log_of(store, run_id)
     sound, foreign, unreadable = (
         log.append(CheckpointCommitted(step=step, files={layout.MODEL_FILE: ref}, spec_digest="0" * 64))
-        for step, ref in enumerate([ref_in(run_id), ref_in("0" * 26), ref_in(run_id)], start=1)
+        for step, ref in enumerate(
+            [ref_in(store, run_id), ref_in(store, "0" * 26), ref_in(store, run_id)], start=1
+        )
     )
     key = layout.log_entry(run_id, unreadable.seq)
     store.put(key, store.get(key).replace(b'"format":1', b'"format":2'))
@@ -134,9 +138,10 @@ def test_65_66_no_attempt_grows_from_a_checkpoint_that_no_average_folds(
     assert foreign.seq < unreadable.seq
 
 
-def ref_in(run_id: str) -> FileRef:
+def ref_in(store: LocalStore, run_id: str) -> FileRef:
     """Weights in a checkpoint of a run."""
     prefix = layout.checkpoint_prefix(run_id, attempt=1, step=1, nonce=layout.new_nonce())
+    store.put(prefix + layout.MODEL_FILE, b"")
     return FileRef(key=prefix + layout.MODEL_FILE, size_bytes=0, sha256="0" * 64)
 
 
@@ -152,15 +157,15 @@ def test_a_run_fails_after_max_failures(store: LocalStore, make_runner: MakeRunn
     assert kinds(store, run_id).count("attempt_failed") == 2
 
 
-def test_f26_a_hopeless_failure_is_not_tried_again(store: LocalStore, make_runner: MakeRunner) -> None:
-    """F26: a run that the cluster can never hold fails at once, with that reason."""
+def test_a_hopeless_failure_is_not_tried_again(store: LocalStore, make_runner: MakeRunner) -> None:
+    """A run whose config no recipe takes fails at once, with that reason."""
     run_id = submit_run(store, digits_request(max_failures=5))
-    runner = make_runner("insufficient_resources")
+    runner = make_runner("invalid_config")
 
     tick_until(runner, lambda: log_of(store, run_id).state is RunState.FAILED)
 
     assert kinds(store, run_id).count("attempt_started") == 1
-    assert log_of(store, run_id).entries[-1].reason == "insufficient_resources"
+    assert log_of(store, run_id).entries[-1].reason == "invalid_config"
 
 
 def test_a_queued_run_is_cancelled_at_once_even_when_the_runner_is_full(
@@ -186,10 +191,10 @@ def test_a_driver_that_ignores_a_cancel_is_made_to_stop(
 ) -> None:
     """A cancelled run ends: first the driver is left alone, then interrupted, then killed."""
     run_id = submit_run(store, digits_request())
-    runner = make_runner(verb, cancel_grace_s=0.3, interrupt_grace_s=0.5)
+    runner = make_runner(verb, graces=Graces(cancel_s=0.3, interrupt_s=0.5, terminate_s=0.3))
     runner.tick()
     beat(store, run_id, attempt=1)
-    (held,) = runner._held.values()
+    (held,) = runner.held.values()
     log_of(store, run_id).append(CancelRequested())
 
     tick_until(runner, lambda: log_of(store, run_id).state is RunState.CANCELLED)
@@ -201,7 +206,8 @@ def test_a_driver_that_ignores_a_cancel_is_made_to_stop(
 def test_a_cancel_while_workers_start_is_not_waited_for(store: LocalStore, make_runner: MakeRunner) -> None:
     """Before this attempt's workers have shown up there are no weights to save, so the driver is stopped soon."""
     run_id = submit_run(store, digits_request())
-    runner = make_runner("hang", cancel_grace_s=600.0, start_cancel_grace_s=0.1, interrupt_grace_s=0.5)
+    graces = Graces(cancel_s=600.0, start_cancel_s=0.1, interrupt_s=0.5)
+    runner = make_runner("hang", graces=graces)
     runner.tick()
     beat(store, run_id, attempt=0)  # an older attempt's
     log_of(store, run_id).append(CancelRequested())
@@ -251,14 +257,15 @@ def test_a_store_that_was_away_makes_no_runner_lost(store: LocalStore, make_runn
     run_id = submit_run(store, digits_request())
     start_attempt(store, run_id)
     runner = make_runner("finish", lost_after_s=10.0)
-    runner.store, runner.clock = FaultyStore(store), ManualClock()
+    faulty, clock = FaultyStore(store), ManualClock()
+    runner = Runner(faulty, runner.config, clock, totals=dict)
     runner.tick()
 
-    runner.store.is_away = True
+    faulty.is_away = True
     with pytest.raises(StoreUnavailableError):
         runner.tick()
-    runner.clock.advance(60.0)
-    runner.store.is_away = False
+    clock.advance(60.0)
+    faulty.is_away = False
     runner.tick()
 
     assert kinds(store, run_id) == ["submitted", "attempt_started"]
@@ -268,13 +275,13 @@ def test_a_heartbeat_of_another_version_is_one(store: LocalStore, make_runner: M
     """What cannot be read as a heartbeat still shows by changing that somebody is there, and troubles nobody."""
     run_id = submit_run(store, digits_request())
     start_attempt(store, run_id)
-    runner = make_runner("finish", lost_after_s=10.0)
-    runner.clock = ManualClock()
+    clock = ManualClock()
+    runner = Runner(store, make_runner("finish", lost_after_s=10.0).config, clock, totals=dict)
 
     for number in range(5):
         store.put(layout.heartbeat(run_id, "runner"), f'{{"number": {number}}}'.encode())
         runner.tick()
-        runner.clock.advance(6.0)
+        clock.advance(6.0)
 
     assert kinds(store, run_id) == ["submitted", "attempt_started"]
 
@@ -286,13 +293,13 @@ def test_f18_an_older_runner_gives_up_a_run_that_was_taken_over(
     run_id = submit_run(store, digits_request())
     runner = make_runner("hang")
     runner.tick()
-    (held,) = runner._held.values()
+    (held,) = runner.held.values()
 
     start_attempt(store, run_id)
     runner.tick()
 
     assert not held.child.is_alive
-    assert runner._held == {}
+    assert runner.held == {}
     assert kinds(store, run_id)[-1] == "attempt_started"
 
 
@@ -304,7 +311,7 @@ def test_a_stopped_runner_leaves_its_run_to_the_next_at_once(store: LocalStore, 
     run_id = submit_run(store, digits_request(max_failures=0))
     first = make_runner("hang")
     first.tick()
-    (held,) = first._held.values()
+    (held,) = first.held.values()
 
     first.shut_down()
 

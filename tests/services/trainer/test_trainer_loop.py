@@ -26,7 +26,16 @@ from wa_core.catalog.files import put_file
 from wa_core.catalog.packages import put_package
 from wa_core.errors import CorruptError, FencedError
 from wa_core.packages import pack_folder
-from wa_core.records import CancelRequested, CheckpointCommitted, Heartbeat, RunRequest
+from wa_core.records import (
+    AttemptStarted,
+    CancelRequested,
+    CheckpointCommitted,
+    Heartbeat,
+    PauseRequested,
+    ResumeRequested,
+    RunRequest,
+    RunState,
+)
 from wa_core.store.local import LocalStore
 from wa_core.store.memory import MemoryStore
 from wa_core.tensors import pickled
@@ -112,6 +121,74 @@ def test_a_cancelled_run_stops_at_a_step_after_a_last_checkpoint() -> None:
     assert outcomes
     assert outcomes[0].is_stopped
     assert [entry.step for entry in log_of(store, run_id).lineage] == [outcomes[0].step]
+
+
+def test_a_paused_run_keeps_the_weights_of_the_step_where_it_stopped() -> None:
+    """Pause ends training at a step, after a checkpoint of just that step."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
+    attempt = start_attempt(store, run_id)
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(train(TrainContext(store, run_id, attempt))))
+    thread.start()
+    _wait_for_step(store, run_id)
+
+    log_of(store, run_id).append(PauseRequested())
+    thread.join(30)
+
+    assert outcomes[0].is_stopped
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [outcomes[0].step]
+    assert log_of(store, run_id).state is RunState.PAUSING
+
+
+def test_f17_a_rewound_attempt_stops_and_commits_nothing_more() -> None:
+    """F17: an attempt whose run is to go on from an older step ends at a step boundary, as if fenced."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
+    attempt = start_attempt(store, run_id)
+    errors: list[BaseException] = []
+
+    def rewound() -> None:
+        try:
+            train(TrainContext(store, run_id, attempt))
+        except FencedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=rewound)
+    thread.start()
+    _wait_for_step(store, run_id)
+    log_of(store, run_id).append(ResumeRequested(from_step=0))
+    thread.join(30)
+
+    assert len(errors) == 1
+    assert log_of(store, run_id).lineage == []
+
+
+def test_a_pause_and_a_rewind_with_changes_are_exact() -> None:
+    """Going back with other rates and other data is the run that had them from that step on, bit for bit."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request())
+    train(TrainContext(store, run_id, start_attempt(store, run_id)))
+    first = log_of(store, run_id).lineage[0]
+
+    def go_back(**changes: float) -> list[CheckpointCommitted]:
+        log = log_of(store, run_id)
+        log.append(ResumeRequested(from_step=first.step, **changes))
+        attempt = log.append(AttemptStarted(runner_id="test", resumed_from=first.seq)).attempt
+        train(TrainContext(store, run_id, attempt))
+        return log_of(store, run_id).lineage
+
+    undisturbed = go_back()
+    halved = go_back(lr_scale=0.5, skip_batches=2)
+    again = go_back(lr_scale=0.5, skip_batches=2)
+    still = go_back()
+
+    assert [entry.step for entry in halved] == [entry.step for entry in undisturbed] == [4, 8, 11]
+    assert halved[-1].lr == pytest.approx(undisturbed[-1].lr / 2)
+    last = [weights_of(store, entries[-1]) for entries in (undisturbed, halved, again, still)]
+    assert differing_tensors(last[0], last[1]) != []
+    assert differing_tensors(last[1], last[2]) == []
+    assert differing_tensors(last[0], last[3]) == []
 
 
 def test_f18_a_newer_attempt_ends_the_older_one() -> None:

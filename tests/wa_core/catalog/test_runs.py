@@ -9,7 +9,7 @@ import stamina
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.faulty import Fault, FaultyStore
+from support.faulty import CrashAfter, Fault, FaultyStore
 from support.logs import RECIPE, checkpoint, open_log, submitted
 from wa_core import layout
 from wa_core.catalog.runs import (
@@ -123,19 +123,6 @@ class TestSubmit:
 
         with pytest.raises(CorruptError, match=r"run\.json cannot be read: format"):
             fetch_spec(store, run_id)
-
-
-class CrashAfter(FaultyStore):
-    """Dies for good after some operations."""
-
-    def __init__(self, inner: ObjectStore, num_operations: int) -> None:
-        super().__init__(inner)
-        self._left = num_operations
-
-    def _draw(self, operation: str, key: str) -> Fault | None:
-        self.is_away = self._left == 0
-        self._left -= not self.is_away
-        return super()._draw(operation, key)
 
 
 class TestLog:
