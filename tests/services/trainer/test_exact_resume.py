@@ -64,7 +64,7 @@ def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("training", [PLAIN, FLOAT16, EVERYTHING], ids=["plain", "float16", "everything"])
 def test_many_kills_change_no_bit(tmp_path: Path, training: TrainingOptions, seed: int) -> None:
-    """F15, F17, at length: other kills each time; also without any option, and under cyclical rates and float16."""
+    """F15, F17, at length: other kills each time; also without options, and in float16 with cycles."""
     undisturbed = finished_run(tmp_path / "undisturbed", training, kills=[])
     killed = finished_run(tmp_path / "killed", training, kills=kill_plan(seed=seed))
 
