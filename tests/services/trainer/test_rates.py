@@ -43,7 +43,9 @@ def test_a_constant_rate_is_annealed_as_swalr_does(anneal: str, anneal_steps: in
         {"kind": "constant", "lr": 0.02, "start_step": 4, "anneal_steps": anneal_steps, "anneal": anneal}
     )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1 * 0.9**4)
-    oracle = SWALR(optimizer, swa_lr=0.02, anneal_epochs=anneal_steps, anneal_strategy={"cosine": "cos"}.get(anneal, anneal))
+    oracle = SWALR(
+        optimizer, swa_lr=0.02, anneal_epochs=anneal_steps, anneal_strategy={"cosine": "cos"}.get(anneal, anneal)
+    )
     expected = []
     for _ in range(8):
         expected.append(optimizer.param_groups[0]["lr"])
