@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/wa demo --out out
 
 test: check
-	$(BIN)/python -m pytest -m "not stack and not chaos and not soak"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not stack and not chaos and not soak"
 	$(BIN)/python -m pytest -m "(stack or chaos) and not soak"
 
 # The long versions of the fault tests: about an hour. More schedules: pytest tests/chaos/test_simulation.py --sim-seeds=N

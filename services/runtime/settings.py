@@ -58,5 +58,5 @@ class Settings(BaseSettings):
     averager_host: str = "127.0.0.1"
     averager_port: int | None = Field(default=None, ge=0, le=65535)
 
-    poll_interval_s: float = Field(default=0.5, gt=0)
+    poll_interval_s: float = Field(default=0.25, gt=0)
     log_format: Literal["console", "json"] = "console"

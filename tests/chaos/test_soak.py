@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.averager.scratch import Scratch
+from services.averager.verify import verify
 from support.seaweed import running_seaweed
 from support.soak import Hardship, soak
+from support.trained import AVERAGES
+from wa_core import layout
+from wa_core.clock import SystemClock
+from wa_core.errors import CorruptError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from support.trained import TrainedRun
 
 
 @pytest.mark.parametrize(
@@ -33,3 +41,19 @@ def test_f1_f2_f3_f9_everything_at_once(tmp_path: Path, num_checkpoints: int, ha
         assert found.happened["store killed"] > 0
         # A strike costs the files that were on their way to one record, two at most (a model in two formats).
         assert len(found.run.orphans()) <= 2 * found.happened.total()
+        check_that_it_can_be_proved(found.run, tmp_path)
+
+
+def check_that_it_can_be_proved(run: TrainedRun, tmp_path: Path) -> None:
+    """`wa verify` finds every average equal; with one byte of one kept checkpoint changed it names the step."""
+    with Scratch(tmp_path) as scratch:
+        for name in AVERAGES:
+            assert verify(run.store, run.run_id, name, scratch=scratch, clock=SystemClock()).is_state_equal
+        victim = run.log.lineage[len(run.log.lineage) // 2]
+        key = victim.files[layout.MODEL_FILE].key
+        body = bytearray(run.store.get(key))
+        body[-1] ^= 1
+        run.store.put(key, bytes(body))
+        for name in AVERAGES:
+            with pytest.raises(CorruptError, match=f"step {victim.step}"):
+                verify(run.store, run.run_id, name, scratch=scratch, clock=SystemClock())

@@ -106,6 +106,8 @@ class S3Store:
             multipart_chunksize=min(multipart_bytes, _PART_BYTES),
             max_concurrency=_NUM_PARTS_UNDER_WAY,
         )
+        # One more than is being sent; ten, by default, would be read ahead of a slow line.
+        self._transfer.max_in_memory_upload_chunks = _NUM_PARTS_UNDER_WAY + 1
         self._where = _without_user(endpoint_url) if endpoint_url else f"AWS {region}"
         session = boto3.session.Session(access_key, secret_key, region_name=region)
         self._commits = _client(session, endpoint_url, tries=1, read_timeout_s=20)
