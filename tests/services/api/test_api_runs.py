@@ -39,6 +39,7 @@ FIELDS = {
     "created_at",
     "updated_at",
     "checkpoint",
+    "training",
     "priority",
     "max_failures",
     "seed",

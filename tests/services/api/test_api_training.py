@@ -56,7 +56,7 @@ def test_a_run_shows_how_it_is_trained(api: TestClient) -> None:
     ],
 )
 def test_a_plain_mean_over_different_rates_is_warned_of(
-    rule: str, rates: list[float | None], is_warned: bool
+    rule: str, rates: list[float | None], *, is_warned: bool
 ) -> None:
     """A window or SWA whose checkpoints were taken at rates more than a tenth apart says so."""
     checkpoints = [
