@@ -142,6 +142,11 @@ def logs_part(run_id: str, *, attempt: int, rank: int | str, part: int) -> str:
     return f"{logs_prefix(run_id, attempt=attempt, rank=rank)}{part:08d}.txt"
 
 
+def event_file(run_id: str, *, attempt: int, part: int) -> str:
+    """One batch of metrics for TensorBoard, which wants ``tfevents`` in the name and reads in name order."""
+    return f"{run_prefix(run_id)}tensorboard/{attempt:04d}/events.out.tfevents.{part:08d}"
+
+
 def log_hint(run_id: str) -> str:
     """A copy of the run log's beginning in one object."""
     return f"{run_prefix(run_id)}hints/log.json"

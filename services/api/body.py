@@ -19,7 +19,15 @@ from starlette.requests import ClientDisconnect
 from services.api.problems import HttpProblem
 from services.recipes.registry import recipe_names
 from wa_core.packages import MAX_PACKAGE_BYTES, TOO_LARGE
-from wa_core.records import AverageRequest, CheckpointPolicy, Deadlines, Resumption, RunRequest, Scaling
+from wa_core.records import (
+    AverageRequest,
+    CheckpointPolicy,
+    Deadlines,
+    Resumption,
+    RunRequest,
+    Scaling,
+    TrainingOptions,
+)
 
 MAX_BODY_BYTES = 1 << 20
 PACKAGE_DEADLINE_S = 120.0
@@ -35,6 +43,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "checkpoint": CheckpointPolicy,
     "averages": AverageRequest,
     "deadlines": Deadlines,
+    "training": TrainingOptions,
 }
 
 

@@ -16,6 +16,8 @@ from services.api.schemas import (
 )
 from services.recipes import registry
 from wa_core import layout
+from wa_core.averaging.rules import SwaRule, parse_run_rule
+from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.catch_up import Replay
 from wa_core.catalog.runs import lineage
 from wa_core.errors import InvalidInputError
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
         Heartbeat,
     )
 
+#: Rates that differ by more than this factor are of different phases.
+RATE_PHASE = 1.1
+
 WEIGHTS_FILES = {"weights.safetensors": layout.MODEL_FILE, "weights.pt": layout.PICKLE_FILE}
 
 
@@ -66,6 +71,7 @@ def run_resource(run: RunSnapshot) -> RunResource:
         config=request.config,
         scaling=request.scaling,
         checkpoint=request.checkpoint,
+        training=request.training,
         averages=run.wanted,
         labels=request.labels,
         priority=request.priority,
@@ -147,6 +153,7 @@ def average_resource(
         published_generation=served.generation if served else None,
         best_generation=best,
         rebuilt=_rebuilt(shown),
+        warnings=_warnings(wanted.rule, shown, checkpoints),
     )
 
 
@@ -185,6 +192,22 @@ def _checkpoint(entry: CheckpointCommitted, *, is_abandoned: bool) -> Checkpoint
         is_abandoned=is_abandoned,
         created_at=entry.at,
     )
+
+
+def _warnings(rule: str, shown: AverageManifest | None, checkpoints: Sequence[CheckpointCommitted]) -> list[str]:
+    """A plain mean is of weights around one optimum; those of other rates are elsewhere, or more scattered."""
+    try:
+        is_plain_mean = isinstance(parse_run_rule(rule), SwaRule | WindowRule)
+    except InvalidInputError:
+        return []  # submitted to a version that knew this rule
+    if not is_plain_mean or shown is None:
+        return []
+    steps = shown.coefficients
+    rates = [checkpoint.lr for checkpoint in checkpoints if checkpoint.lr and checkpoint.step in steps]
+    if not rates or max(rates) <= RATE_PHASE * min(rates):
+        return []
+    phases = f"spans learning-rate phases: from {min(rates):.3g} to {max(rates):.3g}"
+    return [f"{phases}; begin it later (start_step), or keep the rate constant (training.lr_schedule)"]
 
 
 def _rebuilt(shown: AverageManifest | None) -> RebuiltFrom | None:

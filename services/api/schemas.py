@@ -18,6 +18,7 @@ from wa_core.records import (
     RunState,
     Scaling,
     SetAside,
+    TrainingOptions,
 )
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class RunResource(Resource):
     config: dict[str, JsonValue]
     scaling: Scaling
     checkpoint: CheckpointPolicy
+    training: TrainingOptions
     averages: list[AverageRequest]
     labels: dict[str, str]
     priority: int
@@ -129,6 +131,7 @@ class AverageResource(Resource):
     published_generation: int | None = Field(description="the generation that weights and evaluation are of")
     best_generation: int | None = Field(description="the one with the lowest held-out loss so far")
     rebuilt: RebuiltFrom | None = Field(description="null where every checkpoint in it was folded")
+    warnings: list[str] = Field(default_factory=list, description="what may make it worse than it could be")
 
 
 class Prediction(Resource):

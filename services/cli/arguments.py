@@ -46,11 +46,11 @@ def parse_recipe(text: str, *, is_packaged: bool = False) -> str:
     )
 
 
-def parse_config(items: Sequence[str]) -> dict[str, JsonValue]:
-    """``key=value`` settings of the recipe; a value that is JSON is taken as such, any other as text."""
+def parse_config(items: Sequence[str], *, place: str = "-c") -> dict[str, JsonValue]:
+    """``key=value`` settings; a value that is JSON is taken as such, any other as text."""
     config: dict[str, JsonValue] = {}
     for item in items:
-        key, value = _pair(item, place="-c")
+        key, value = _pair(item, place=place)
         config[key] = _value(value)
     return config
 

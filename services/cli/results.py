@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
-from services.cli.console import answer, notices, print_json, print_table
+from services.cli.console import answer, notices, print_json, print_table, say
 from services.cli.follow import measured_metrics, verdict
 from services.cli.runs import FOLLOW_PATIENCE_S
 from wa_core.errors import AverageNotFoundError
@@ -43,6 +43,9 @@ def averages(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, 
         found = client.averages(run_id)
     columns = ["NAME", "RULE", "N_AVERAGED", "STEPS", "BEHIND", "AVERAGED", "RAW", "WON"]
     _print_list(found, as_json=as_json, columns=columns, row=_average_row)
+    for one in found:
+        for warning in one.get("warnings", []):
+            say(f"{one['name']}: {warning}")
 
 
 def download(

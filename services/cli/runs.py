@@ -57,6 +57,10 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
     keep_best: Annotated[
         int | None, typer.Option(min=1, help="Keep the so many with the lowest held-out loss.", show_default=False)
     ] = None,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="How to train, such as precision=bf16; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label to find the run by; may be repeated.")
@@ -89,6 +93,7 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         "config": parse_config(config or []),
         "scaling": {"num_workers": workers},
         "checkpoint": {"every_steps": every_steps, **_kept(keep_last, keep_every_steps, keep_best)},
+        "training": parse_config(training or [], place="--training"),
         "averages": parse_averages(average or []),
         "labels": parse_labels(label or []),
         "priority": priority,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from services.recipes import digits_config
+from services.recipes import char_lm_config, digits_config
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class RecipeEntry:
 
 
 RECIPES: dict[str, RecipeEntry] = {
+    "services.recipes.char_lm:CharLm": RecipeEntry(
+        char_lm_config.CharLmConfig, num_train_samples=char_lm_config.NUM_TRAIN_SAMPLES
+    ),
     "services.recipes.digits:Digits": RecipeEntry(
         digits_config.DigitsConfig, num_train_samples=digits_config.NUM_TRAIN_SAMPLES
     ),

@@ -20,10 +20,15 @@ from torch import Tensor, distributed, nn
 from services.recipes.loader import load_recipe
 from services.trainer.background import Background, Job
 from services.trainer.changes import changes_of
+from services.trainer.determinism import deterministic
+from services.trainer.event_files import EventFiles
+from services.trainer.heldout import Heldout
 from services.trainer.logs import LogShipper
 from services.trainer.metrics import MetricsWriter
 from services.trainer.order import DataOrder, derived_seed, seed_step
+from services.trainer.rates import Rates, is_checkpoint_due
 from services.trainer.resume import restore, trainer_state
+from services.trainer.update import Update
 from services.trainer.watch import RunWatch
 from wa_core.catalog.commit import patiently
 from wa_core.catalog.packages import unpack_package
@@ -34,6 +39,7 @@ from wa_core.publisher import UPLOAD_DEADLINE_S, CheckpointPublisher
 from wa_core.records import AttemptStarted, CheckpointCommitted, RunRequest, RunSpec
 
 if TYPE_CHECKING:
+    from services.trainer.resume import Resumable
     from wa_core.recipe import Recipe
     from wa_core.store.base import ObjectStore
 
@@ -41,6 +47,7 @@ METRICS_INTERVAL_S = 2.0
 HEARTBEAT_INTERVAL_S = 1.0
 WATCH_INTERVAL_S = 1.0
 LOGS_INTERVAL_S = 2.0
+EVENTS_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,10 @@ class TrainContext:
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """How far training came; `is_stopped` when it was asked to end before its last step."""
+    """How far training came; `is_stopped` when it was asked to end before its last step.
+
+    The last step is `total_steps`, or an earlier one at which the run's own `early_stop` has ended training.
+    """
 
     step: int
     total_steps: int
@@ -88,6 +98,7 @@ def train(context: TrainContext) -> TrainOutcome:
     with ExitStack() as stack:
         stack.enter_context(Background([Job(logs.flush, LOGS_INTERVAL_S)]))
         stack.enter_context(logs.capture())
+        stack.enter_context(deterministic(spec.request.training.deterministic))
         try:
             recipe = _load(spec.request, context, stack)
             return _run(_Training(context, spec, recipe, log=_fetch_log(context)), logs=logs)
@@ -115,6 +126,7 @@ class _Training:
         request = spec.request
         resumed_from = _resumed_from(log)
         self.context = context
+        self.options = request.training
         self.changes = changes_of(log.entries)
         self.every_steps = request.checkpoint.every_steps
         self.seed = request.seed
@@ -126,17 +138,23 @@ class _Training:
         torch.manual_seed(derived_seed(self.seed, "init"))
         self.model = self.recipe.build_model().to(context.device)
         self.optimizer = self.recipe.build_optimizer(self.model)
-        self.scheduler = self.recipe.build_scheduler(self.optimizer, total_steps=self.total_steps)
+        scheduler = self.recipe.build_scheduler(self.optimizer, total_steps=self.total_steps)
+        self.rates = Rates(self.options.lr_schedule, self.optimizer, scheduler)
+        self.update = Update(self.options, self.recipe, self.optimizer, device=context.device)
+        self.heldout = Heldout(self.options, self.recipe)
+        self.resumable: dict[str, Resumable | None] = {
+            "optimizer": self.optimizer,
+            "scheduler": scheduler,
+            "rates": self.rates,
+            "scaler": self.update.scaler,
+            "heldout": self.heldout,
+        }
         self.step = 0
         if resumed_from is not None:
             self.step = restore(
-                context.store,
-                resumed_from,
-                run_id=context.run_id,
-                model=self.model,
-                optimizer=self.optimizer,
-                scheduler=self.scheduler,
+                context.store, resumed_from, run_id=context.run_id, model=self.model, parts=self.resumable
             )
+        self.is_over = self.heldout.is_over or self.step >= self.total_steps
         self.replica: nn.Module = self.model
         if context.world_size > 1:
             self.replica = nn.parallel.DistributedDataParallel(self.model)
@@ -149,7 +167,8 @@ class _Training:
     @property
     def is_checkpoint_due(self) -> bool:
         """Whether the step just done is one whose weights are kept."""
-        return self.step % self.every_steps == 0 or self.step == self.total_steps
+        schedule = self.options.lr_schedule
+        return self.is_over or is_checkpoint_due(schedule, self.step, every_steps=self.every_steps)
 
     def advance(self) -> dict[str, float]:
         """Do one step, and return this rank's part of the mean loss, with the learning rate used."""
@@ -157,36 +176,45 @@ class _Training:
         batch_number = self.changes.batch(self.step)
         indices, weight = self.order.share(batch_number, rank=context.rank, world_size=context.world_size)
         generator = seed_step(self.seed, step=self.step, rank=context.rank)
-        batch = _to_device(self.recipe.train_batch(indices, generator=generator), context.device)
-        self.replica.train()
-        loss = self.recipe.loss(self.replica, batch) * weight
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        lr = self._step_optimizer()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        self.step += 1
-        return {"loss": loss.item() / context.world_size, "lr": lr}
 
-    def _step_optimizer(self) -> float:
-        """Step with learning rates as owners scaled them, which schedulers never see; returns the rate used."""
+        def batch_of(part: Tensor) -> Any:  # noqa: ANN401  whatever the recipe makes it
+            return _to_device(self.recipe.train_batch(part, generator=generator), context.device)
+
+        self.replica.train()
+        self.rates.begin_step(self.step)
+        loss = self.update.add_gradients(self.replica, indices, weight=weight, batch_of=batch_of)
+        found = self._step_optimizer()
+        self.rates.end_step(self.step)
+        self.step += 1
+        return {"loss": loss / context.world_size, **found}
+
+    def measure(self) -> dict[str, float]:
+        """Held-out metrics of the weights as they are, if it is time for them; rank 0 alone measures."""
+        return self.heldout.measure(self.model) if self.heldout.is_due(self.step) else {}
+
+    def _step_optimizer(self) -> dict[str, float]:
+        """Step with learning rates as owners scaled them, which schedulers never see; returns the rate too."""
         groups, scale = self.optimizer.param_groups, self.changes.lr_scale(self.step)
         unscaled = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = group["lr"] * scale
-        self.optimizer.step()
-        lr = float(groups[0]["lr"])
+        found = {"lr": float(groups[0]["lr"]), **self.update.apply()}
         for group, its_lr in zip(groups, unscaled, strict=True):
             group["lr"] = its_lr
-        return lr
+        return found
 
     def agree(self, loss: float, *, is_stop_wanted: bool) -> tuple[float, bool]:
-        """The mean loss of the global batch, and whether any rank wants to stop: the same on all ranks."""
-        if self.context.world_size == 1:
-            return loss, is_stop_wanted
-        shared = torch.tensor([loss, float(is_stop_wanted)], device=self.context.device)
-        distributed.all_reduce(shared)
-        return float(shared[0]), bool(shared[1] > 0)
+        """The mean loss of the global batch, and whether any rank wants to stop: the same on all ranks.
+
+        So is, afterwards, whether training is over.
+        """
+        is_over = self.heldout.is_over or self.step == self.total_steps
+        if self.context.world_size > 1:
+            shared = torch.tensor([loss, float(is_stop_wanted), float(is_over)], device=self.context.device)
+            distributed.all_reduce(shared)
+            loss, is_stop_wanted, is_over = float(shared[0]), bool(shared[1] > 0), bool(shared[2] > 0)
+        self.is_over = is_over
+        return loss, is_stop_wanted
 
 
 def _run(training: _Training, *, logs: LogShipper) -> TrainOutcome:
@@ -221,6 +249,10 @@ class _Lead:
             Job(self.metrics.beat, HEARTBEAT_INTERVAL_S),
             Job(self.metrics.flush, METRICS_INTERVAL_S),
         ]
+        self.events: EventFiles | None = None
+        if training.options.tensorboard:
+            self.events = EventFiles(context.store, context.run_id, attempt=context.attempt, clock=context.clock)
+            jobs.append(Job(self.events.flush, EVENTS_INTERVAL_S))
         stack.enter_context(Background(jobs))
         self._publisher = stack.enter_context(
             CheckpointPublisher(
@@ -232,6 +264,13 @@ class _Lead:
             )
         )
 
+    def note(self, metrics: dict[str, float]) -> None:
+        """Record the metrics of the step just done."""
+        training = self._training
+        self.metrics.add(training.step, epoch=training.epoch, metrics=metrics)
+        if self.events is not None:
+            self.events.add(training.step, metrics=metrics)
+
     def checkpoint(self, metrics: dict[str, float]) -> None:
         """Offer the weights as they are now."""
         training = self._training
@@ -240,9 +279,9 @@ class _Lead:
             training.model,
             epoch=training.epoch,
             lr=metrics.get("lr"),
-            metrics={"loss": metrics["loss"]} if "loss" in metrics else {},
-            trainer_state=trainer_state(training.optimizer, training.scheduler, step=training.step),
-            is_last=training.step == training.total_steps,
+            metrics={name: value for name, value in metrics.items() if name != "lr"},
+            trainer_state=trainer_state(training.resumable, step=training.step),
+            is_last=training.is_over,
         )
 
 
@@ -250,21 +289,22 @@ def _steps(training: _Training, *, lead: _Lead | None, logs: LogShipper) -> Trai
     """Step until the end, or until all ranks agree to stop; then the last weights are kept as well."""
     metrics: dict[str, float] = {}
     is_stopped = False
-    while training.step < training.total_steps and not is_stopped:
+    while not training.is_over and not is_stopped:
         metrics = training.advance()
+        if lead is not None:
+            metrics |= training.measure()
         is_stop_wanted = lead is not None and lead.watch.is_stop_wanted
         metrics["loss"], is_stopped = training.agree(metrics["loss"], is_stop_wanted=is_stop_wanted)
         if lead is None:
             continue
-        lead.metrics.add(training.step, epoch=training.epoch, metrics=metrics)
+        lead.note(metrics)
         if is_stopped:
             lead.watch.check_fence()
         if training.is_checkpoint_due or is_stopped:
             logs.line(f"step {training.step} of {training.total_steps}: checkpoint, loss {metrics['loss']:.4f}")
             lead.checkpoint(metrics)
     logs.line(f"{'stopped' if is_stopped else 'done'} at step {training.step} of {training.total_steps}")
-    is_stopped = training.step < training.total_steps
-    return TrainOutcome(training.step, training.total_steps, is_stopped, metrics)
+    return TrainOutcome(training.step, training.total_steps, not training.is_over, metrics)
 
 
 def _fetch_log(context: TrainContext) -> RunLog:

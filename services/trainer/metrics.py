@@ -50,7 +50,9 @@ class MetricsWriter:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         with self._lock:
             self._waiting.append(text)
-            self._newest = (step, epoch, finite)
+            # What is measured now and then stays in sight until it is measured again.
+            kept = {name: value for name, value in self._newest[2].items() if name not in metrics}
+            self._newest = (step, epoch, kept | finite)
 
     def flush(self) -> None:
         """Write what waits as one part; on failure it keeps waiting.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -23,21 +23,29 @@ from wa_core.specs import check_spec
 from wa_core.tensors import canonical_state_dict, read_checkpoint, spec_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
     from wa_core.records import CheckpointCommitted, FileRef
     from wa_core.store.base import ObjectStore
 
 
-def trainer_state(optimizer: Optimizer, scheduler: LRScheduler | None, *, step: int) -> dict[str, Any]:
-    """What resuming after `step` needs besides the weights."""
-    return {
-        "step": step,
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict() if scheduler else None,
-    }
+class Resumable(Protocol):
+    """A part of training that has a state: the optimizer, a scheduler, the scaler of float16."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Go on from there."""
+        ...
+
+
+def trainer_state(parts: Mapping[str, Resumable | None], *, step: int) -> dict[str, Any]:
+    """What resuming after `step` needs besides the weights: the state of each part that there is."""
+    return {"step": step} | {name: part.state_dict() if part else None for name, part in parts.items()}
 
 
 def restore(
@@ -46,10 +54,11 @@ def restore(
     *,
     run_id: str,
     model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler | None,
+    parts: Mapping[str, Resumable | None],
 ) -> int:
     """Load a committed checkpoint of run `run_id`, and return the number of steps that it has behind it.
+
+    A part that the checkpoint knows nothing of stays as it is: an older version wrote it.
 
     Raises:
         CorruptError: a file is missing, is not what was recorded or is not in the run; or the training state is a
@@ -63,9 +72,9 @@ def restore(
     )
     _load_weights(model, weights)
     state = _unpickled(training, step=checkpoint.step)
-    optimizer.load_state_dict(state["optimizer"])
-    if scheduler is not None:
-        scheduler.load_state_dict(state["scheduler"])
+    for name, part in parts.items():
+        if part is not None and state.get(name):
+            part.load_state_dict(state[name])
     return checkpoint.step
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,15 +16,19 @@ from wa_core.clock import SystemClock
 from wa_core.records import (
     AttemptFailed,
     AttemptStarted,
+    AverageRequest,
     CheckpointCommitted,
     CheckpointPolicy,
     RunRequest,
     Scaling,
+    TrainingOptions,
 )
 from wa_core.store.local import LocalStore
 from wa_core.tensors import read_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from multiprocessing.process import BaseProcess
     from pathlib import Path
 
     from torch import Tensor
@@ -35,7 +40,13 @@ SMALL = {"epochs": 1, "batch_size": 128, "width": 4, "warmup_steps": 2}  # 11 st
 
 
 def digits_request(
-    *, every_steps: int = 4, num_workers: int = 1, max_failures: int = 2, **config: object
+    *,
+    every_steps: int = 4,
+    num_workers: int = 1,
+    max_failures: int = 2,
+    training: TrainingOptions | None = None,
+    averages: Mapping[str, str] = MappingProxyType({}),
+    **config: object,
 ) -> RunRequest:
     """A run of the digits recipe that takes about a second."""
     return RunRequest(
@@ -43,6 +54,8 @@ def digits_request(
         config={**SMALL, **config},
         scaling=Scaling(num_workers=num_workers),
         checkpoint=CheckpointPolicy(every_steps=every_steps),
+        training=training or TrainingOptions(),
+        averages=[AverageRequest(name=name, rule=rule) for name, rule in averages.items()],
         max_failures=max_failures,
     )
 
@@ -89,20 +102,29 @@ def free_port() -> int:
 
 def train_with_gloo(folder: Path, run_id: str, *, attempt: int, world_size: int) -> None:
     """Train one attempt with DDP over plain gloo processes."""
-    port = free_port()
-    spawning = multiprocessing.get_context("spawn")
-    workers = [
-        spawning.Process(target=_gloo_worker, args=(folder, run_id, attempt, rank, world_size, port))
-        for rank in range(world_size)
-    ]
-    for worker in workers:
-        worker.start()
+    workers = start_gloo_workers(folder, run_id, attempt=attempt, world_size=world_size)
     for worker in workers:
         worker.join(120)
     codes = [worker.exitcode for worker in workers]
     for worker in workers:
         worker.kill()
     assert codes == [0] * world_size
+
+
+def start_gloo_workers(folder: Path, run_id: str, *, attempt: int, world_size: int) -> list[BaseProcess]:
+    """Start one attempt's processes; they are forked from one that has imported what they need."""
+    port = free_port()
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(
+        ["services.trainer.loop", "services.recipes.digits", "services.recipes.char_lm"]
+    )
+    workers = [
+        forking.Process(target=_gloo_worker, args=(folder, run_id, attempt, rank, world_size, port))
+        for rank in range(world_size)
+    ]
+    for worker in workers:
+        worker.start()
+    return list(workers)
 
 
 def _gloo_worker(folder: Path, run_id: str, attempt: int, rank: int, world_size: int, port: int) -> TrainOutcome:

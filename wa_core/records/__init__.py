@@ -62,6 +62,14 @@ from wa_core.records.submission import (
     RunSpec,
     Scaling,
 )
+from wa_core.records.training import (
+    ConstantRate,
+    CyclicalRate,
+    EarlyStop,
+    LrSchedule,
+    TrainingOptions,
+    WarmupStableRate,
+)
 
 __all__ = [
     "DEFAULT_OWNER",
@@ -84,7 +92,10 @@ __all__ = [
     "CheckpointCommitted",
     "CheckpointPolicy",
     "Comparison",
+    "ConstantRate",
+    "CyclicalRate",
     "Deadlines",
+    "EarlyStop",
     "Entry",
     "Evaluation",
     "Failed",
@@ -92,6 +103,7 @@ __all__ = [
     "Heartbeat",
     "KeyedSubmission",
     "LogEntry",
+    "LrSchedule",
     "Marker",
     "Name",
     "PauseRequested",
@@ -112,6 +124,8 @@ __all__ = [
     "Submitted",
     "Succeeded",
     "TrainingFinished",
+    "TrainingOptions",
+    "WarmupStableRate",
     "entry_adapter",
     "new_write_id",
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, JsonValue, StringConstraints, model_validator
 
 from wa_core.records.base import DEFAULT_OWNER, FORMAT, MAX_AVERAGES, Name, Record, Request, Sha256, new_write_id
+from wa_core.records.training import TrainingOptions
 
 
 class Scaling(Request):
@@ -94,6 +95,7 @@ class RunRequest(Request):
     config: dict[str, JsonValue] = Field(default_factory=dict)
     scaling: Scaling = Field(default_factory=Scaling)
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
     averages: list[AverageRequest] = Field(default_factory=list, max_length=MAX_AVERAGES)
     labels: dict[Name, Annotated[str, StringConstraints(max_length=256)]] = Field(
         default_factory=dict, max_length=64

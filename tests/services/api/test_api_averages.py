@@ -37,6 +37,7 @@ FIELDS = {
     "published_generation",
     "best_generation",
     "rebuilt",
+    "warnings",
 }
 WEIGHTS = random.Random(0).randbytes(3_000_000)
 ETAG = f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'

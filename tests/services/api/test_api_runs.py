@@ -41,6 +41,7 @@ FIELDS = {
     "created_at",
     "updated_at",
     "checkpoint",
+    "training",
     "priority",
     "max_failures",
     "seed",

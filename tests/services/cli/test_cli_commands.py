@@ -37,6 +37,7 @@ def test_submit_sends_what_was_asked_for_and_prints_the_id(wa: Wa, service: Serv
                 "config": {"epochs": 3},
                 "scaling": {"num_workers": 4},
                 "checkpoint": {"every_steps": 10, "keep_last": 3, "keep_best": 1},
+                "training": {},
                 "averages": [{"name": "swa", "rule": "swa:start_step=100"}],
                 "labels": {"team": "vision"},
                 "priority": 5,

@@ -45,4 +45,4 @@ def test_a_bad_recipe_or_config_is_refused(
 def test_total_steps_drop_the_last_incomplete_batch() -> None:
     """12 epochs of 1437 samples in batches of 64 are 12 times 22 steps."""
     assert total_steps(DIGITS, {"epochs": 12}) == 264
-    assert recipe_names() == [DIGITS]
+    assert recipe_names() == ["services.recipes.char_lm:CharLm", DIGITS]
