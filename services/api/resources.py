@@ -81,6 +81,7 @@ def run_resource(run: RunSnapshot) -> RunResource:
         seed=request.seed,
         step=step,
         total_steps=_total_steps(run, beat),
+        eta_s=_eta_s(run, beat),
         attempt=run.attempt,
         metrics=metrics,
         created_at=run.spec.created_at,
@@ -269,6 +270,15 @@ def _reason(run: RunSnapshot) -> Reason | None:
     failures = (entry for entry in reversed(run.entries) if isinstance(entry, AttemptFailed | Failed))
     failure = next(failures, None)
     return Reason(code=failure.reason, message=failure.message) if failure else None
+
+
+def _eta_s(run: RunSnapshot, beat: Heartbeat | None) -> float | None:
+    """What is left at the pace of the attempt, from its last sign of life on."""
+    if beat is None or _shown_state(run, beat) is not RunState.RUNNING:
+        return None
+    if not beat.steps_per_s or beat.total_steps is None:
+        return None
+    return round(max(0, beat.total_steps - (beat.step or 0)) / beat.steps_per_s, 1)
 
 
 def _total_steps(run: RunSnapshot, beat: Heartbeat | None) -> int | None:

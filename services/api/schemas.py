@@ -61,6 +61,7 @@ class RunResource(Resource):
     seed: int
     step: int
     total_steps: int | None
+    eta_s: float | None = Field(description="seconds that training still takes at its pace; null unless it runs")
     attempt: int
     metrics: dict[str, float]
     created_at: AwareDatetime

@@ -86,7 +86,17 @@ def summary(run: Json) -> str:
     total = run.get("total_steps")
     steps = f"step {run['step']}/{total}" if total else f"step {run['step']}"
     numbers = "".join(f"  {name} {shown(value)}" for name, value in run.get("metrics", {}).items())
-    return f"{run['state']:<10}  {steps}{numbers}"
+    eta_s = run.get("eta_s")
+    left = f"  {_duration(eta_s)} left" if eta_s else ""
+    return f"{run['state']:<10}  {steps}{numbers}{left}"
+
+
+def _duration(seconds: float) -> str:
+    """``45 s``, ``12 min`` or ``3 h 20 min``."""
+    minutes = round(seconds / 60)
+    if minutes < 2:  # noqa: PLR2004  below that seconds say more
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004  an hour
 
 
 def average_line(average: Json) -> str:

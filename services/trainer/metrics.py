@@ -37,11 +37,13 @@ class MetricsWriter:
         self._waiting: deque[str] = deque(maxlen=MAX_WAITING_LINES)
         self._next_part = 1
         self._newest: tuple[int, int, dict[str, float]] = (0, 0, {})
+        self._began: tuple[int, float] = (0, clock.monotonic())
 
     def at(self, step: int, *, epoch: int) -> None:
         """Say where training stands, without a metric: what the heartbeat shows before the first step."""
         with self._lock:
             self._newest = (step, epoch, {})
+            self._began = (step, self._clock.monotonic())
 
     def add(self, step: int, *, epoch: int, metrics: Mapping[str, float]) -> None:
         """Record one step; numbers that are not finite become null in the file and are left out elsewhere."""
@@ -86,7 +88,14 @@ class MetricsWriter:
             attempt=self._attempt,
             step=step,
             total_steps=self._total_steps,
+            steps_per_s=self._pace(step),
             epoch=epoch,
             metrics=metrics,
         )
         self._store.put(layout.heartbeat(self._run_id, "trainer"), heartbeat.model_dump_json().encode())
+
+    def _pace(self, step: int) -> float | None:
+        """Steps per second over the attempt, checkpoints and evaluations included; None before the first one."""
+        first, began = self._began
+        seconds = self._clock.monotonic() - began
+        return (step - first) / seconds if step > first and seconds > 0 else None

@@ -69,7 +69,15 @@ class ApiRun:
         self.log.append(AttemptStarted(runner_id="test", resumed_from=resumed_from))
         return self
 
-    def beat(self, *, step: int, attempt: int = 1, total_steps: int = 264, **metrics: float) -> None:
+    def beat(
+        self,
+        *,
+        step: int,
+        attempt: int = 1,
+        total_steps: int = 264,
+        steps_per_s: float | None = None,
+        **metrics: float,
+    ) -> None:
         """Write the trainer's heartbeat."""
         beat = Heartbeat(
             who="trainer",
@@ -77,6 +85,7 @@ class ApiRun:
             attempt=attempt,
             step=step,
             total_steps=total_steps,
+            steps_per_s=steps_per_s,
             metrics=metrics,
         )
         self.store.put(layout.heartbeat(self.run_id, "trainer"), beat.model_dump_json().encode())

@@ -18,6 +18,7 @@ class Heartbeat(Record):
     attempt: int = 0
     step: int | None = None
     total_steps: int | None = None
+    steps_per_s: float | None = None
     epoch: int | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     detail: str = ""

@@ -36,6 +36,7 @@ FIELDS = {
     "labels",
     "step",
     "total_steps",
+    "eta_s",
     "attempt",
     "metrics",
     "created_at",
@@ -83,6 +84,19 @@ def test_a_run_that_steps_shows_as_running(api: TestClient, store: MemoryStore) 
     assert starting["state"] == "starting"
     assert (running["state"], running["step"], running["total_steps"]) == ("running", 7, 264)
     assert running["metrics"] == {"loss": 1.5}
+
+
+def test_a_run_says_how_long_it_will_still_take(api: TestClient, store: MemoryStore) -> None:
+    """What is left of its steps, at the pace that its trainer tells; nothing before and after training."""
+    run = ApiRun(store).start()
+    url = f"/v1/runs/{run.run_id}"
+    assert api.get(url).json()["eta_s"] is None
+    run.beat(step=64, total_steps=264, steps_per_s=0.8)
+
+    assert api.get(url).json()["eta_s"] == 250.0
+
+    run.log.append(TrainingFinished(step=264))
+    assert api.get(url).json()["eta_s"] is None
 
 
 def test_an_older_attempts_heartbeat_counts_for_nothing(api: TestClient, store: MemoryStore) -> None:

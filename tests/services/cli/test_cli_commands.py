@@ -81,13 +81,13 @@ def test_76_a_package_that_cannot_be_sent_is_a_usage_error(
 def test_following_shows_progress_and_the_averages(wa: Wa, service: Service) -> None:
     """Plain lines on stderr: state, steps, loss, what is in the average and how it does beside raw."""
     service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)
-    service.says(RUN, run_resource(state="running", step=10), run_resource())
+    service.says(RUN, run_resource(state="running", step=10, eta_s=750.0), run_resource())
     service.says(f"{RUN}/averages", {"data": [average_resource()]})
 
     done = wa("submit", "digits", "--follow")
 
     assert done.returncode == 0
-    assert "step 10/40  loss 0.25" in done.stderr
+    assert "step 10/40  loss 0.25  12 min left\n" in done.stderr
     assert "swa  n_averaged 2  averaged: loss 0.25, accuracy 0.95  raw: loss 0.5, accuracy 0.9" in done.stderr
     assert "  averaged wins: loss -0.25 [-0.30, -0.10]\n" in done.stderr
 

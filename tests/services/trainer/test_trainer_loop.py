@@ -296,6 +296,7 @@ def test_metrics_heartbeat_and_logs_reach_the_bucket() -> None:
     assert set(lines[0]) == {"step", "epoch", "loss", "lr", "at"}
     heartbeat = Heartbeat.model_validate_json(store.get(layout.heartbeat(run_id, "trainer")))
     assert (heartbeat.step, heartbeat.total_steps, heartbeat.attempt) == (11, 11, 1)
+    assert heartbeat.steps_per_s
     text = "".join(
         store.get(info.key).decode() for info in store.list(layout.logs_prefix(run_id, attempt=1, rank=0))
     )
