@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 STOP_ORDER: tuple[tuple[str, ...], ...] = (("runner", "averager"), ("api",), ("ray",), ("store",))
 _OURS = ("WA_STORE_URL", "WA_S3_", "WA_API_", "WA_TOKEN", "WA_RAY_", "AWS_", "RAY_")
+# What callers send instead of the stack's own token; nobody else needs to know, user code in Ray workers least.
+_OTHER_TOKENS = ("WA_TOKENS", "WA_WRITE_TOKEN", "WA_READ_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
         inherited: the supervisor's environment. Settings of another installation (store, API, Ray, AWS) are
             taken out of it, so that they cannot leak into this one.
     """
-    base = {name: value for name, value in inherited.items() if not name.startswith(_OURS)}
+    base = {name: value for name, value in inherited.items() if not name.startswith((*_OURS, *_OTHER_TOKENS))}
+    tokens = {name: inherited[name] for name in _OTHER_TOKENS if name in inherited}
     base |= {MARKER: plan.stack_id, "TMPDIR": str(plan.temp_dir), "PYTHONUNBUFFERED": "1"}
     service = base | settings_of(plan)
     specs = [
@@ -72,7 +75,7 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
         ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray_head.environment(plan.ray), grace_s=2.0),
         ChildSpec("runner", _module("services.trainer"), service | ray_head.environment(plan.ray)),
         ChildSpec("averager", _module("services.averager"), service),
-        ChildSpec("api", _module("services.api"), service),
+        ChildSpec("api", _module("services.api"), service | tokens),
     ]
     return {spec.name: spec for spec in specs}
 

@@ -39,6 +39,8 @@ def children() -> dict[str, ChildSpec]:
         "WA_STORE_URL": "s3://theirs",
         "AWS_PROFILE": "prod",
         "RAY_ADDRESS": "theirs:6379",
+        "WA_TOKENS": '{"alice": "a"}',
+        "WA_WRITE_TOKEN": "write",
         "HOME": "/home/a",
     }
     return plan_children(PLAN, inherited=foreign)
@@ -64,6 +66,13 @@ def test_settings_of_another_installation_do_not_leak_in(children: dict[str, Chi
         assert "AWS_PROFILE" not in child.environment
         assert "RAY_ADDRESS" not in child.environment
         assert child.environment["HOME"] == "/home/a"
+
+
+def test_the_api_alone_knows_what_callers_send(children: dict[str, ChildSpec]) -> None:
+    """Tokens for callers reach the API, and neither the other services nor Ray, whose workers run user code."""
+    for name, child in children.items():
+        is_api = name == "api"
+        assert ("WA_TOKENS" in child.environment, "WA_WRITE_TOKEN" in child.environment) == (is_api, is_api)
 
 
 def test_settings_are_what_our_processes_read(monkeypatch: pytest.MonkeyPatch) -> None:
