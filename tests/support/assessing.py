@@ -118,7 +118,7 @@ class Tiny(Recipe):
 
 def serve() -> int:
     """The assess process."""
-    return assess.main(lambda _, config, *, seed: Tiny(TinyConfig.model_validate(config), seed=seed))
+    return assess.main(lambda _, config, *, seed, **_others: Tiny(TinyConfig.model_validate(config), seed=seed))
 
 
 def tiny_weights(scale: float = 1.0) -> dict[str, torch.Tensor]:
