@@ -29,8 +29,10 @@ class OwnFolder:
     def __init__(self, prefix: str, *, parent: Path | None = None) -> None:
         parent = parent or Path(tempfile.gettempdir())
         parent.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        self._lock = _try_lock(self.path)
+        # It gets its name once it is locked: by that name another process would take it for abandoned before.
+        made = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
+        self._lock = _try_lock(made)
+        self.path = made.rename(parent / made.name.removeprefix("."))
         _remove_abandoned(parent, prefix=prefix)
 
     def close(self) -> None:

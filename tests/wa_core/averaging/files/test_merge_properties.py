@@ -174,13 +174,15 @@ class Killing(FilesSource):
         with self._mutex:
             self._left -= len(out)
             if self._left < 0:
-                if not self._picture.exists():
-                    self._take_picture()
+                self._take_picture()
                 raise Kill
         super().read_into(name, begin, out)
 
     def _take_picture(self) -> None:
-        self._picture.mkdir()
+        try:
+            self._picture.mkdir()
+        except FileExistsError:  # another source was first
+            return
         files = sorted(self._work.iterdir(), key=lambda path: path.name != "journal.jsonl")
         for path in files:
             copy = self._picture / path.name
