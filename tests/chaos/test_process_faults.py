@@ -214,7 +214,7 @@ def test_f9_the_store_is_killed_again_and_again(own_site: Site, num_checkpoints:
 
     def at_a_walk() -> None:
         kill_if_due()
-        time.sleep(0.05)  # a pace of training that spans some kills
+        time.sleep(0.15)  # a pace of training that spans some kills on the fastest machine
 
     run.train(steps, meanwhile=at_a_walk)
     run.finish()
