@@ -137,7 +137,7 @@ def test_a_folder_without_code_is_refused(folder: Path, name: str) -> None:
         (zipped({"pipe": b""}, kind=stat.S_IFIFO), "link or a device"),
         (zipped({"a": b"", "a/b.py": b""}), "both as a file and as a folder"),
         (zipped({"a.py": b"x" * 1000}).replace(b"PK\x03\x04", b"PK\x03\x05", 1), "damaged"),
-        (understated(b"x" * 1000), "damaged|larger than the package says"),
+        (understated(b"x" * 1000), "damaged"),
     ],
 )
 def test_a_package_that_is_none_is_refused(body: bytes, message: str, tmp_path: Path) -> None:
