@@ -157,14 +157,14 @@ class Assessments:
         package = self._spec.request.package
         if package is None:
             return None
+        folder = self._scratch.folder / f"{self._spec.run_id}-code"
         if self._code is None:
-            folder = self._scratch.new_folder("code-")
             try:
                 self._code = unpack_package(self._store, package, folder)
             except (InvalidInputError, CorruptError) as error:
+                # The assess process will say that there is no such module.
                 log.warning("package_unusable", run_id=self._spec.run_id, package=package, error=error.message)
-                return folder  # empty: the assess process will say that there is no such module
-        return self._code
+        return folder
 
     def _put_raw(self, path: Path, newest: CheckpointCommitted) -> bool:
         """Put the newest checkpoint beside the averages; False when it cannot be read."""
