@@ -92,14 +92,18 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         "recipe": parse_recipe(recipe, is_packaged=body is not None),
         "config": parse_config(config or []),
         "scaling": {"num_workers": workers},
-        "checkpoint": {"every_steps": every_steps, **_kept(keep_last, keep_every_steps, keep_best)},
+        "checkpoint": {
+            "every_steps": every_steps,
+            **_given(keep_last=keep_last, keep_every_steps=keep_every_steps, keep_best=keep_best),
+        },
         "training": parse_config(training or [], place="--training"),
         "averages": parse_averages(average or []),
         "labels": parse_labels(label or []),
         "priority": priority,
         "seed": seed,
-        **_deadlines(queue_deadline, run_deadline),
     }
+    if deadlines := _given(queue_s=queue_deadline, run_s=run_deadline):
+        request["deadlines"] = deadlines
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
         if body is not None:
             request["package"] = client.upload_package(body)["package"]
@@ -307,14 +311,6 @@ def _short_time(text: str) -> str:
     return text[:19].replace("T", " ")
 
 
-def _kept(last: int | None, every_steps: int | None, best: int | None) -> dict[str, int]:
-    """The retention that was asked for; nothing of what was not."""
-    asked = {"keep_last": last, "keep_every_steps": every_steps, "keep_best": best}
+def _given(**asked: float | None) -> dict[str, float]:
+    """What was asked for; nothing of what was not."""
     return {name: value for name, value in asked.items() if value is not None}
-
-
-def _deadlines(queue_s: float | None, run_s: float | None) -> dict[str, dict[str, float]]:
-    """The deadlines that were asked for; nothing when none were."""
-    asked = {"queue_s": queue_s, "run_s": run_s}
-    given = {name: value for name, value in asked.items() if value is not None}
-    return {"deadlines": given} if given else {}
