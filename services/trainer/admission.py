@@ -70,8 +70,12 @@ class Room:
 
 def needs(scaling: Scaling) -> dict[str, int]:
     """What a run's workers need together, by Ray's names."""
-    each = {"CPU": 1, "GPU": 1} if scaling.use_gpu else {"CPU": 1}
-    return {name: amount * scaling.num_workers for name, amount in each.items()}
+    return {name: amount * scaling.num_workers for name, amount in needs_each(scaling).items()}
+
+
+def needs_each(scaling: Scaling) -> dict[str, int]:
+    """What each worker needs, by Ray's names."""
+    return {"CPU": 1, "GPU": 1} if scaling.use_gpu else {"CPU": 1}
 
 
 def _told(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from services.trainer.admission import needs_each
 from services.trainer.failure import INSUFFICIENT_RESOURCES, RAY_UNAVAILABLE, WORKER_DIED
 from wa_core.errors import (
     ConfigurationError,
@@ -159,7 +160,7 @@ def _check_resources(scaling: Scaling, cluster: Mapping[str, float]) -> None:
     Raises:
         ConfigurationError: with code ``insufficient_resources``.
     """
-    for name, num_each in _resources_each(scaling).items():
+    for name, num_each in needs_each(scaling).items():
         wanted, there = scaling.num_workers * num_each, cluster.get(name, 0)
         if wanted > there:
             raise ConfigurationError(
@@ -167,10 +168,6 @@ def _check_resources(scaling: Scaling, cluster: Mapping[str, float]) -> None:
                 f"ask for fewer workers or add nodes",
                 code=INSUFFICIENT_RESOURCES,
             )
-
-
-def _resources_each(scaling: Scaling) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if scaling.use_gpu else {"CPU": 1}
 
 
 def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
@@ -186,7 +183,7 @@ def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=job.scaling.num_workers,
             use_gpu=job.scaling.use_gpu,
-            resources_per_worker=_resources_each(job.scaling),
+            resources_per_worker=needs_each(job.scaling),
         ),
         run_config=RunConfig(
             name=f"{job.run_id}-{job.attempt}",
