@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from services.api.problems import HttpProblem
 from wa_core import layout
-from wa_core.catalog.checkpoints import find_faults
+from wa_core.catalog.checkpoints import sound_checkpoints
 from wa_core.errors import AlreadyFinishedError, ConflictError
 from wa_core.records import (
     Cancelled,
@@ -111,12 +111,11 @@ def _kept_step(store: ObjectStore, log: RunLog, from_step: int) -> int:
     Raises:
         HttpProblem: 422 `step_not_kept`.
     """
-    checkpoints, present = log.lineage, {info.key for info in store.list(layout.checkpoints_prefix(log.run_id))}
-    faults = find_faults(log.run_id, checkpoints)
+    present = {info.key for info in store.list(layout.checkpoints_prefix(log.run_id))}
     kept = [
         entry.step
-        for entry in checkpoints
-        if entry.seq not in faults and present.issuperset(ref.key for ref in entry.files.values())
+        for entry in sound_checkpoints(log.run_id, log.lineage)
+        if present.issuperset(ref.key for ref in entry.files.values())
     ]
     before = [step for step in [0, *kept] if step <= from_step]
     if before[-1] == 0 and from_step > 0:

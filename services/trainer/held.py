@@ -14,15 +14,13 @@ from pydantic import ValidationError
 from services.trainer.failure import RUN_DEADLINE, STALLED, Failure
 from wa_core import layout
 from wa_core.errors import ObjectNotFoundError
-from wa_core.records import Heartbeat, RunState
+from wa_core.records import TRAINING, Heartbeat
 
 if TYPE_CHECKING:
     from services.trainer.child import Child
     from wa_core.catalog.runs import RunLog
     from wa_core.records import RunSpec
     from wa_core.store.base import ObjectStore
-
-TRAINING = frozenset(state for state in RunState if state.is_training)
 
 
 @dataclass(frozen=True, slots=True)

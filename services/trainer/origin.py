@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from services.trainer.budget import attempts_told
-from wa_core.catalog.checkpoints import find_faults
+from wa_core.catalog.checkpoints import sound_checkpoints
 from wa_core.errors import ObjectNotFoundError
 from wa_core.records import AttemptStarted, ResumeRequested
 
@@ -35,13 +35,12 @@ def candidates(
     run_id: str, entries: Sequence[LogEntry], lineage: Sequence[CheckpointCommitted]
 ) -> list[CheckpointCommitted]:
     """The checkpoints that the log speaks for, newest first."""
-    faults = find_faults(run_id, lineage)  # what no average folds, no attempt grows from
     spoiled = {told.resumed_from for told in attempts_told(entries) if told.is_spoiled}
     until = _asked_for(entries)
     return [
         entry
-        for entry in reversed(lineage)
-        if entry.seq not in faults and entry.seq not in spoiled and (until is None or entry.step <= until)
+        for entry in reversed(sound_checkpoints(run_id, lineage))
+        if entry.seq not in spoiled and (until is None or entry.step <= until)
     ]
 
 

@@ -24,13 +24,14 @@ from services.trainer.failure import (
     RUNNER_STOPPED,
     Failure,
 )
-from services.trainer.held import TRAINING, Graces, HeldRun
+from services.trainer.held import Graces, HeldRun
 from services.trainer.lost import LostRunners
 from services.trainer.origin import find_origin
 from wa_core import layout
 from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue
 from wa_core.errors import ConflictError, NotFoundError, TransientError, WeightAveragingError
 from wa_core.records import (
+    TRAINING,
     WAITING,
     AttemptFailed,
     AttemptStarted,

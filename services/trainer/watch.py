@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from wa_core.catalog.runs import RunLog
 from wa_core.errors import FencedError
-from wa_core.records import RunState
 
 if TYPE_CHECKING:
     from wa_core.clock import Clock
@@ -38,9 +37,7 @@ class RunWatch:
         """
         self._log.refresh()
         self._is_unwanted = self._log.desired_state != "succeeded"
-        # A run that waits again while we train was asked to go back: what we would add now is of no use to it.
-        is_over = self._log.state.is_terminal or self._log.state is RunState.QUEUED
-        self._is_fenced = self._log.attempt > self._attempt or is_over
+        self._is_fenced = self._log.is_past(self._attempt)
 
     def check_fence(self) -> None:
         """Stop an attempt that is no longer the run's.

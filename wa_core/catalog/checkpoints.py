@@ -18,7 +18,7 @@ from wa_core.errors import CorruptError, InvalidInputError
 from wa_core.records import CheckpointCommitted, Entry, FileRef, Sha256, entry_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _BELIEVED = {"seq", "attempt", "state", "step"}
 
@@ -103,6 +103,12 @@ def find_faults(
             )
         newest = max(newest, entry.step)
     return faults
+
+
+def sound_checkpoints(run_id: str, checkpoints: Sequence[CheckpointCommitted]) -> list[CheckpointCommitted]:
+    """Those of a lineage without faults: what no average folds, no attempt grows from."""
+    faults = find_faults(run_id, checkpoints)
+    return [entry for entry in checkpoints if entry.seq not in faults]
 
 
 def _outline(body: bytes, *, problem: str) -> UnreadableCheckpoint | None:

@@ -11,25 +11,25 @@ import socket
 from typing import TYPE_CHECKING
 
 from wa_core import layout
-from wa_core.catalog.checkpoints import find_faults
-from wa_core.catalog.commit import commit, patiently
-from wa_core.catalog.runs import RunLog, fetch_spec
+from wa_core.catalog.checkpoints import sound_checkpoints
+from wa_core.catalog.commit import patiently
+from wa_core.catalog.runs import create_run, fetch_spec
 from wa_core.errors import AlreadyFinishedError, ConflictError, InvalidInputError
 from wa_core.records import (
+    TRAINING,
     AttemptFailed,
     AttemptStarted,
     Cancelled,
     CheckpointCommitted,
     Failed,
-    Marker,
     ResumeRequested,
     RunRequest,
     RunSpec,
     RunState,
-    Submitted,
 )
 
 if TYPE_CHECKING:
+    from wa_core.catalog.runs import RunLog
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
 
@@ -39,24 +39,18 @@ INTERRUPTED = "interrupted"
 
 # An interrupted or lost trainer is not the run's fault.
 _COUNTED = frozenset({TRAINER_FAILED})
-_TRAINING = frozenset(state for state in RunState if state.is_training)
-_BEGINS_IN = _TRAINING | {RunState.QUEUED, RunState.PAUSED}
+_BEGINS_IN = TRAINING | {RunState.QUEUED, RunState.PAUSED}
 
 
 def register(store: ObjectStore, request: RunRequest, *, clock: Clock) -> RunSpec:
     """Create a run that its own trainer is about to train; `begin` starts its first attempt.
-
-    The marker comes first: a crash in between leaves a marker without a run, which readers ignore.
 
     Raises:
         TransientError: the store is away; nothing that counts was written, or all of it.
     """
     now = clock.now()
     spec = RunSpec(run_id=layout.new_run_id(now), created_at=now, trainer="own", request=request)
-    marker = Marker(run_id=spec.run_id, at=now).model_dump_json().encode()
-    patiently(lambda: store.put(layout.active_marker(spec.run_id), marker))
-    commit(store, layout.run_spec(spec.run_id), spec)
-    RunLog(store, spec.run_id, clock=clock).append(Submitted())
+    patiently(lambda: create_run(store, spec, clock=clock))
     return spec
 
 
@@ -71,8 +65,7 @@ def begin(log: RunLog, *, from_step: int | None = None) -> CheckpointCommitted |
         ConflictError: its training is done.
     """
     patiently(log.refresh)
-    faults = find_faults(log.run_id, log.lineage)  # what no average folds, no attempt grows from
-    sound = [entry for entry in log.lineage if entry.seq not in faults]
+    sound = sound_checkpoints(log.run_id, log.lineage)
     wanted = [entry for entry in sound if from_step is None or entry.step <= from_step]
     if from_step is not None and not wanted:
         steps = ", ".join(str(entry.step) for entry in sound[:10]) or "none"
@@ -82,9 +75,9 @@ def begin(log: RunLog, *, from_step: int | None = None) -> CheckpointCommitted |
     if log.desired_state == "cancelled":
         log.append(Cancelled())
         raise AlreadyFinishedError(f"run {log.run_id} was cancelled by its owner, so it cannot go on")
-    if log.state in _TRAINING - {RunState.RECOVERING}:
+    if log.state in TRAINING - {RunState.RECOVERING}:
         lost = AttemptFailed(reason=TRAINER_LOST, message="another attempt has taken over")
-        log.append(lost, attempt=log.attempt, expect=_TRAINING)
+        log.append(lost, attempt=log.attempt, expect=TRAINING)
     if log.desired_state == "paused":
         log.append(ResumeRequested(from_step=from_step))
     source = wanted[-1] if wanted else None
@@ -116,7 +109,7 @@ def fail(log: RunLog, *, attempt: int, reason: str, message: str, max_failures: 
         ConflictError: the attempt was over already.
     """
     text = " ".join(message.split())[:500]
-    log.append(AttemptFailed(reason=reason, message=text), attempt=attempt, expect=_TRAINING)
+    log.append(AttemptFailed(reason=reason, message=text), attempt=attempt, expect=TRAINING)
     num_counted = sum(isinstance(entry, AttemptFailed) and entry.reason in _COUNTED for entry in log.entries)
     if reason in _COUNTED and num_counted > max_failures:
         log.append(Failed(reason=reason, message=text), attempt=attempt)

@@ -130,11 +130,12 @@ def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> None:
     """Write all that makes a run. Doing so again with the same spec, or at once with another, changes nothing.
 
     The markers come first: a crash in between leaves markers without a run, which readers ignore, and never a
-    run that no runner will find.
+    run that no runner will find. One that its owner trains has no place in the queue.
     """
     marker = Marker(run_id=spec.run_id, at=spec.created_at).model_dump_json().encode()
     store.put(layout.active_marker(spec.run_id), marker)
-    store.put(layout.queue_marker(spec.run_id, priority=spec.request.priority), marker)
+    if spec.trainer == "service":
+        store.put(layout.queue_marker(spec.run_id, priority=spec.request.priority), marker)
     commit(store, layout.run_spec(spec.run_id), spec)
     RunLog(store, spec.run_id, clock=clock).append(Submitted(write_id=spec.write_id))
 
@@ -235,6 +236,10 @@ class RunLog:
     def branched_at(self) -> int:
         """The newest attempt that abandoned checkpoints; see `branched_at`."""
         return branched_at(self._entries)
+
+    def is_past(self, attempt: int) -> bool:
+        """Whether an attempt has nothing more to add: a newer one has started or is to, or the run has ended."""
+        return self.attempt > attempt or self.state.is_terminal or self.state is RunState.QUEUED
 
     @property
     def desired_state(self) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wa_core import layout
 from wa_core.catalog.runs import RunLog
 from wa_core.errors import WeightAveragingError
-from wa_core.records import Heartbeat, RunState
+from wa_core.records import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +60,4 @@ class Pulse:
 
     def _look(self) -> None:
         self._log.refresh()
-        is_over = self._log.attempt > self._beat.attempt or self._log.state.is_terminal
-        is_waiting = self._log.state is RunState.QUEUED  # somebody wants it to go on from elsewhere
-        self.is_stop_wanted = self._log.desired_state != "succeeded" or is_over or is_waiting
+        self.is_stop_wanted = self._log.desired_state != "succeeded" or self._log.is_past(self._beat.attempt)

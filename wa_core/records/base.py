@@ -53,6 +53,10 @@ class RunState(StrEnum):
         return self in {RunState.STARTING, RunState.RUNNING, RunState.RECOVERING, RunState.PAUSING}
 
 
+#: The states in which an attempt holds, or should hold, a run.
+TRAINING = frozenset(state for state in RunState if state.is_training)
+
+
 class AveragingState(StrEnum):
     """What the averaging of a run is doing."""
 
