@@ -20,6 +20,7 @@ from services.trainer.runner import Runner, RunnerConfig
 from support import scripted_driver
 from support.descendants import descendants
 from support.scripted_runner import ScriptedRunners
+from support.ticked_runner import kinds, tick_until
 from support.training import digits_request, log_of, submit_run
 from wa_core import layout
 from wa_core.catalog.runs import fetch_spec, list_queue, submit
@@ -69,23 +70,9 @@ def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
         runner.shut_down()
 
 
-def until(runner: Runner, is_done: Callable[[], bool], *, limit_s: float = 30.0) -> None:
-    """Tick until something holds."""
-    deadline = time.monotonic() + limit_s
-    while not is_done():
-        assert time.monotonic() < deadline, "the runner did not come to it in time"
-        runner.tick()
-        time.sleep(0.02)
-
-
 def state(store: LocalStore, run_id: str) -> RunState:
     """What a run is doing."""
     return log_of(store, run_id).state
-
-
-def kinds(store: LocalStore, run_id: str) -> list[str]:
-    """The kinds of the run's log entries."""
-    return [entry.kind for entry in log_of(store, run_id).entries]
 
 
 def ask(store: LocalStore, run_id: str, wish: Callable[..., None]) -> None:
@@ -120,13 +107,13 @@ def test_a_run_is_paused_and_goes_on_from_where_it_stopped(store: LocalStore, ma
     """A pause ends the attempt after a checkpoint and frees its place; the next attempt grows from just there."""
     run_id = submit_run(store, request())
     runner = make_runner("train")
-    until(runner, lambda: len(log_of(store, run_id).lineage) >= 1)
+    tick_until(runner, lambda: len(log_of(store, run_id).lineage) >= 1)
 
     ask(store, run_id, wishes.pause)
-    until(runner, lambda: state(store, run_id) is RunState.PAUSED and not runner.held)
+    tick_until(runner, lambda: state(store, run_id) is RunState.PAUSED and not runner.held)
     stopped_at = log_of(store, run_id).lineage[-1].step
     ask(store, run_id, partial(wishes.resume, wanted=Resumption()))
-    until(runner, lambda: state(store, run_id) is RunState.FINALIZING)
+    tick_until(runner, lambda: state(store, run_id) is RunState.FINALIZING)
 
     assert starts(store, run_id) == [None, stopped_at]
     assert "attempt_failed" not in kinds(store, run_id)
@@ -138,7 +125,7 @@ def test_f17_a_training_run_goes_back_twice(store: LocalStore, make_runner: Make
     run_id = submit_run(store, request())
     runner = make_runner("train")
     for attempt, (reached, wanted) in enumerate([(20, 17), (20, 9)], start=1):
-        until(
+        tick_until(
             runner,
             lambda attempt=attempt, reached=reached: any(
                 entry.step >= reached and entry.attempt == attempt for entry in log_of(store, run_id).lineage
@@ -146,7 +133,7 @@ def test_f17_a_training_run_goes_back_twice(store: LocalStore, make_runner: Make
         )
         ask(store, run_id, partial(wishes.resume, wanted=Resumption(from_step=wanted)))
 
-    until(runner, lambda: state(store, run_id) is RunState.FINALIZING)
+    tick_until(runner, lambda: state(store, run_id) is RunState.FINALIZING)
 
     assert starts(store, run_id) == [None, 15, 5]
     assert [entry.step for entry in log_of(store, run_id).lineage] == [5, 10, 15, 20, 25, 30, 35, 40]
@@ -160,7 +147,7 @@ def test_a_pause_before_the_workers_are_up_is_not_waited_for(store: LocalStore, 
     runner.tick()
 
     ask(store, run_id, wishes.pause)
-    until(runner, lambda: state(store, run_id) is RunState.PAUSED)
+    tick_until(runner, lambda: state(store, run_id) is RunState.PAUSED)
 
     assert reasons(store, run_id) == []
 
@@ -173,7 +160,7 @@ def test_an_attempt_that_stands_still_is_ended_and_counted(
     run_id = submit_run(store, request(stall_s=5.0))
     runner = make_runner(f"{verb},train")
 
-    until(runner, lambda: state(store, run_id) is RunState.FINALIZING)
+    tick_until(runner, lambda: state(store, run_id) is RunState.FINALIZING)
 
     assert reasons(store, run_id) == ["stalled"]
 
@@ -186,7 +173,7 @@ def test_a_driver_is_asked_then_told_then_killed(store: LocalStore, make_runner:
     runner.tick()
     (held,) = runner.held.values()
 
-    until(runner, lambda: state(store, run_id) is RunState.FAILED)
+    tick_until(runner, lambda: state(store, run_id) is RunState.FAILED)
 
     assert not held.child.is_alive
     assert reasons(store, run_id) == ["stalled", "stalled"]
@@ -197,7 +184,7 @@ def test_a_run_over_its_time_fails_and_keeps_what_it_has(store: LocalStore, make
     run_id = submit_run(store, request(run_s=1.0))
     runner = make_runner("stall")
 
-    until(runner, lambda: state(store, run_id) is RunState.FAILED)
+    tick_until(runner, lambda: state(store, run_id) is RunState.FAILED)
 
     assert reasons(store, run_id) == ["run_deadline", "run_deadline"]
 
@@ -212,7 +199,7 @@ def test_f26_a_run_that_is_too_large_waits_and_expires(store: LocalStore, make_r
 
     assert (state(store, large), waits_for(store, large)) == (RunState.QUEUED, "insufficient_resources")
     assert state(store, small) is RunState.STARTING
-    until(runner, lambda: state(store, large) is RunState.FAILED)
+    tick_until(runner, lambda: state(store, large) is RunState.FAILED)
     assert reasons(store, large) == ["insufficient_resources"]
     assert kinds(store, large) == ["submitted", "failed"]
     assert large not in {run_id for _, run_id in list_queue(store)}
@@ -235,7 +222,7 @@ def test_runs_share_the_cluster_and_large_ones_are_not_kept_out(
     ]
     assert waits_for(store, second) == "resources_busy"
     os.kill(runner.held[first].child.pid, signal.SIGKILL)
-    until(runner, lambda: state(store, third) is not RunState.QUEUED)
+    tick_until(runner, lambda: state(store, third) is not RunState.QUEUED)
     assert state(store, second) is not RunState.QUEUED
 
 
@@ -270,7 +257,7 @@ def test_a_run_that_waits_unseen_is_found(store: LocalStore, make_runner: MakeRu
     ((marker, _),) = list_queue(store)
     store.delete(marker)
 
-    until(make_runner("train"), lambda: state(store, run_id) is RunState.FINALIZING)
+    tick_until(make_runner("train"), lambda: state(store, run_id) is RunState.FINALIZING)
 
 
 def test_f16_a_run_that_kills_its_runners_is_ended(tmp_path: Path) -> None:

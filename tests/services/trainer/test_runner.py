@@ -16,6 +16,7 @@ from services.trainer.identity import is_provably_gone, new_runner_id
 from services.trainer.runner import Runner, RunnerConfig
 from support import scripted_driver
 from support.faulty import FaultyStore
+from support.ticked_runner import kinds, tick_until
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core import layout
 from wa_core.catalog.runs import add_average
@@ -57,20 +58,6 @@ def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
     yield make
     for runner in runners:
         runner.shut_down()
-
-
-def kinds(store: LocalStore, run_id: str) -> list[str]:
-    """The kinds of the run's log entries."""
-    return [entry.kind for entry in log_of(store, run_id).entries]
-
-
-def tick_until(runner: Runner, is_done: Callable[[], bool], *, limit_s: float = 30.0) -> None:
-    """Tick until something holds."""
-    deadline = time.monotonic() + limit_s
-    while not is_done():
-        assert time.monotonic() < deadline, "the runner did not come to it in time"
-        runner.tick()
-        time.sleep(0.02)
 
 
 def test_a_queued_run_is_claimed_and_trained(store: LocalStore, make_runner: MakeRunner) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from services.trainer.loop import TrainContext, train
+from services.trainer.loop import TrainContext, TrainOutcome, train
 from support.hostile import Canary
 from support.training import (
     differing_tensors,
@@ -39,6 +40,30 @@ from wa_core.records import (
 from wa_core.store.local import LocalStore
 from wa_core.store.memory import MemoryStore
 from wa_core.tensors import pickled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def endless_run() -> tuple[MemoryStore, str, int]:
+    """A run that would train for hours, without checkpoints on the way, in its first attempt."""
+    store = MemoryStore()
+    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
+    return store, run_id, start_attempt(store, run_id)
+
+
+def train_until(
+    store: MemoryStore, run_id: str, attempt: int, *, happens: Callable[[], object]
+) -> TrainOutcome | FencedError:
+    """How an attempt ends after something has happened while it was training."""
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train, TrainContext(store, run_id, attempt))
+        _wait_for_step(store, run_id)
+        happens()
+        try:
+            return training.result(timeout=30)
+        except FencedError as error:
+            return error
 
 
 def test_checkpoints_are_committed_every_n_steps_and_at_the_end() -> None:
@@ -107,60 +132,35 @@ def test_a_resumed_run_at_its_last_step_does_nothing_more() -> None:
 
 def test_a_cancelled_run_stops_at_a_step_after_a_last_checkpoint() -> None:
     """Cancel ends training within seconds, and the weights of the step where it stopped are committed."""
-    store = MemoryStore()
-    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
-    attempt = start_attempt(store, run_id)
-    outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(train(TrainContext(store, run_id, attempt))))
-    thread.start()
-    _wait_for_step(store, run_id)
+    store, run_id, attempt = endless_run()
 
-    log_of(store, run_id).append(CancelRequested())
-    thread.join(30)
+    outcome = train_until(store, run_id, attempt, happens=lambda: log_of(store, run_id).append(CancelRequested()))
 
-    assert outcomes
-    assert outcomes[0].is_stopped
-    assert [entry.step for entry in log_of(store, run_id).lineage] == [outcomes[0].step]
+    assert isinstance(outcome, TrainOutcome)
+    assert outcome.is_stopped
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [outcome.step]
 
 
 def test_a_paused_run_keeps_the_weights_of_the_step_where_it_stopped() -> None:
     """Pause ends training at a step, after a checkpoint of just that step."""
-    store = MemoryStore()
-    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
-    attempt = start_attempt(store, run_id)
-    outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(train(TrainContext(store, run_id, attempt))))
-    thread.start()
-    _wait_for_step(store, run_id)
+    store, run_id, attempt = endless_run()
 
-    log_of(store, run_id).append(PauseRequested())
-    thread.join(30)
+    outcome = train_until(store, run_id, attempt, happens=lambda: log_of(store, run_id).append(PauseRequested()))
 
-    assert outcomes[0].is_stopped
-    assert [entry.step for entry in log_of(store, run_id).lineage] == [outcomes[0].step]
+    assert isinstance(outcome, TrainOutcome)
+    assert outcome.is_stopped
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [outcome.step]
     assert log_of(store, run_id).state is RunState.PAUSING
 
 
 def test_f17_a_rewound_attempt_stops_and_commits_nothing_more() -> None:
     """F17: an attempt whose run is to go on from an older step ends at a step boundary, as if fenced."""
-    store = MemoryStore()
-    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
-    attempt = start_attempt(store, run_id)
-    errors: list[BaseException] = []
+    store, run_id, attempt = endless_run()
+    wish = ResumeRequested(from_step=0)
 
-    def rewound() -> None:
-        try:
-            train(TrainContext(store, run_id, attempt))
-        except FencedError as error:
-            errors.append(error)
+    outcome = train_until(store, run_id, attempt, happens=lambda: log_of(store, run_id).append(wish))
 
-    thread = threading.Thread(target=rewound)
-    thread.start()
-    _wait_for_step(store, run_id)
-    log_of(store, run_id).append(ResumeRequested(from_step=0))
-    thread.join(30)
-
-    assert len(errors) == 1
+    assert isinstance(outcome, FencedError)
     assert log_of(store, run_id).lineage == []
 
 
@@ -193,24 +193,11 @@ def test_a_pause_and_a_rewind_with_changes_are_exact() -> None:
 
 def test_f18_a_newer_attempt_ends_the_older_one() -> None:
     """F18: an attempt that has been taken over stops with `FencedError` and commits nothing more."""
-    store = MemoryStore()
-    run_id = submit_run(store, digits_request(every_steps=10_000, epochs=10_000))
-    attempt = start_attempt(store, run_id)
-    errors: list[BaseException] = []
+    store, run_id, attempt = endless_run()
 
-    def zombie() -> None:
-        try:
-            train(TrainContext(store, run_id, attempt))
-        except FencedError as error:
-            errors.append(error)
+    outcome = train_until(store, run_id, attempt, happens=lambda: start_attempt(store, run_id))
 
-    thread = threading.Thread(target=zombie)
-    thread.start()
-    _wait_for_step(store, run_id)
-    start_attempt(store, run_id)
-    thread.join(30)
-
-    assert len(errors) == 1
+    assert isinstance(outcome, FencedError)
     assert log_of(store, run_id).lineage == []
 
 
