@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+ROOT   := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: setup demo test check lint type bench soak up
+.PHONY: setup browser demo test check lint type bench soak up
 setup: $(STAMP)
 
 TORCH := $(shell grep -i '^torch==' constraints.txt)
@@ -16,10 +17,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+# The tests of the page drive the system's Chromium.
+browser:
+	command -v chromium >/dev/null || { $(ROOT) apt-get update -qq && \
+	    $(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+
 demo: setup
 	$(BIN)/wa demo --out out
 
-test: check
+test: check browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not stack and not chaos and not soak"
 	$(BIN)/python -m pytest -m "(stack or chaos) and not soak"
 
