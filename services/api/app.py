@@ -18,6 +18,7 @@ from services.api.patience import BriefStore
 from services.api.readiness import Readiness
 from services.api.routes import averages, feeds, packages, runs, service
 from services.api.schemas import Problem
+from services.api.watching import Watches
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
 from wa_core.records import Resumption, RunRequest
@@ -89,6 +90,7 @@ def create_app(
     app.state.clock = clock or SystemClock()
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)
+    app.state.watches = Watches()
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
     app.state.metrics = RequestMetrics()
     app.state.methods_at = methods_at
