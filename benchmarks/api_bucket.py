@@ -58,12 +58,12 @@ class Bucket:
 
 def fill(store: S3Store, *, num_runs: int) -> Bucket:
     """Put runs into an empty bucket."""
-    began, memory = time.perf_counter(), MemoryStore()
-    runs = [_run(memory, number, of=num_runs) for number in range(num_runs)]
-    infos = list(memory.list(""))
+    began = time.perf_counter()
+    runs = [_run(number, of=num_runs) for number in range(num_runs)]
+    objects = [(info.key, run.store.get(info.key)) for run in runs for info in run.store.list("")]
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda info: store.put(info.key, memory.get(info.key)), infos))
-    print(f"{num_runs} runs, {len(infos)} objects in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        list(threads.map(lambda one: store.put(*one), objects))
+    print(f"{num_runs} runs, {len(objects)} objects in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     training = runs[-NUM_TRAINING - NUM_WAITING : -NUM_WAITING]
     for run in training:
         run.store = store
@@ -81,7 +81,9 @@ def large_average(store: S3Store, *, size_bytes: int) -> tuple[str, str, int]:
     return run.run_id, record.files[layout.MODEL_FILE].key, size_bytes
 
 
-def _run(store: MemoryStore, number: int, *, of: int) -> ApiRun:
+def _run(number: int, *, of: int) -> ApiRun:
+    """One run, in a store of its own."""
+    store = MemoryStore()
     run = ApiRun(store, labels={"team": ("vision", "text")[number % 2], "number": str(number)})
     if number >= of - NUM_WAITING:
         return run

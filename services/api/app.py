@@ -13,6 +13,7 @@ from services.api import problems
 from services.api.auth import Tokens, require_token
 from services.api.body import AverageAddition
 from services.api.catalog import Catalog
+from services.api.description import complete
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
 from services.api.readiness import Readiness
@@ -49,7 +50,7 @@ class Api(FastAPI):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
-        return schema
+        return complete(schema, is_open=self.state.tokens.is_open)
 
 
 def create_app(
@@ -81,6 +82,7 @@ def create_app(
         description=_DESCRIPTION,
         dependencies=[Depends(require_token)],
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
         openapi_url=None,  # it is a route of ours, behind the token as all others
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
@@ -104,7 +106,11 @@ def create_app(
 def methods_at(path: str) -> list[str]:
     """The methods that any route takes at `path`, for `Allow`."""
     routes = (route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute))
-    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
+    found = [route for route in routes if route.path_regex.match(path)]
+    named = [
+        route for route in found if ":" in route.path
+    ]  # a run's id has no colon, so `:cancel` is no part of one
+    return sorted({method for route in named or found for method in route.methods or ()})
 
 
 @asynccontextmanager

@@ -102,7 +102,7 @@ class Query:
     """
 
     states: Collection[RunState] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: frozenset[tuple[str, str]] = frozenset()
     owner: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -110,7 +110,7 @@ class Query:
     def may_match(self, row: Row) -> bool:
         """Whether what never changes about the run is as wanted."""
         return (
-            self.labels.items() <= row.labels.items()
+            self.labels <= row.labels.items()
             and self.owner in {None, row.owner}
             and (self.created_after is None or row.created_at >= self.created_after)
             and (self.created_before is None or row.created_at < self.created_before)

@@ -9,7 +9,6 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.body import AverageAddition, read_addition
 from services.api.catalog import AverageSnapshot, Catalog
-from services.api.filters import invalid
 from services.api.resources import average_resource, prediction_resource
 from services.api.routes.dependencies import UNCHANGED, CatalogDep, RunDep, json_response, problems
 from services.api.schemas import AddedAverage, AverageResource, Page
@@ -32,7 +31,7 @@ _FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def selection(
+async def selection(
     generation: Annotated[int | None, Query(ge=1, le=_MAX_GENERATION)] = None,
     step: Annotated[int | None, Query(ge=0, lt=10**12, description="step of the last checkpoint in it")] = None,
     at: Annotated[Literal["latest", "best"] | None, Query(description="best: lowest held-out loss")] = None,
@@ -50,17 +49,14 @@ async def list_averages(
     run: RunDep,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=MAX_AVERAGES)] = MAX_AVERAGES,
-    after: Annotated[str | None, Query(description="the `next` of the page before")] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_AVERAGES, description="the `next` of the page before")] = 0,
 ) -> Response:
     """List a run's averages, in the order in which they were asked for."""
-    names = [wanted.name for wanted in run.wanted]
-    if after is not None and after not in names:
-        raise invalid("query.after", f"{after[:100]!r} is no cursor; use the `next` of a page")
-    first = 0 if after is None else names.index(after) + 1
-    there = list(zip(run.wanted, run.averages, strict=True))[first:]
-    has_more = len(there) > limit
-    page = [_resource(run_id, *each, checkpoints=run.lineage) for each in there[:limit]]
-    return json_response(request, Page(data=page, has_more=has_more, next=page[-1].name if has_more else None))
+    there = list(zip(run.wanted, run.averages, strict=True))
+    end = after + limit
+    page = [_resource(run_id, *each, checkpoints=run.lineage) for each in there[after:end]]
+    has_more = end < len(there)
+    return json_response(request, Page(data=page, has_more=has_more, next=str(end) if has_more else None))
 
 
 @router.post(

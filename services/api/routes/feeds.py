@@ -21,7 +21,9 @@ _MAX_EVENTS = 1000
 _MAX_SEQ = 10**10 - 1
 
 Limit = Annotated[int, Query(ge=1, le=MAX_LINES)]
-After = Annotated[str | None, Query(description="the `next` of the page before")]
+After = Annotated[
+    str | None, Query(pattern=r"^[0-9]{1,4}-[0-9]{1,8}-[0-9]{1,9}$", description="the `next` of the page before")
+]
 
 
 Follow = Annotated[bool, Query(description="server-sent events until the run has ended, instead of a page")]

@@ -11,15 +11,15 @@ from starlette.concurrency import run_in_threadpool
 from services.api import wishes
 from services.api.auth import CODE, owner_of, require_scope
 from services.api.body import read_resumption, read_run_request
-from services.api.filters import invalid, run_query
+from services.api.filters import RUN_ID, run_query
 from services.api.index import Query, Row
+from services.api.keys import MAX_KEY_CHARS
 from services.api.ranges import etag_matches
 from services.api.resources import checkpoint_resources, run_resource
 from services.api.routes.dependencies import CatalogDep, entries_of, problems
 from services.api.schemas import CheckpointResource, Page, RunResource
 from services.api.submission import check_submission, submitted_run
 from services.api.watching import POLL_S
-from wa_core import layout
 from wa_core.records import Resumption, RunRequest
 
 router = APIRouter(prefix="/v1", tags=["runs"])
@@ -46,7 +46,11 @@ def submit_run(
     response: Response,
     catalog: CatalogDep,
     idempotency_key: Annotated[
-        str | None, Header(description="sent again with the same body, it names the same run")
+        str | None,
+        Header(
+            description="sent again with the same body, it names the same run",
+            json_schema_extra={"minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[ -~]+$"},
+        ),
     ] = None,
 ) -> RunResource:
     """Submit a run. It waits until a runner takes it."""
@@ -63,11 +67,9 @@ async def list_runs(
     catalog: CatalogDep,
     wanted: Annotated[Query, Depends(run_query)],
     limit: Annotated[int, Param(ge=1, le=MAX_PAGE)] = 50,
-    after: Annotated[str | None, Param(description="the `next` of the page before")] = None,
+    after: Annotated[str | None, Param(pattern=RUN_ID, description="the `next` of the page before")] = None,
 ) -> Response:
     """List runs, newest first; the filters narrow the list down together."""
-    if after is not None and not layout.is_run_id(after):
-        raise invalid("query.after", f"{after[:100]!r} is no cursor; use the `next` of a page")
     found = catalog.index.recent_page(wanted, before=after, limit=limit + 1)
     if found is None:
         found = await run_in_threadpool(catalog.index.page, wanted, before=after, limit=limit + 1)
