@@ -74,6 +74,7 @@ def serve(settings: Settings) -> int:
         on_unsafe=on_unsafe,
         stop=stop,
     )
+    app.state.catalog.index.wake()  # the first list should not have to read every run
     server = ApiServer(_uvicorn_config(app, settings), stop=stop)
     # uvicorn raises the signal once more after a clean end; by then it must do nothing, or the status is not 0.
     for number in (signal.SIGTERM, signal.SIGINT):

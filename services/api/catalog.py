@@ -2,7 +2,7 @@
 
 Everything here can be thrown away at any moment: logs grow by appending, specs and generations never change, so
 a cache only ever lags. Every look at a run asks the bucket what is new, until looks take up too much of the time:
-then what was seen a second ago must do (`services.api.budget`). An API replica holds no state.
+then what was seen a moment ago must do (`services.api.budget`). An API replica holds no state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from services.api.budget import Budget
-from services.api.index import UNDATED_MARKS, Index
+from services.api.index import MAX_LAG_S, UNDATED_MARKS, Index
 from services.api.kept import Kept
 from services.api.keys import KeysInUse
 from services.api.patience import DEADLINE_S, StoreAwayError
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
 NUM_READERS = 8
-RECENT_S = 1.0
 
 _WAITING = frozenset({RunState.QUEUED, RunState.RECOVERING})
 
@@ -151,7 +150,7 @@ class Catalog:
             return None
         self.index.wake()
         seen_at, run = known.seen
-        is_recent = self.clock.monotonic() - seen_at < RECENT_S
+        is_recent = self.clock.monotonic() - seen_at < MAX_LAG_S
         return run if is_recent or self.index.confirmed(run_id) else None
 
     def recent_row(self, run_id: str) -> Row | None:
@@ -160,7 +159,7 @@ class Catalog:
         if row is None or self._looks.take():
             return None
         self.index.wake()
-        is_recent = self.clock.monotonic() - row.read_at < RECENT_S
+        is_recent = self.clock.monotonic() - row.read_at < MAX_LAG_S
         return row if is_recent else self.index.confirmed(run_id)
 
     def row(self, run_id: str) -> Row:

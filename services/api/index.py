@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
-MAX_LAG_S = 4.0  # older looks at the markers are not believed: the store may be away
+MAX_LAG_S = 10.0  # what was seen before that is not shown: the store may be away
 IDLE_AFTER_S = 60.0  # without a list asked for, nothing is kept up
 _ALL_IDS_EVERY_S = 30.0
 _READING_S = 0.6  # of each tick
+_MAX_READ_AHEAD = 2000  # of the newest runs; those before them are read when they are asked for
 _NUM_ROTATED = 5  # rows that nothing says have changed, read again in each tick
 _FEW = 16
 _CHUNK = 32
@@ -110,8 +111,8 @@ class Query:
     def may_match(self, row: Row) -> bool:
         """Whether what never changes about the run is as wanted."""
         return (
-            self.labels <= row.labels.items()
-            and self.owner in {None, row.owner}
+            (self.owner is None or self.owner == row.owner)
+            and (not self.labels or self.labels <= row.labels.items())
             and (self.created_after is None or row.created_at >= self.created_after)
             and (self.created_before is None or row.created_at < self.created_before)
         )
@@ -208,16 +209,13 @@ class Index:
         found: list[Row] = []
         for run_id in self._newest_first(before):
             row = self._rows.get(run_id)
-            if row is None and run_id in self._no_runs:
-                continue
-            if row is None:
+            if row is None and run_id not in self._no_runs:
                 return None
-            if not query.may_match(row):
+            if row is None or not query.matches(row):
                 continue
-            if self._is_doubtful(row) and self._asked_at - row.read_at > MAX_LAG_S:
+            if self._is_doubtful(row) and self._asked_at - row.read_at > MAX_LAG_S and not row.waits:
                 return None
-            if query.matches(row):
-                found.append(row)
+            found.append(row)
             if len(found) == limit:
                 break
         return found
@@ -277,13 +275,14 @@ class Index:
 
     def _keep_up(self) -> None:
         is_away = False
+        is_whole = False
         while not self._stopped.wait(TICK_S):
             with self._lock:
-                if self._clock.monotonic() - self._asked_at > IDLE_AFTER_S:
+                if is_whole and self._clock.monotonic() - self._asked_at > IDLE_AFTER_S:
                     self._thread = None
                     return
             try:
-                self.tick()
+                is_whole = self.tick()
                 is_away = False
             except WeightAveragingError as error:
                 if not is_away:
@@ -296,20 +295,21 @@ class Index:
                     log.exception("index_failed")
                 is_away = True
 
-    def tick(self) -> None:
-        """Look at the markers, and read what may have changed, for at most a part of a second."""
+    def tick(self) -> bool:
+        """Look at the markers, and read what may have changed, for a part of a second; whether that was all."""
         began = self._clock.monotonic()
         self._look(since=began)
         pending = self._pending()
         while pending and self._clock.monotonic() - began < _READING_S:
-            self._read_rows(pending[:_CHUNK], since=began)
-            pending = pending[_CHUNK:]
+            self._read_rows(pending[:_FEW], since=began)  # few at a time: requests may want to read as well
+            pending = pending[_FEW:]
+        return not pending
 
     def _pending(self) -> list[str]:
         """What to read, the most needed first."""
         with self._lock:
             ids, rows = self._ids[::-1], dict(self._rows)
-        unread = [run_id for run_id in ids if run_id not in rows]
+        unread = [run_id for run_id in ids[:_MAX_READ_AHEAD] if run_id not in rows]
         changed = [row.run_id for row in rows.values() if self.marks_of(row.run_id) != row.marks]
         rest = sorted(
             (row for row in rows.values() if self.marks_of(row.run_id) == row.marks), key=lambda r: r.read_at

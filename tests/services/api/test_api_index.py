@@ -159,7 +159,7 @@ def test_old_looks_are_not_believed() -> None:
     finished(store)
     catalog = Catalog(store, clock=clock)
     states(catalog)
-    clock.advance(10.0)
+    clock.advance(11.0)
 
     assert catalog.index.recent_page(Query(), before=None, limit=10) is None
     catalog.close()
