@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
@@ -20,6 +21,7 @@ from services.api.readiness import Readiness
 from services.api.routes import averages, feeds, packages, runs, service
 from services.api.schemas import Problem
 from services.api.watching import Watches
+from services.api.weights import MAX_DOWNLOADS
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
 from wa_core.records import Resumption, RunRequest
@@ -93,6 +95,7 @@ def create_app(
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.watches = Watches()
+    app.state.download_threads = CapacityLimiter(MAX_DOWNLOADS)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
     app.state.metrics = RequestMetrics()
     app.state.methods_at = methods_at

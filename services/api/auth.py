@@ -73,7 +73,7 @@ def scope(name: str) -> Callable[[F], F]:
     return mark
 
 
-def require_token(
+async def require_token(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     """Refuse a caller without a token for the route, when the service has tokens.

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 from pydantic import ValidationError
 
 from services.api.budget import Budget
@@ -25,7 +26,7 @@ from wa_core import layout
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.holdings import fetch_holdings
 from wa_core.catalog.runs import RunLog, add_average, fetch_spec, lineage, requested_averages
-from wa_core.errors import AverageNotFoundError, ObjectNotFoundError, RunNotFoundError
+from wa_core.errors import AverageNotFoundError, CorruptError, ObjectNotFoundError, RunNotFoundError
 from wa_core.records import WAITING, CheckpointCommitted, Entry, Heartbeat, RunSpec, RunState
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from wa_core.clock import Clock
     from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
     from wa_core.store.base import ObjectStore
+
+log = structlog.get_logger(__name__)
 
 MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
@@ -191,12 +194,15 @@ class Catalog:
         return run
 
     def snapshots(self, run_ids: Iterable[str]) -> list[RunSnapshot]:
-        """Several runs, read side by side; a run that was never wholly created is left out."""
+        """Several runs, read side by side; one that was never wholly created, or that is damaged, is left out."""
 
         def read(run_id: str) -> RunSnapshot | None:
             try:
                 return self.snapshot(run_id, anew=True)
             except RunNotFoundError:
+                return None
+            except CorruptError as error:
+                log.warning("run_unreadable", run_id=run_id, error=error.message, code=error.code)
                 return None
 
         return [found for found in self._readers.map(read, run_ids) if found is not None]

@@ -138,7 +138,7 @@ class Index:
         self._read = read
         self._clock = clock
         self._rows: dict[str, Row] = {}
-        self._no_runs: set[str] = set()  # ids of what was never wholly created
+        self._no_runs: set[str] = set()  # ids of what was never wholly created, or cannot be read
         self._ids: list[str] = []  # ascending
         self._marks: dict[str, Marks] = {}
         self._looked_at: float | None = None
@@ -288,9 +288,7 @@ class Index:
                 if not is_away:
                     log.warning("index_waits", error=error.message, code=error.code)
                 is_away = True
-            except (
-                Exception
-            ):  # the outermost loop of a thread: requests look for themselves, and say what is wrong
+            except Exception:  # the outermost loop of a thread: requests look for themselves, and say why
                 if not is_away:
                     log.exception("index_failed")
                 is_away = True

@@ -165,6 +165,16 @@ def test_old_looks_are_not_believed() -> None:
     catalog.close()
 
 
+def test_a_damaged_run_does_not_hide_the_others(api: TestClient, store: MemoryStore) -> None:
+    """A run whose log cannot be read is left out of the list, and every other run is there."""
+    damaged, sound = ApiRun(store), ApiRun(store)
+    store.put(layout.log_entry(damaged.run_id, 1), b"{")
+
+    listed = api.get("/v1/runs")
+
+    assert [run["run_id"] for run in listed.json()["data"]] == [sound.run_id]
+
+
 def test_a_submission_costs_few_requests() -> None:
     """A new run takes six writes and reads, and sending its key again takes one."""
     store = CountingStore()
