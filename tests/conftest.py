@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from support.seaweed import Seaweed, running_seaweed
+from support.stack import RunningStack, down, up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if os.environ.get("CI"):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is simulated in `tests/chaos/test_simulation.py`."""
-    parser.addoption("--sim-seeds", type=int, default=20_000, help="how many schedules to simulate")
+    parser.addoption("--sim-seeds", type=int, default=8_000, help="how many schedules to simulate")
     parser.addoption("--sim-seed", type=int, default=None, help="tell this one's story")
 
 
@@ -31,3 +32,13 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """One real SeaweedFS for the whole session; `seaweed.new_store()` gives each test a bucket of its own."""
     with running_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The embedded stack for the whole session: SeaweedFS, Ray, runner, averager and API, all real."""
+    data = tmp_path_factory.mktemp("stack")
+    try:
+        yield up(data)
+    finally:
+        down(data)
