@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from support.seaweed import Seaweed, running_seaweed
 from support.stack import RunningStack, down, up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from xdist.remote import Producer
 
 
 # Where CI decides, the same examples every time; everywhere else new ones are looked for at every run.
@@ -27,11 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sim-seed", type=int, default=None, help="tell this one's story")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, a file's tests share a process, and so do all that use the embedded stack."""
-    for item in items:
-        is_on_stack = "stack" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("stack" if is_on_stack else str(item.path)))
+class SideBySide(LoadFileScheduling):
+    """With `-n`, a file stays in one process, and so do all files that share the embedded stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:
+    """What `-n` uses."""
+    return SideBySide(config, log)
 
 
 @pytest.fixture(scope="session")
