@@ -9,7 +9,8 @@ with runs and asks for:
 - `sse`: 100 clients that follow runs; from the commit of an entry to its arrival at each of them;
 - `downloads`: 50 of 100 MB at once, in turn from the API and straight from SeaweedFS.
 
-`--part` picks some of them. Everything shares this machine. Writes `benchmarks/results/api_load.{json,md}`.
+`--part` picks some of them, and leaves what is known of the others. Everything shares this machine. Writes
+`benchmarks/results/api_load.{json,md}`.
 """
 
 from __future__ import annotations
@@ -349,10 +350,21 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.2, help="mean seconds between a reader's requests")
     parser.add_argument("--size-mb", type=float, default=100.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-write", action="store_true", help="only print")
     options = parser.parse_args()
     data = measure(options)
-    name = "api_load" if not options.part else f"api_load-{'-'.join(options.part)}"
-    results.write(name, data=data, text=markdown(data))
+    if options.no_write:
+        print(markdown(data))
+        return
+    data["parts"] = earlier_parts(data["num_runs"]) | data["parts"]
+    results.write("api_load", data=data, text=markdown(data))
+
+
+def earlier_parts(num_runs: int) -> dict[str, Any]:
+    """What was measured before, with as many runs: parts may be measured one by one."""
+    path = results.RESULTS / "api_load.json"
+    data = json.loads(path.read_text()) if path.exists() else {}
+    return dict(data["parts"]) if data.get("num_runs") == num_runs else {}
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -42,7 +44,11 @@ log = structlog.get_logger(__name__)
 
 MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
+MAX_PAGES_KEPT = 1024
 NUM_READERS = 8
+
+#: A page of a run's lines: its run, kind, rank, attempt, position and limit.
+PageKey = tuple[str, str, str, int | None, Hashable, int]
 
 _WAITING = frozenset({RunState.QUEUED, RunState.RECOVERING})
 
@@ -123,7 +129,8 @@ class Catalog:
         self._manifests: Kept[tuple[str, str, int], AverageManifest] = Kept(MAX_MANIFESTS_KEPT)
         self._assessments: Kept[tuple[str, str, int], AssessmentRecord | None] = Kept(MAX_MANIFESTS_KEPT)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="catalog")
-        self._looks = Budget(share=0.3, most_s=1.0, clock=clock)
+        self.pages_of_ended: Kept[PageKey, bytes] = Kept(MAX_PAGES_KEPT)
+        self._looks = Budget(share=0.1, most_s=1.0, clock=clock)
         self.index = Index(store, read=self.snapshots, clock=clock)
 
     def close(self) -> None:
@@ -145,6 +152,12 @@ class Catalog:
             return seen.entries
         with self._looking(), self._fresh(run_id) as run:
             return tuple(run.log.entries)
+
+    def ended_before(self, run_id: str, *, seconds: float) -> bool:
+        """Whether a run ended so long ago that nothing more will be written by it."""
+        entries = self.entries(run_id)
+        end = next((entry for entry in entries if entry.state.is_terminal), None)
+        return end is not None and end.at is not None and self.clock.now() - end.at > timedelta(seconds=seconds)
 
     def recent(self, run_id: str) -> RunSnapshot | None:
         """What was seen of a run a moment ago, if that must do; None: ask the bucket. Never waits."""

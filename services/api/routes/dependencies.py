@@ -56,7 +56,11 @@ def etag_of(body: bytes) -> str:
 
 def json_response(request: Request, resource: BaseModel) -> Response:
     """A resource with its validator, or 304 when the caller has it already."""
-    body = resource.model_dump_json().encode()
+    return body_response(request, resource.model_dump_json().encode())
+
+
+def body_response(request: Request, body: bytes) -> Response:
+    """JSON with its validator, or 304 when the caller has it already."""
     headers = {"ETag": etag_of(body), "Cache-Control": "private, no-cache"}
     if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)

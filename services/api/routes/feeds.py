@@ -6,10 +6,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from services.api.catalog import Catalog
+from services.api.catalog import Catalog, PageKey
 from services.api.feeds import LineFeed, Position, log_feed, metric_feed
 from services.api.problems import HttpProblem
-from services.api.routes.dependencies import CatalogDep, entries_of, problems
+from services.api.routes.dependencies import (
+    UNCHANGED,
+    CatalogDep,
+    body_response,
+    entries_of,
+    json_response,
+    problems,
+)
 from services.api.schemas import EventFeed, Feed, LogLine
 from services.api.streams import EVENT_STREAM, line_events, log_events, stream_response, wants_stream
 from wa_core.records import Entry
@@ -19,6 +26,8 @@ router = APIRouter(prefix="/v1/runs/{run_id}", tags=["feeds"])
 MAX_LINES = 10_000
 _MAX_EVENTS = 1000
 _MAX_SEQ = 10**10 - 1
+_SETTLED_AFTER_S = 60.0  # what a run wrote in its last moments may arrive after its end
+_MAX_BYTES_KEPT = 32 << 10
 
 Limit = Annotated[int, Query(ge=1, le=MAX_LINES)]
 After = Annotated[
@@ -36,14 +45,14 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/events", response_model=EventFeed, responses=problems(404, 422) | _STREAM)
+@router.get("/events", response_model=EventFeed, responses=problems(404, 422) | UNCHANGED | _STREAM)
 async def list_events(
     run_id: str,
     request: Request,
     catalog: CatalogDep,
     after: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="entries after this seq")] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_EVENTS)] = 100,
-) -> Response | EventFeed:
+) -> Response:
     """The run's log: a JSON page, or server-sent events when asked for `text/event-stream`.
 
     A stream goes on after `Last-Event-ID` (or `after`) and ends with the run.
@@ -54,14 +63,12 @@ async def list_events(
         return stream_response(log_events(request.app.state, run_id, after=_seq_after(request, after)))
     entries = await entries_of(run_id, catalog)
     page = entries[after : after + limit]
-    return EventFeed(
-        data=[_event(entry) for entry in page],
-        has_more=after + limit < len(entries),
-        next=page[-1].seq if page else after,
-    )
+    data = [_event(entry) for entry in page]
+    has_more, following = after + limit < len(entries), page[-1].seq if page else after
+    return json_response(request, EventFeed(data=data, has_more=has_more, next=following))
 
 
-@router.get("/logs", response_model=Feed[LogLine], responses=problems(404, 422) | _STREAM)
+@router.get("/logs", response_model=Feed[LogLine], responses=problems(404, 422) | UNCHANGED | _STREAM)
 async def read_logs(
     run_id: str,
     request: Request,
@@ -72,13 +79,13 @@ async def read_logs(
     follow: Follow = False,
     after: After = None,
     limit: Limit = 1000,
-) -> Response | Feed[LogLine]:
+) -> Response:
     """The lines that one rank wrote: a JSON page, or with `follow` server-sent events until the run has ended."""
-    lines = _Lines(run_id, log_feed(run_id, rank=rank), catalog, attempt=attempt, limit=limit)
+    lines = _Lines(run_id, log_feed(run_id, rank=rank), catalog, rank=rank, attempt=attempt, limit=limit)
     return await lines.answer(request, after=after, follow=follow, event="log")
 
 
-@router.get("/metrics", response_model=Feed[dict[str, Any]], responses=problems(404, 422) | _STREAM)
+@router.get("/metrics", response_model=Feed[dict[str, Any]], responses=problems(404, 422) | UNCHANGED | _STREAM)
 async def read_metrics(
     run_id: str,
     request: Request,
@@ -87,9 +94,9 @@ async def read_metrics(
     follow: Follow = False,
     after: After = None,
     limit: Limit = 1000,
-) -> Response | Feed[dict[str, Any]]:
+) -> Response:
     """The metric lines of a run: `attempt`, `step`, and whatever the recipe measures. `follow` as for logs."""
-    lines = _Lines(run_id, metric_feed(run_id), catalog, attempt=None, limit=limit)
+    lines = _Lines(run_id, metric_feed(run_id), catalog, limit=limit)
     return await lines.answer(request, after=after, follow=follow, event="metrics")
 
 
@@ -97,29 +104,41 @@ class _Lines:
     """A feed of lines as it was asked for."""
 
     def __init__(
-        self, run_id: str, feed: LineFeed[Any], catalog: Catalog, *, attempt: int | None, limit: int
+        self,
+        run_id: str,
+        feed: LineFeed[Any],
+        catalog: Catalog,
+        *,
+        rank: str = "",
+        attempt: int | None = None,
+        limit: int,
     ) -> None:
         self._run_id = run_id
         self._feed = feed
         self._catalog = catalog
+        self._rank = rank
         self._attempt = attempt
         self._limit = limit
 
-    async def answer(
-        self, request: Request, *, after: str | None, follow: bool, event: str
-    ) -> Response | Feed[Any]:
+    async def answer(self, request: Request, *, after: str | None, follow: bool, event: str) -> Response:
         """A page, or a stream."""
         position = Position.parse(after)
         if not (follow or wants_stream(request)):
-            return await run_in_threadpool(self._page, position)
+            key = (self._run_id, event, self._rank, self._attempt, position, self._limit)
+            kept = self._catalog.pages_of_ended.peek(key)
+            return body_response(request, kept or await run_in_threadpool(self._page, position, key))
         # Asked before the answer begins, so that a run that does not exist is 404.
         await run_in_threadpool(self._catalog.spec, self._run_id)
         position = _position_after(request, position)
         events = line_events(request.app.state, self._run_id, self._read, after=position, event=event)
         return stream_response(events)
 
-    def _page(self, position: Position) -> Feed[Any]:
-        return self._feed.page(self._catalog.store, self._attempts(), after=position, limit=self._limit)
+    def _page(self, position: Position, key: PageKey) -> bytes:
+        has_ended = self._catalog.ended_before(self._run_id, seconds=_SETTLED_AFTER_S)
+        page = self._feed.page(self._catalog.store, self._attempts(), after=position, limit=self._limit)
+        body = page.model_dump_json().encode()
+        is_worth_keeping = has_ended and len(body) <= _MAX_BYTES_KEPT
+        return self._catalog.pages_of_ended.get(key, lambda: body) if is_worth_keeping else body
 
     def _read(self, position: Position) -> tuple[list[tuple[Position, Any]], bool]:
         return self._feed.read(self._catalog.store, self._attempts(), after=position, limit=self._limit)

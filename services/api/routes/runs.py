@@ -16,7 +16,7 @@ from services.api.index import Query, Row
 from services.api.keys import MAX_KEY_CHARS
 from services.api.ranges import etag_matches
 from services.api.resources import checkpoint_resources, run_resource
-from services.api.routes.dependencies import CatalogDep, entries_of, problems
+from services.api.routes.dependencies import UNCHANGED, CatalogDep, entries_of, json_response, problems
 from services.api.schemas import CheckpointResource, Page, RunResource
 from services.api.submission import check_submission, submitted_run
 from services.api.watching import POLL_S
@@ -83,7 +83,7 @@ async def list_runs(
 @router.get(
     "/runs/{run_id}",
     response_model=RunResource,
-    responses=problems(404, 422) | {304: {"description": "unchanged"}},
+    responses=problems(404, 422) | UNCHANGED,
 )
 async def show_run(
     run_id: str,
@@ -134,18 +134,23 @@ def resume_run(
     return run_resource(catalog.ask(run_id, partial(wishes.resume, wanted=wanted)))
 
 
-@router.get("/runs/{run_id}/checkpoints", responses=problems(404, 422))
+@router.get(
+    "/runs/{run_id}/checkpoints",
+    response_model=Page[CheckpointResource],
+    responses=problems(404, 422) | UNCHANGED,
+)
 async def list_checkpoints(
     run_id: str,
+    request: Request,
     catalog: CatalogDep,
     limit: Annotated[int, Param(ge=1, le=MAX_CHECKPOINTS)] = 1000,
     after: Annotated[int, Param(ge=0, lt=10**10, description="the `next` of the page before")] = 0,
-) -> Page[CheckpointResource]:
+) -> Response:
     """List a run's committed checkpoints, in order; those of abandoned branches are marked."""
     entries = await entries_of(run_id, catalog)
     found = [checkpoint for checkpoint in checkpoint_resources(entries) if checkpoint.seq > after]
     page, has_more = found[:limit], len(found) > limit
-    return Page(data=page, has_more=has_more, next=str(page[-1].seq) if has_more else None)
+    return json_response(request, Page(data=page, has_more=has_more, next=str(page[-1].seq) if has_more else None))
 
 
 async def _changed(request: Request, row: Row, *, unlike: str, wait_s: float) -> Row:
