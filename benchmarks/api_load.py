@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may repeat")
     parser.add_argument("--seconds", type=float, help="how long each part takes")
     parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--pause", type=float, default=0.2, help="mean seconds between a reader's requests")
+    parser.add_argument("--pause", type=float, default=0.5, help="mean seconds between a reader's requests")
     parser.add_argument("--size-mb", type=float, default=100.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-write", action="store_true", help="only print")

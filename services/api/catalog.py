@@ -13,7 +13,6 @@ from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -152,12 +151,6 @@ class Catalog:
             return seen.entries
         with self._looking(), self._fresh(run_id) as run:
             return tuple(run.log.entries)
-
-    def ended_before(self, run_id: str, *, seconds: float) -> bool:
-        """Whether a run ended so long ago that nothing more will be written by it."""
-        entries = self.entries(run_id)
-        end = next((entry for entry in entries if entry.state.is_terminal), None)
-        return end is not None and end.at is not None and self.clock.now() - end.at > timedelta(seconds=seconds)
 
     def recent(self, run_id: str) -> RunSnapshot | None:
         """What was seen of a run a moment ago, if that must do; None: ask the bucket. Never waits."""

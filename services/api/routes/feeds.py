@@ -1,6 +1,8 @@
 """What grows while a run trains: its events, its log text and its metrics."""
 
 import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -26,7 +28,7 @@ router = APIRouter(prefix="/v1/runs/{run_id}", tags=["feeds"])
 MAX_LINES = 10_000
 _MAX_EVENTS = 1000
 _MAX_SEQ = 10**10 - 1
-_SETTLED_AFTER_S = 60.0  # what a run wrote in its last moments may arrive after its end
+_SETTLED_AFTER = timedelta(minutes=1)  # what a run wrote in its last moments may arrive after its end
 _MAX_BYTES_KEPT = 32 << 10
 
 Limit = Annotated[int, Query(ge=1, le=MAX_LINES)]
@@ -134,19 +136,26 @@ class _Lines:
         return stream_response(events)
 
     def _page(self, position: Position, key: PageKey) -> bytes:
-        has_ended = self._catalog.ended_before(self._run_id, seconds=_SETTLED_AFTER_S)
-        page = self._feed.page(self._catalog.store, self._attempts(), after=position, limit=self._limit)
+        entries = self._catalog.entries(self._run_id)
+        attempts = self._attempts(entries)
+        page = self._feed.page(self._catalog.store, attempts, after=position, limit=self._limit)
         body = page.model_dump_json().encode()
-        is_worth_keeping = has_ended and len(body) <= _MAX_BYTES_KEPT
-        return self._catalog.pages_of_ended.get(key, lambda: body) if is_worth_keeping else body
+        if not _ended_before(entries, self._catalog.clock.now() - _SETTLED_AFTER) or len(body) > _MAX_BYTES_KEPT:
+            return body
+        return self._catalog.pages_of_ended.get(key, lambda: body)
 
     def _read(self, position: Position) -> tuple[list[tuple[Position, Any]], bool]:
-        return self._feed.read(self._catalog.store, self._attempts(), after=position, limit=self._limit)
+        attempts = self._attempts(self._catalog.entries(self._run_id))
+        return self._feed.read(self._catalog.store, attempts, after=position, limit=self._limit)
 
-    def _attempts(self) -> list[int]:
-        entries = self._catalog.entries(self._run_id)
+    def _attempts(self, entries: Sequence[Entry]) -> list[int]:
         last = entries[-1].attempt if entries else 0
         return list(range(1, last + 1)) if self._attempt is None else [self._attempt]
+
+
+def _ended_before(entries: Sequence[Entry], moment: datetime) -> bool:
+    end = next((entry for entry in entries if entry.state.is_terminal), None)
+    return end is not None and end.at is not None and end.at < moment
 
 
 def _event(entry: Entry) -> dict[str, Any]:
