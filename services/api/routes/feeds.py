@@ -127,8 +127,10 @@ class _Lines:
         position = Position.parse(after)
         if not (follow or wants_stream(request)):
             key = (self._run_id, event, self._rank, self._attempt, position, self._limit)
-            kept = self._catalog.pages_of_ended.peek(key)
-            return body_response(request, kept or await run_in_threadpool(self._page, position, key))
+            body = self._catalog.pages_of_ended.peek(key)
+            if body is None:
+                body = await run_in_threadpool(self._page, position, key)
+            return body_response(request, body)
         # Asked before the answer begins, so that a run that does not exist is 404.
         await run_in_threadpool(self._catalog.spec, self._run_id)
         position = _position_after(request, position)
