@@ -7,7 +7,7 @@ with runs and asks for:
 - `list`: pages of runs, with and without filters, by four clients;
 - `submissions`: 50 a second for 20 s, each sent twice with its key: there must be one run for each key;
 - `sse`: 100 clients that follow runs; from the commit of an entry to its arrival at each of them;
-- `downloads`: 50 of 100 MB at once, in turn from the API and straight from SeaweedFS.
+- `downloads`: 50 of 100 MB at once, in turn straight from SeaweedFS, through the API, and by its redirects.
 
 `--part` picks some of them, and leaves what is known of the others. Everything shares this machine. Writes
 `benchmarks/results/api_load.{json,md}`.
@@ -261,10 +261,8 @@ def measure_downloads(bucket: Bucket, server: Server, *, size_mb: float, rounds:
     """Seconds of 50 downloads at once, straight and through the API, in turn."""
     run_id, key, size_bytes = large_average(bucket.store, size_bytes=round(size_mb * 1e6))
     straight = bucket.store.presign(key, expires_s=3600)
-    urls = {
-        "straight": straight,
-        "api": f"{server.url}/v1/runs/{run_id}/averages/swa/weights.safetensors?at=latest",
-    }
+    file = f"{server.url}/v1/runs/{run_id}/averages/swa/weights.safetensors?at=latest"
+    urls = {"straight": straight, "api": file, "redirected": f"{file}&redirect=1"}
     took: dict[str, list[float]] = {name: [] for name in urls}
     for number in range(rounds):
         for name in list(urls) if number % 2 else list(urls)[::-1]:
@@ -278,7 +276,7 @@ def measure_downloads(bucket: Bucket, server: Server, *, size_mb: float, rounds:
         "size_mb": size_mb,
         "took_s": took,
         "mb_per_s": {name: total / 1e6 / median(found) for name, found in took.items()},
-        "ratio": median(took["straight"]) / median(took["api"]),
+        "ratios": {name: median(took["straight"]) / median(took[name]) for name in ("api", "redirected")},
         "peak_rss_bytes": server.peak_rss_bytes(),
     }
 
@@ -334,7 +332,8 @@ def markdown(data: dict[str, Any]) -> str:
         speeds = ", ".join(f"{name} {speed:.0f} MB/s" for name, speed in one["mb_per_s"].items())
         what = f"{one['num']} downloads of {one['size_mb']:g} MB at once"
         used = f"API {one['peak_rss_bytes'] / 1e6:.0f} MB at most"
-        rows.append([what, speeds, f"ratio {one['ratio']:.2f}, {used}"])
+        ratios = ", ".join(f"{name} {ratio:.2f} of straight" for name, ratio in one["ratios"].items())
+        rows.append([what, speeds, f"{ratios}; {used}"])
     about = f"One API process over a real SeaweedFS with {data['num_runs']} runs in the bucket"
     return (
         f"{about}; clients, API and store share the machine.\n\n{results.table(['load', 'served', 'how'], rows)}"

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 
 def drain(url: str, size_bytes: int) -> None:
-    """Download and count."""
+    """Download, from where a redirect leads if there is one, and count."""
     parts = urlsplit(url)
     buffer = bytearray(1 << 20)
     with socket.create_connection((parts.hostname, parts.port), timeout=120) as line:
@@ -22,7 +22,12 @@ def drain(url: str, size_bytes: int) -> None:
         head = b""
         while b"\r\n\r\n" not in head:
             head += line.recv(4096)
-        if b" 200 " not in head.split(b"\r\n")[0]:
+        status = head.split(b" ", 2)[1]
+        if status == b"307":
+            lines = (line.partition(b": ") for line in head.split(b"\r\n"))
+            drain(next(value.decode() for name, _, value in lines if name.lower() == b"location"), size_bytes)
+            return
+        if status != b"200":
             raise RuntimeError(head)
         got = len(head.partition(b"\r\n\r\n")[2])
         while num := line.recv_into(buffer):
