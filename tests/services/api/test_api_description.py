@@ -144,6 +144,27 @@ def test_every_code_is_in_the_guide() -> None:
     assert in_guide - set(_HINTS) - {"Allow"} == set()
 
 
+def test_every_address_in_the_guide_is_one(api: TestClient) -> None:
+    """What the guide says to ask for is in the description, with the parameters that it names."""
+    paths = api.get("/openapi.json").json()["paths"]
+    places = re.findall(r"(/v1/[^\s\"'`?,]+)(?:\?([^\s\"'`]+))?", GUIDE.read_text())
+
+    assert len(places) > 10
+    for path, query in places:
+        template = path.replace("$RUN", "{run_id}").replace("/swa", "/{name}").rstrip(".")
+        assert template in paths, path
+        known = {parameter["name"] for parameter in paths[template].get("get", {}).get("parameters", ())}
+        assert {part.partition("=")[0] for part in query.split("&") if part} <= known, query
+
+
+def test_the_guides_submission_is_taken(api: TestClient) -> None:
+    """The body that the guide submits can be submitted."""
+    body = re.search(r"--json '(\{.*?\})'", GUIDE.read_text(), re.DOTALL)
+
+    assert body is not None
+    assert api.post("/v1/runs", content=body[1], headers={"Content-Type": "application/json"}).status_code == 202
+
+
 def test_a_client_that_knows_only_the_description(tmp_path: Path) -> None:
     """schemathesis, with all its checks and phases, finds nothing to say against the service."""
     store = MemoryStore()
