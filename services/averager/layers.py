@@ -94,10 +94,10 @@ def _drift(layer: _NormBase, mean: Tensor, variance: Tensor) -> Sums:
 def _squares(averaged: Tensor, raw: Tensor) -> Sums:
     """Sum of squared differences, sum of squares of the raw values, and how many there are."""
     apart = norm = 0.0
-    pairs = zip(_real(averaged).split(_BLOCK), _real(raw).split(_BLOCK), strict=True)
-    for one, other in pairs:
-        there = other.double()
-        apart += float((one.double() - there).square().sum())
+    one, other = _real(averaged), _real(raw)
+    for begin in range(0, len(other), _BLOCK):
+        there = other[begin : begin + _BLOCK].double()
+        apart += float((one[begin : begin + _BLOCK].double() - there).square().sum())
         norm += float(there.square().sum())
     return apart, norm, float(averaged.numel())
 
