@@ -90,11 +90,9 @@ def _checkpoints(
         for entry in sound_checkpoints(record.run_id, log.lineage)
         if checkpoint_file(record.run_id, entry).key in present
     ]
-    newest = (
-        next((entry for entry in reversed(kept) if entry.seq <= manifest.cursor), None) or (kept or [None])[-1]
-    )
-    if newest is None:
+    if not kept:
         raise _not_kept("no checkpoint of the run")
+    newest = next((entry for entry in reversed(kept) if entry.seq <= manifest.cursor), kept[-1])
     if record.kind == "line":
         return [("raw", newest)]
     inside = set(manifest.folded)
