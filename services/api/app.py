@@ -16,11 +16,12 @@ from services.api.catalog import Catalog
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, packages, runs, service
+from services.api.routes import averages, feeds, packages, runs, service, session, tokens
 from services.api.schemas import Problem
+from services.api.token_book import TokenBook
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
-from wa_core.records import Resumption, RunRequest
+from wa_core.records import Resumption, RunRequest, TokenRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router)
+_ROUTERS = (
+    service.router,
+    runs.router,
+    packages.router,
+    feeds.router,
+    averages.router,
+    tokens.router,
+    session.router,
+)
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
     "Errors are problem documents (RFC 9457) with a stable `code`."
@@ -44,7 +53,7 @@ class Api(FastAPI):
         """The OpenAPI description."""
         schema = super().openapi()
         known = schema["components"]["schemas"]
-        for model in (Problem, RunRequest, Resumption, AverageAddition):
+        for model in (Problem, RunRequest, Resumption, AverageAddition, TokenRequest):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
@@ -87,6 +96,7 @@ def create_app(
     brief = BriefStore(store)
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
+    app.state.token_book = TokenBook(brief, clock=app.state.clock)
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)

@@ -63,6 +63,7 @@ from wa_core.records.submission import (
     RunSpec,
     Scaling,
 )
+from wa_core.records.tokens import Scope, TokenRecord, TokenRequest, TokenRevocation
 from wa_core.records.training import (
     ConstantRate,
     CyclicalRate,
@@ -121,10 +122,14 @@ __all__ = [
     "RunSpec",
     "RunState",
     "Scaling",
+    "Scope",
     "SetAside",
     "Sha256",
     "Submitted",
     "Succeeded",
+    "TokenRecord",
+    "TokenRequest",
+    "TokenRevocation",
     "TrainingFinished",
     "TrainingOptions",
     "WarmupStableRate",
