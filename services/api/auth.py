@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.problems import HttpProblem
+from services.api.rates import REQUESTS
 from services.api.session import check_same_origin, token_in_cookie
 from wa_core.records import DEFAULT_OWNER
 
@@ -127,13 +128,18 @@ async def require_token(
     A bearer token counts before a session's cookie. What a cookie changes must be asked for by a page of ours.
 
     Raises:
-        HttpProblem: 401 ``auth_missing`` or ``auth_invalid``; 403 ``scope_missing`` or ``cross_site``.
+        HttpProblem: 401 ``auth_missing`` or ``auth_invalid``; 403 ``scope_missing`` or ``cross_site``; 429
+            ``rate_limited``.
     """
     endpoint = request.scope.get("endpoint")
-    if request.app.state.tokens.is_open or is_public(endpoint):
-        request.state.caller = EVERYBODY
+    request.state.caller = EVERYBODY
+    if is_public(endpoint):
         return
     sent = credentials.credentials if credentials else token_in_cookie(request)
+    caller = await find_caller(request, sent)
+    await _count(request, caller)
+    if caller is EVERYBODY:
+        return
     if sent is None:
         raise HttpProblem(
             "this service wants a token and the request has none",
@@ -141,7 +147,6 @@ async def require_token(
             code="auth_missing",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    caller = await find_caller(request, sent)
     if caller is None:
         raise HttpProblem(
             "the request's token is not this service's, or it has expired or was revoked",
@@ -168,6 +173,16 @@ def require_scope(request: Request, name: str) -> None:
             code="scope_missing",
             headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{name}"'},
         )
+
+
+async def _count(request: Request, caller: Caller | None) -> None:
+    """Count the request for its caller, or for its address where nobody has a name."""
+    if caller is None or caller is EVERYBODY:
+        who = request.client.host if request.client else ""
+    else:
+        who = caller.owner
+    request.state.counted_as = who
+    await request.app.state.rates.take(request, REQUESTS, who=who)
 
 
 def owner_of(request: Request) -> str:
