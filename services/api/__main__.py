@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 GRACE_S = 7  # for requests in flight, of the 10 s that a supervisor waits
 _KEEP_ALIVE_S = 15
+# How long threads that talk to the store may keep the one that answers requests from going on; 5 ms by default.
+_SWITCH_S = 0.001
 
 
 class ApiServer(uvicorn.Server):
@@ -79,6 +81,8 @@ def serve(settings: Settings) -> int:
         on_unsafe=on_unsafe,
         stop=stop,
     )
+    sys.setswitchinterval(_SWITCH_S)
+    app.state.catalog.index.wake()  # the first list should not have to read every run
     server = ApiServer(_uvicorn_config(app, settings), stop=stop)
     # uvicorn raises the signal once more after a clean end; by then it must do nothing, or the status is not 0.
     for number in (signal.SIGTERM, signal.SIGINT):

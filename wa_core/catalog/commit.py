@@ -78,8 +78,8 @@ def commit(
     record: Committed,
     *,
     patience_s: float = COMMIT_PATIENCE_S,
-) -> None:
-    """Make `record` the one and only content of `key`.
+) -> bytes:
+    """Make `record` the one and only content of `key`; what is stored there, by this try or by an earlier one.
 
     Raises:
         ConflictError: another write has the key; read it and decide anew.
@@ -93,6 +93,8 @@ def commit(
         found = patiently(lambda: store.get(key), patience_s=patience_s)
         if _write_id(found) != record.write_id:
             raise ConflictError(f"{key} was written by somebody else first") from None
+        return found
+    return body
 
 
 def parse(parser: Callable[[bytes], T], body: bytes, *, key: str) -> T:
