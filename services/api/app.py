@@ -19,6 +19,7 @@ from services.api.readiness import Readiness
 from services.api.routes import averages, feeds, packages, runs, service
 from services.api.schemas import Problem
 from services.runtime.lifecycle import Stop
+from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock
 from wa_core.records import Resumption, RunRequest
 
@@ -84,18 +85,19 @@ def create_app(
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
     )
-    brief = BriefStore(store)
+    metrics = RequestMetrics()
+    brief = BriefStore(MeteredStore(store, metrics.store))
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
-    app.state.metrics = RequestMetrics()
+    app.state.metrics = metrics
     app.state.methods_at = methods_at
     for router in _ROUTERS:
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
+    app.add_middleware(ObservationMiddleware, metrics=metrics)  # last: the last added is the outermost
     return app
 
 

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from services.api.request_id import current_request_id
 from wa_core import errors
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def problem_response(problem: HttpProblem) -> Response:
     }
     if hint := _HINTS.get(problem.code):
         document["hint"] = hint
+    if request_id := current_request_id():
+        document |= {"instance": f"urn:wa:request:{request_id}", "request_id": request_id}
     document["errors"] = [{"pointer": pointer, "message": message} for pointer, message in problem.faults]
     # Escaped to ASCII: a detail may quote input that has no UTF-8 form, such as a lone surrogate.
     body = json.dumps(document | problem.extra, ensure_ascii=True).encode()

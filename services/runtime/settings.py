@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
     process `assess_memory_mb` MiB. With `averager_port` it answers `/livez`, `/readyz` and
-    `/metrics` on that port of `averager_host`.
+    `/metrics` on that port of `averager_host`; a runner does the same with `runner_port` and `runner_host`.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)
     max_concurrent_runs: int = Field(default=1, ge=1)
     max_runs_per_owner: int | None = Field(default=None, ge=1)
+    runner_host: str = "127.0.0.1"
+    runner_port: int | None = Field(default=None, ge=0, le=65535)
     scratch_dir: Path | None = None
     accumulator_memory_mb: int = Field(default=256, ge=0)
     assess_time_limit_s: float = Field(default=300.0, gt=0)
