@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 
 from services.api.app import create_app
+from services.api.webhooks import WebhookPolicy
 from services.runtime.lifecycle import Stop
 from services.runtime.process import run_process
 from services.runtime.stores import open_store
@@ -73,6 +74,9 @@ def serve(settings: Settings) -> int:
         named_tokens={name: token.get_secret_value() for name, token in settings.tokens.items()},
         on_unsafe=on_unsafe,
         stop=stop,
+    )
+    app.state.webhooks = WebhookPolicy(
+        is_on=settings.webhook_secret is not None, allow_private=settings.webhook_allow_private
     )
     server = ApiServer(_uvicorn_config(app, settings), stop=stop)
     # uvicorn raises the signal once more after a clean end; by then it must do nothing, or the status is not 0.

@@ -18,6 +18,7 @@ from services.api.patience import BriefStore
 from services.api.readiness import Readiness
 from services.api.routes import averages, feeds, packages, runs, service
 from services.api.schemas import Problem
+from services.api.webhooks import WebhookPolicy
 from services.runtime.lifecycle import Stop
 from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock
@@ -90,6 +91,7 @@ def create_app(
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
     app.state.stop = stop or Stop()
+    app.state.webhooks = WebhookPolicy()  # none may be asked for, until whoever starts the process says otherwise
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
     app.state.metrics = metrics

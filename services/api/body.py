@@ -27,6 +27,7 @@ from wa_core.records import (
     RunRequest,
     Scaling,
     TrainingOptions,
+    Webhook,
 )
 
 MAX_BODY_BYTES = 1 << 20
@@ -41,6 +42,7 @@ M = TypeVar("M", bound=BaseModel)
 _PARTS: dict[str, type[BaseModel]] = {
     "scaling": Scaling,
     "checkpoint": CheckpointPolicy,
+    "webhooks": Webhook,
     "averages": AverageRequest,
     "deadlines": Deadlines,
     "training": TrainingOptions,

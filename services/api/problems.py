@@ -45,6 +45,7 @@ _HINTS = {
     "storage_auth": "an operator must correct the store's credentials (WA_S3_ACCESS_KEY, WA_S3_SECRET_KEY)",
     "no_average_yet": "try again once a checkpoint has been folded and assessed",
     "body_too_large": "put large things into the bucket, not into the submission",
+    "webhooks_off": "submit without `webhooks`, and ask with GET /v1/runs/{id}?wait=30 instead",
     "invalid_rule": "write for example swa:start_step=100 or ema:half_life=60",
 }
 

@@ -18,7 +18,7 @@ from wa_core.errors import AlreadyExistsError, ConflictError, CorruptError, Tran
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wa_core.records import AssessmentRecord, AverageManifest, KeyedSubmission, LogEntry, RunSpec
+    from wa_core.records import AssessmentRecord, AverageManifest, Delivery, KeyedSubmission, LogEntry, RunSpec
     from wa_core.store.base import ObjectStore
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def patiently(call: Callable[[], T], *, patience_s: float = COMMIT_PATIENCE_S) -
 def commit(
     store: ObjectStore,
     key: str,
-    record: LogEntry | AverageManifest | AssessmentRecord | RunSpec | KeyedSubmission,
+    record: LogEntry | AverageManifest | AssessmentRecord | RunSpec | KeyedSubmission | Delivery,
     *,
     patience_s: float = COMMIT_PATIENCE_S,
 ) -> None:

@@ -20,6 +20,7 @@ from services.api.resources import checkpoint_resources, run_resource
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import CheckpointResource, Listing, Page, RunResource
 from services.api.submission import check_key, check_submission
+from services.api.webhooks import check_webhooks
 from wa_core import layout
 from wa_core.catalog.runs import submit
 from wa_core.catalog.submissions import submit_once
@@ -56,6 +57,7 @@ def submit_run(
     if wanted.package is not None:
         require_scope(request, CODE)
     check_submission(wanted, catalog.store)
+    check_webhooks(wanted.webhooks, request.app.state.webhooks)
     store, clock, owner = catalog.store, request.app.state.clock, owner_of(request)
     if idempotency_key is None:
         spec = submit(store, wanted, clock=clock, owner=owner)
