@@ -26,8 +26,10 @@ from services.api.routes import averages, feeds, insight, landscapes, packages, 
 from services.api.schemas import Problem
 from services.api.token_book import TokenBook
 from services.api.watching import Watches
+from services.api.webhooks import WebhookPolicy
 from services.api.weights import MAX_DOWNLOADS
 from services.runtime.lifecycle import Stop
+from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock
 from wa_core.records import LandscapeRequest, Resumption, RunRequest, TokenRequest
 
@@ -116,24 +118,26 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
     )
-    brief = BriefStore(store)
+    metrics = RequestMetrics()
+    brief = BriefStore(MeteredStore(store, metrics.store))
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
     app.state.token_book = TokenBook(brief, clock=app.state.clock)
     app.state.rates = rates or RateLimits({})
     app.state.stop = stop or Stop()
+    app.state.webhooks = WebhookPolicy()  # none may be asked for, until whoever starts the process says otherwise
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
     app.state.watches = Watches()
     app.state.download_threads = CapacityLimiter(MAX_DOWNLOADS)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
-    app.state.metrics = RequestMetrics()
+    app.state.metrics = metrics
     app.state.methods_at = methods_at
     for router in _ROUTERS:
         app.include_router(router)
     problems.install(app)
     app.add_middleware(Guard, limits=guard or GuardLimits())
-    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
+    app.add_middleware(ObservationMiddleware, metrics=metrics)
     app.add_middleware(SecurityHeaders)  # the outermost, so that no answer is without
     return app
 

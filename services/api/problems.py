@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from services.api.request_id import current_request_id
 from wa_core import errors
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ _HINTS = {
     "storage_auth": "an operator must correct the store's credentials (WA_S3_ACCESS_KEY, WA_S3_SECRET_KEY)",
     "no_average_yet": "try again once a checkpoint has been folded and assessed",
     "body_too_large": "put large things into the bucket, not into the submission",
+    "webhooks_off": "submit without `webhooks`, and ask with GET /v1/runs/{id}?wait=30 instead",
     "invalid_rule": "write for example swa:start_step=100 or ema:half_life=60",
 }
 
@@ -146,6 +148,8 @@ def problem_document(problem: HttpProblem) -> dict[str, Any]:
         "code": problem.code,
     }
     document["hint"] = _HINTS.get(problem.code, _HINT)
+    if request_id := current_request_id():
+        document |= {"instance": f"urn:wa:request:{request_id}", "request_id": request_id}
     document["errors"] = [{"pointer": pointer, "message": message} for pointer, message in problem.faults]
     return document | problem.extra
 

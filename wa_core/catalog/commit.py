@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wa_core.records import (
         AssessmentRecord,
         AverageManifest,
+        Delivery,
         KeyedSubmission,
         LandscapeAttempt,
         LandscapeRecord,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         | AssessmentRecord
         | RunSpec
         | KeyedSubmission
+        | Delivery
         | LandscapeRecord
         | LandscapeAttempt
         | LandscapeResult

@@ -21,6 +21,7 @@ from services.api.routes.dependencies import UNCHANGED, CatalogDep, entries_of, 
 from services.api.schemas import CheckpointResource, Page, RunResource
 from services.api.submission import check_submission, submitted_run
 from services.api.watching import POLL_S
+from services.api.webhooks import check_webhooks
 from wa_core.records import Resumption, RunRequest
 
 router = APIRouter(prefix="/v1", tags=["runs"])
@@ -59,6 +60,7 @@ def submit_run(
     if wanted.package is not None:
         require_scope(request, CODE)
     check_submission(wanted, catalog.store)
+    check_webhooks(wanted.webhooks, request.app.state.webhooks)
     run = submitted_run(catalog, wanted, key=idempotency_key, owner=owner_of(request))
     response.headers["Location"] = f"/v1/runs/{run.spec.run_id}"
     return run_resource(run)
