@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
@@ -212,6 +215,10 @@ class Catalog:
                 return None
 
         return [found for found in self._readers.map(read, run_ids) if found is not None]
+
+    def side_by_side(self, read: Callable[[K], V], items: Iterable[K]) -> list[V]:
+        """What `read` gives for each item, in order, several at a time."""
+        return list(self._readers.map(read, items))
 
     def is_known(self, run_id: str) -> bool:
         """Whether a run's log has been seen here, so that the run is wholly created."""

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from services.api.request_id import current_request_id
 from wa_core import errors
 
 if TYPE_CHECKING:
@@ -83,13 +84,18 @@ _HINTS = {
     "unsafe_store": "an operator must use a store with conditional writes; `wa doctor` names the failed check",
     "auth_missing": "send the header `Authorization: Bearer TOKEN`; `wa up` prints the token",
     "auth_invalid": "check WA_TOKEN; `wa up` prints the token of the service it started",
-    "scope_missing": "use the service's full token (WA_TOKEN)",
+    "scope_missing": "use a token with the scope that WWW-Authenticate names, or WA_TOKEN",
+    "cross_site": "send the token as `Authorization: Bearer TOKEN`; cookies are for the service's own page",
+    "unknown_host": "call the service by a name that it knows, or add this one to its WA_ALLOWED_HOSTS",
+    "rate_limited": "try again after the seconds in Retry-After; RateLimit says how much is left",
+    "token_not_found": "GET /v1/tokens lists the tokens",
     "run_not_found": "GET /v1/runs lists the runs",
     "route_not_found": "GET /openapi.json describes every route",
     "storage_unavailable": "nothing is lost; try again after the seconds in Retry-After",
     "storage_auth": "an operator must correct the store's credentials (WA_S3_ACCESS_KEY, WA_S3_SECRET_KEY)",
     "no_average_yet": "try again once a checkpoint has been folded and assessed",
     "body_too_large": "put large things into the bucket, not into the submission",
+    "webhooks_off": "submit without `webhooks`, and ask with GET /v1/runs/{id}?wait=30 instead",
     "invalid_rule": "write for example swa:start_step=100 or ema:half_life=60",
 }
 
@@ -142,6 +148,8 @@ def problem_document(problem: HttpProblem) -> dict[str, Any]:
         "code": problem.code,
     }
     document["hint"] = _HINTS.get(problem.code, _HINT)
+    if request_id := current_request_id():
+        document |= {"instance": f"urn:wa:request:{request_id}", "request_id": request_id}
     document["errors"] = [{"pointer": pointer, "message": message} for pointer, message in problem.faults]
     return document | problem.extra
 

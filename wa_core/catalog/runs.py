@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from wa_core import layout
 from wa_core.catalog.checkpoints import parse_entry
 from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit, parse, patiently
+from wa_core.catalog.deliveries import mark_telling
 from wa_core.catalog.hints import digest_of, is_worth_renewing, read_log_hint, write_log_hint
 from wa_core.errors import (
     AlreadyFinishedError,
@@ -134,6 +135,7 @@ def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> RunLog:
     """
     marker = Marker(run_id=spec.run_id, at=spec.created_at).model_dump_json().encode()
     store.put(layout.active_marker(spec.run_id), marker)
+    mark_telling(store, spec)
     if spec.trainer == "service":
         store.put(layout.queue_marker(spec.run_id, priority=spec.request.priority), marker)
     commit(store, layout.run_spec(spec.run_id), spec)
@@ -156,10 +158,12 @@ def add_average(store: ObjectStore, run_id: str, request: AverageRequest, *, clo
     spec = fetch_spec(store, run_id)
     marker = Marker(run_id=run_id, at=clock.now()).model_dump_json().encode()
     store.put(layout.active_marker(run_id), marker)
+    mark_telling(store, spec)
     if request.name in {average.name for average in spec.request.averages}:
         raise _average_exists(run_id, request.name)
     added = RunLog(store, run_id, clock=clock).append(AverageAdded(average=request))
     store.put(layout.active_marker(run_id), marker)
+    mark_telling(store, spec)
     return added
 
 

@@ -15,11 +15,13 @@ from services.api.filters import RUN_ID, run_query
 from services.api.index import Query, Row
 from services.api.keys import MAX_KEY_CHARS
 from services.api.ranges import etag_matches
+from services.api.rates import limit_submissions
 from services.api.resources import checkpoint_resources, run_resource
 from services.api.routes.dependencies import UNCHANGED, CatalogDep, entries_of, json_response, problems
 from services.api.schemas import CheckpointResource, Page, RunResource
 from services.api.submission import check_submission, submitted_run
 from services.api.watching import POLL_S
+from services.api.webhooks import check_webhooks
 from wa_core.records import Resumption, RunRequest
 
 router = APIRouter(prefix="/v1", tags=["runs"])
@@ -32,6 +34,7 @@ MAX_CHECKPOINTS = 10_000
 @router.post(
     "/runs",
     status_code=202,
+    dependencies=[Depends(limit_submissions)],
     responses=problems(400, 403, 408, 409, 413, 415, 422),
     openapi_extra={
         "requestBody": {
@@ -57,6 +60,7 @@ def submit_run(
     if wanted.package is not None:
         require_scope(request, CODE)
     check_submission(wanted, catalog.store)
+    check_webhooks(wanted.webhooks, request.app.state.webhooks)
     run = submitted_run(catalog, wanted, key=idempotency_key, owner=owner_of(request))
     response.headers["Location"] = f"/v1/runs/{run.spec.run_id}"
     return run_resource(run)
