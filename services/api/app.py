@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,14 @@ _DESCRIPTION = (
 class Api(FastAPI):
     """The application, whose description also holds the models that routes name without using them."""
 
+    _describing = threading.Lock()
+
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI description."""
+        with self._describing:
+            return self.openapi_schema or self._describe()
+
+    def _describe(self) -> dict[str, Any]:
         schema = super().openapi()
         known = schema["components"]["schemas"]
         for model in (

@@ -146,6 +146,7 @@ PROBLEM_CODES = {
     "416": "range_not_satisfiable",
     "422": "invalid_request",
     "429": "rate_limited",
+    "431": "headers_too_large",
     "500": "internal",
     "503": "storage_unavailable",
 }

@@ -37,6 +37,12 @@ _STATUS: dict[type[errors.WeightAveragingError], int] = {
 _FRAMEWORK_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _CODES = {"store_unavailable": "storage_unavailable", "transient": "storage_unavailable"}
 _HINTS = {
+    "body_not_a_form": "send what the page's form sends",
+    "headers_too_large": "send fewer and shorter headers, and a shorter query",
+    "invalid_webhook": "give https addresses that are public, and events that there are",
+    "no_recipe": "register the run with a recipe",
+    "service_is_open": "start the service with WA_TOKEN, and make other tokens with that one",
+    "too_slow": "try again after the seconds in Retry-After",
     "body_incomplete": "send the whole body; Content-Length says how much was announced",
     "body_not_json": "send JSON as RFC 8259 has it: double quotes, no trailing commas, no comments",
     "body_not_utf8": "encode the body as UTF-8",
@@ -47,6 +53,7 @@ _HINTS = {
     "average_not_found": "GET /v1/runs/{run_id}/averages lists the run's averages",
     "file_not_found": "ask for one of the files that the detail names",
     "generation_not_found": "GET /v1/runs/{run_id}/averages/{name} names the newest generation",
+    "landscape_not_found": "GET /v1/runs/{run_id}/averages/{name}/landscapes lists them",
     "object_not_found": "the file was removed by retention; ask for the newest generation",
     "method_not_allowed": "use one of the methods in Allow",
     "already_finalizing": "wait for the run's end; its averages are being published",
