@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from services.client.download import fetch_file
-from services.client.transport import Transport
+from services.client.transport import Query, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -226,6 +226,25 @@ class Client:
     ) -> Json:
         """One average: its newest state, or that of a generation, of a step, or ``at="best"``."""
         return self._object(_average(run_id, name), generation=generation, step=step, at=at)
+
+    def predict(
+        self,
+        run_id: str,
+        name: str,
+        instances: list[Any],
+        *,
+        generation: int | None = None,
+        step: int | None = None,
+        at: str | None = None,
+    ) -> Json:
+        """Ask published weights; ``predictions`` has one for each of `instances`, and the rest names the weights.
+
+        `ApiError` with the code ``invalid_instances`` says what is wrong with which, ``prediction_not_supported``
+        that the run's recipe cannot be asked.
+        """
+        query: Query = {"generation": generation, "step": step, "at": at}
+        body = {"instances": instances}
+        return dict(self._transport.post(f"{_average(run_id, name)}:predict", body=body, query=query))
 
     def download(
         self,
