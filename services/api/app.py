@@ -17,7 +17,7 @@ from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
 from services.api.predictions import Predictor
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, packages, predictions, runs, service
+from services.api.routes import averages, feeds, formats, packages, predictions, runs, service
 from services.api.schemas import Problem
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router, predictions.router)
+_ROUTERS = (
+    service.router,
+    runs.router,
+    packages.router,
+    feeds.router,
+    averages.router,
+    predictions.router,
+    formats.router,
+)
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
     "Errors are problem documents (RFC 9457) with a stable `code`."
