@@ -13,6 +13,8 @@ from services.api import problems
 from services.api.auth import Tokens, require_token
 from services.api.body import AverageAddition
 from services.api.catalog import Catalog
+from services.api.dashboard import routes as pages
+from services.api.dashboard.static_files import PageFiles
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
 from services.api.readiness import Readiness
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router)
+_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router, pages.router)
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
     "Errors are problem documents (RFC 9457) with a stable `code`."
@@ -94,6 +96,7 @@ def create_app(
     app.state.methods_at = methods_at
     for router in _ROUTERS:
         app.include_router(router)
+    app.mount("/static", PageFiles(), name="static")
     problems.install(app)
     app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
     return app

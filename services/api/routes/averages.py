@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from services.api.body import AverageAddition, read_addition
-from services.api.resources import average_resource, prediction_resource
+from services.api.resources import average_resource, average_resources, prediction_resource
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import AddedAverage, AverageResource, Listing
 from services.api.selection import Selection, best_generation, select, select_file
@@ -43,20 +43,7 @@ SelectionDep = Annotated[Selection, Depends(selection)]
 @router.get("", responses=problems(404))
 def list_averages(run_id: str, catalog: CatalogDep) -> Listing[AverageResource]:
     """List a run's averages, in the order in which they were asked for."""
-    run = catalog.snapshot(run_id)
-    return Listing(
-        data=[
-            average_resource(
-                run_id,
-                wanted,
-                shown=average.newest,
-                served=average.served,
-                best=average.served.best if average.served else None,
-                checkpoints=run.lineage,
-            )
-            for wanted, average in zip(run.wanted, run.averages, strict=True)
-        ]
-    )
+    return Listing(data=average_resources(catalog.snapshot(run_id)))
 
 
 @router.post(

@@ -1,0 +1,117 @@
+"""The pages: the run list at `/`, a run at `/runs/{id}`, and the part of it that is fetched again as it changes.
+
+Whoever asks for anything but HTML gets problems, as everywhere; a browser gets a page that says the same.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from services.api.auth import public
+from services.api.dashboard.listing import MAX_TEXT, Filters, rows
+from services.api.dashboard.rendering import digest, is_page_wanted, is_part_wanted, page
+from services.api.dashboard.run_page import run_page
+from services.api.problems import HttpProblem, as_problem
+from services.api.routes.dependencies import CatalogDep
+from wa_core import layout
+from wa_core.errors import WeightAveragingError
+from wa_core.records import RunState
+
+UNAUTHORIZED = 401
+NOT_FOUND = 404
+
+_Text = Annotated[str, Query(max_length=MAX_TEXT)]
+
+
+class PageRoute(APIRoute):
+    """A route whose refusals are pages too, for browsers."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler, which answers a browser's wrong request with a page."""
+        handle = super().get_route_handler()
+
+        async def handle_as_page(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except WeightAveragingError as error:
+                if not is_page_wanted(request):
+                    raise
+                return _refusal(request, as_problem(error))
+            except RequestValidationError:
+                if not is_page_wanted(request):
+                    raise
+                problem = HttpProblem("the address asks for something that cannot be", status=422, code="invalid")
+                return _refusal(request, problem)
+
+        return handle_as_page
+
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("/", response_class=Response)
+@public
+def list_runs(
+    request: Request,
+    catalog: CatalogDep,
+    state: _Text = "",
+    label: _Text = "",
+    q: _Text = "",
+    after: Annotated[str, Query(max_length=26)] = "",
+    seen: Annotated[str, Query(max_length=16)] = "",
+) -> Response:
+    """The run list; for htmx its rows alone, and nothing while they are as `seen`."""
+    filters = Filters(state=state, label=label.strip(), text=q)
+    found, following = rows(catalog, filters, after=after if layout.is_run_id(after) else None)
+    shown = digest(found, filters, after)
+    if is_part_wanted(request) and seen == shown:
+        return Response(status_code=204)
+    template = "_runs.html" if is_part_wanted(request) else "runs.html"
+    return page(
+        template,
+        request=request,
+        headers={"Vary": "HX-Request"},
+        rows=found,
+        following=following,
+        filters=filters,
+        after=after,
+        states=[state.value for state in RunState],
+        digest=shown,
+    )
+
+
+@router.get("/runs/{run_id}", response_class=Response)
+def show_run(
+    request: Request, run_id: str, catalog: CatalogDep, average: Annotated[str | None, Query()] = None
+) -> Response:
+    """A run's page."""
+    return page("run.html", request=request, view=run_page(catalog, run_id, name=average))
+
+
+@router.get("/runs/{run_id}/live", response_class=Response)
+def refresh_run(
+    request: Request,
+    run_id: str,
+    catalog: CatalogDep,
+    average: Annotated[str | None, Query()] = None,
+    seen: Annotated[str, Query(max_length=16)] = "",
+) -> Response:
+    """What changes on a run's page; nothing while it is as `seen`."""
+    view = run_page(catalog, run_id, name=average)
+    if seen == view.digest:
+        return Response(status_code=204)
+    return page("_live.html", request=request, view=view)
+
+
+def _refusal(request: Request, problem: HttpProblem) -> Response:
+    """The page for a refusal: the way in for those without a token, else what is wrong."""
+    headers = problem.headers
+    if problem.status == UNAUTHORIZED and is_part_wanted(request):
+        return Response(status_code=problem.status, headers=headers | {"HX-Refresh": "true"})
+    if problem.status == UNAUTHORIZED:
+        following = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return page("login.html", request=request, status=problem.status, headers=headers, following=following)
+    return page("error.html", request=request, status=problem.status, headers=headers, problem=problem)
