@@ -26,6 +26,7 @@ QUEUE = "queue/"
 ACTIVE = "active/"
 KEYED = "idempotency/"
 PACKAGES = "packages/"
+LANDSCAPES = "landscapes/"
 CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -122,6 +123,41 @@ def blobs_prefix(run_id: str, name: str) -> str:
     return f"{generations_prefix(run_id, name)}blobs/"
 
 
+def landscapes_prefix(run_id: str, name: str) -> str:
+    """The landscapes of one average: requests, and a folder for what came of each."""
+    return f"{generations_prefix(run_id, name)}landscapes/"
+
+
+def landscape(run_id: str, name: str, landscape_id: str) -> str:
+    """The request for a landscape."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}.json"
+
+
+def landscape_attempts_prefix(run_id: str, name: str, landscape_id: str) -> str:
+    """Who has taken the work on a landscape."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}/attempts/"
+
+
+def landscape_attempt(run_id: str, name: str, landscape_id: str, number: int) -> str:
+    """Attempt `number` (from 1) at a landscape."""
+    return f"{landscape_attempts_prefix(run_id, name, landscape_id)}{number:04d}.json"
+
+
+def landscape_progress(run_id: str, name: str, landscape_id: str) -> str:
+    """How far the work on a landscape is."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}/progress.json"
+
+
+def landscape_result(run_id: str, name: str, landscape_id: str) -> str:
+    """What came of a landscape."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}/result.json"
+
+
+def landscape_marker(run_id: str, name: str, landscape_id: str) -> str:
+    """Marks a landscape from its request until there is a result; the oldest request sorts first."""
+    return f"{LANDSCAPES}{landscape_id}-{run_id}-{name}.json"
+
+
 def metrics_prefix(run_id: str, *, attempt: int | None = None) -> str:
     """All metric parts of a run, by attempt and part, or those of one attempt."""
     return f"{run_prefix(run_id)}metrics/" + (f"{attempt:04d}/" if attempt is not None else "")
@@ -185,6 +221,20 @@ def keyed_submission(digest: str) -> str:
 def package(package_id: str) -> str:
     """The zip of user code that ``sha256:…`` names."""
     return f"{PACKAGES}{package_id.removeprefix('sha256:')}.zip"
+
+
+def landscape_of_marker(key: str) -> tuple[str, str, str] | None:
+    """(run id, average, landscape id) of a landscape's marker, or None for other keys."""
+    ulid = _RUN_ID.pattern
+    found = re.fullmatch(rf"{LANDSCAPES}({ulid})-({ulid})-([a-z0-9][a-z0-9-]*)\.json", key)
+    return (found.group(2), found.group(3), found.group(1)) if found else None
+
+
+def landscape_id_of(key: str) -> tuple[str, bool] | None:
+    """(landscape id, whether `key` is its result) of the key of a request or a result, or None for other keys."""
+    ulid = _RUN_ID.pattern
+    found = re.fullmatch(rf"{RUNS}{ulid}/averages/[^/]+/landscapes/({ulid})(\.json|/result\.json)", key)
+    return (found.group(1), found.group(2) != ".json") if found else None
 
 
 def run_id_of(key: str) -> str | None:

@@ -11,18 +11,19 @@ from fastapi.routing import APIRoute
 
 from services.api import problems
 from services.api.auth import Tokens, require_token
-from services.api.body import AverageAddition
+from services.api.body import AverageAddition, WantedRule
 from services.api.catalog import Catalog
 from services.api.dashboard import routes as pages
 from services.api.dashboard.static_files import PageFiles
+from services.api.history import History
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, packages, runs, service
+from services.api.routes import averages, feeds, insight, landscapes, packages, runs, service
 from services.api.schemas import Problem
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
-from wa_core.records import Resumption, RunRequest
+from wa_core.records import LandscapeRequest, Resumption, RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router, pages.router)
+_ROUTERS = (
+    service.router,
+    runs.router,
+    packages.router,
+    feeds.router,
+    averages.router,
+    insight.router,
+    landscapes.router,
+    pages.router,
+)
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
     "Errors are problem documents (RFC 9457) with a stable `code`."
@@ -46,7 +56,7 @@ class Api(FastAPI):
         """The OpenAPI description."""
         schema = super().openapi()
         known = schema["components"]["schemas"]
-        for model in (Problem, RunRequest, Resumption, AverageAddition):
+        for model in (Problem, RunRequest, Resumption, AverageAddition, WantedRule, LandscapeRequest):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
@@ -91,6 +101,7 @@ def create_app(
     app.state.clock = clock or SystemClock()
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)
+    app.state.history = History(app.state.catalog)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
     app.state.metrics = RequestMetrics()
     app.state.methods_at = methods_at

@@ -9,10 +9,10 @@ import json
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
@@ -23,11 +23,13 @@ from wa_core.records import (
     AverageRequest,
     CheckpointPolicy,
     Deadlines,
+    LandscapeRequest,
     Resumption,
     RunRequest,
     Scaling,
     TrainingOptions,
 )
+from wa_core.records import Request as BodyRequest
 
 MAX_BODY_BYTES = 1 << 20
 PACKAGE_DEADLINE_S = 120.0
@@ -53,6 +55,12 @@ class AverageAddition(AverageRequest):
     dry_run: bool = False
 
 
+class WantedRule(BodyRequest):
+    """The body of a preview."""
+
+    rule: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
 async def read_run_request(request: Request) -> RunRequest:
     """The submission in a request's body.
 
@@ -69,6 +77,24 @@ async def read_addition(request: Request) -> AverageAddition:
         HttpProblem: as for `read_run_request`.
     """
     return parse_body(await _read_json(request), AverageAddition)
+
+
+async def read_wanted_rule(request: Request) -> WantedRule:
+    """The rule that a request's body asks about.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), WantedRule)
+
+
+async def read_landscape_request(request: Request) -> LandscapeRequest:
+    """The landscape that a request's body asks for.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), LandscapeRequest)
 
 
 async def read_resumption(request: Request) -> Resumption:

@@ -63,6 +63,19 @@ def check_key(key: str) -> None:
         raise HttpProblem(detail, status=422, code="invalid_idempotency_key", faults=faults)
 
 
+def check_rule(spelling: str) -> AnyRule:
+    """The rule that is spelled so.
+
+    Raises:
+        HttpProblem: 422 ``invalid_rule``.
+    """
+    try:
+        return parse_run_rule(spelling)
+    except InvalidInputError as error:
+        faults = [("rule", error.message)]
+        raise HttpProblem(f"rule: {error.message}", status=422, code="invalid_rule", faults=faults) from None
+
+
 def check_addition(average: AverageRequest, *, existing: Sequence[AverageRequest]) -> AnyRule:
     """Refuse an average that cannot be added to those that a run has; otherwise its rule.
 
@@ -70,11 +83,7 @@ def check_addition(average: AverageRequest, *, existing: Sequence[AverageRequest
         HttpProblem: 422 ``invalid_rule``.
         ConflictError: ``average_exists``, or ``too_many_averages``.
     """
-    try:
-        rule = parse_run_rule(average.rule)
-    except InvalidInputError as error:
-        faults = [("rule", error.message)]
-        raise HttpProblem(f"rule: {error.message}", status=422, code="invalid_rule", faults=faults) from None
+    rule = check_rule(average.rule)
     if average.name in {known.name for known in existing}:
         raise ConflictError(f"the run has an average {average.name!r} already", code="average_exists")
     if len(existing) >= MAX_AVERAGES:

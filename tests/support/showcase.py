@@ -1,4 +1,4 @@
-"""Runs for the page to show, written straight into a bucket: with averages, measurements, and what can go wrong."""
+"""Runs for the page to show, written straight into a bucket: averages, measurements, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from support.api import DIGITS
 from wa_core import layout
 from wa_core.averaging.rules import parse_run_rule
 from wa_core.catalog.averages import Generations
+from wa_core.catalog.landscapes import Landscapes
 from wa_core.catalog.runs import RunLog, submit
 from wa_core.clock import ManualClock
 from wa_core.records import (
@@ -21,12 +22,17 @@ from wa_core.records import (
     AttemptStarted,
     AverageManifest,
     AverageRequest,
+    BatchNormDrift,
     BatchNormSummary,
     CheckpointCommitted,
     Comparison,
     Evaluation,
     FileRef,
     Heartbeat,
+    LandscapeRecord,
+    LandscapeResult,
+    LayerDistance,
+    MarkedPoint,
     RunRequest,
     SetAside,
     Succeeded,
@@ -43,6 +49,19 @@ EVERY_STEPS = 20
 REJECTED_STEP = 120
 TOTAL_STEPS = 264
 PWN = '<img src=x onerror="window.__pwned=1"><script>window.__pwned=2</script>'
+LAYERS = {
+    "stem": 432,
+    "bn": 96,
+    "blocks.0.conv1": 20_736,
+    "blocks.0.bn1": 96,
+    "blocks.0.conv2": 20_736,
+    "blocks.0.bn2": 96,
+    "blocks.1.conv1": 41_472,
+    "blocks.1.bn1": 192,
+    "blocks.1.conv2": 82_944,
+    "blocks.1.bn2": 192,
+    "head": 970,
+}
 _NOISE = (0.9, -0.4, 0.3, 1.2, -0.8, 0.5, -0.2, 1.0, -0.6, 0.7, 0.2, -0.3, 1.1, 0.4, 0.8, -0.1)
 
 
@@ -209,8 +228,80 @@ def assessment_of(step: int, manifest: AverageManifest) -> Assessment:
         raw=_measured(step, raw),
         averaged=_measured(step, averaged),
         before_recalibration=_measured(step, averaged * 0.93),
-        batchnorm=BatchNormSummary(status="recalibrated", num_layers=9, num_batches=12, num_samples=1437),
+        batchnorm=BatchNormSummary(
+            status="recalibrated", num_layers=5, num_batches=12, num_samples=1437, layers=drifts_of(step)
+        ),
+        layers=distances_of(step),
         comparison=comparison,
+    )
+
+
+def distances_of(step: int) -> list[LayerDistance]:
+    """How far an average is from the raw weights: less in the stem than in the head."""
+    found = []
+    for number, (name, size) in enumerate(LAYERS.items()):
+        relative = (0.03 + 0.016 * number) * (1 + 0.3 * _NOISE[(number + step) % len(_NOISE)])
+        distance = relative * math.sqrt(size) * 0.09
+        found.append(LayerDistance(name=name, distance=distance, relative=relative, size=size))
+    return found
+
+
+def drifts_of(step: int) -> list[BatchNormDrift]:
+    """How far recalibration moved the statistics: more the deeper the layer."""
+    names = [name for name in LAYERS if ".bn" in name or name.startswith("bn")]
+    return [
+        BatchNormDrift(
+            name=name,
+            mean_shift=(0.02 + 0.015 * number) * (1 + 0.4 * _NOISE[(number + step) % len(_NOISE)]),
+            variance_ratio=math.exp(-0.02 - 0.025 * number + 0.05 * _NOISE[(number + 3) % len(_NOISE)]),
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def measure_landscapes(run: Showcase, name: str) -> int:
+    """Do an averager's work on every landscape that is wanted of an average; how many there were."""
+    known = Landscapes(run.store, run.run_id, name)
+    wanted = [landscape_id for landscape_id, is_done in known.ids().items() if not is_done]
+    for landscape_id in wanted:
+        record = known.fetch(landscape_id).record
+        known.finish(_line(record) if record.kind == "line" else _plane(record))
+    return len(wanted)
+
+
+def _line(record: LandscapeRecord) -> LandscapeResult:
+    places = [-0.25 + 1.5 * index / (record.points - 1) for index in range(record.points)]
+    return LandscapeResult(
+        landscape_id=record.landscape_id,
+        at=record.created_at,
+        state="succeeded",
+        x=places,
+        heldout=[[0.037 + 0.045 * (at - 0.9) ** 2 for at in places]],
+        train=[[0.021 + 0.03 * (at - 0.6) ** 2 for at in places]],
+        markers=[
+            MarkedPoint(label="raw", x=0.0, step=TOTAL_STEPS),
+            MarkedPoint(label=f"averaged ({record.name})", x=1.0, step=TOTAL_STEPS),
+        ],
+        num_heldout=360,
+        num_train=512,
+    )
+
+
+def _plane(record: LandscapeRecord) -> LandscapeResult:
+    side = [-2.0 + 8.0 * index / (record.points - 1) for index in range(record.points)]
+    return LandscapeResult(
+        landscape_id=record.landscape_id,
+        at=record.created_at,
+        state="succeeded",
+        x=side,
+        y=side,
+        heldout=[[0.037 + 0.01 * (x - 1.6) ** 2 + 0.02 * (y - 1.4 - 0.2 * x) ** 2 for x in side] for y in side],
+        markers=[
+            MarkedPoint(label="first, step 100", x=0.0, y=0.0, step=100),
+            MarkedPoint(label="raw", x=4.0, y=0.0, step=TOTAL_STEPS),
+            MarkedPoint(label=f"averaged ({record.name})", x=1.8, y=1.7, step=TOTAL_STEPS),
+        ],
+        num_heldout=360,
     )
 
 

@@ -18,8 +18,28 @@ from wa_core.errors import AlreadyExistsError, ConflictError, CorruptError, Tran
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wa_core.records import AssessmentRecord, AverageManifest, KeyedSubmission, LogEntry, RunSpec
+    from wa_core.records import (
+        AssessmentRecord,
+        AverageManifest,
+        KeyedSubmission,
+        LandscapeAttempt,
+        LandscapeRecord,
+        LandscapeResult,
+        LogEntry,
+        RunSpec,
+    )
     from wa_core.store.base import ObjectStore
+
+    Committed = (
+        LogEntry
+        | AverageManifest
+        | AssessmentRecord
+        | RunSpec
+        | KeyedSubmission
+        | LandscapeRecord
+        | LandscapeAttempt
+        | LandscapeResult
+    )
 
 T = TypeVar("T")
 
@@ -51,7 +71,7 @@ def patiently(call: Callable[[], T], *, patience_s: float = COMMIT_PATIENCE_S) -
 def commit(
     store: ObjectStore,
     key: str,
-    record: LogEntry | AverageManifest | AssessmentRecord | RunSpec | KeyedSubmission,
+    record: Committed,
     *,
     patience_s: float = COMMIT_PATIENCE_S,
 ) -> None:

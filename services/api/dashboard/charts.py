@@ -4,32 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from services.api.dashboard.history import metric_names
+from services.api.dashboard.generations import metric_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.api.dashboard.history import Published
     from services.api.dashboard.timeline import Tick
+    from services.api.schemas import GenerationResource
 
 
-def chart_data(generations: Sequence[Published], ticks: Sequence[Tick], *, rule: str) -> dict[str, Any]:
-    """What `static/charts.js` draws: metrics and lag by generation, coefficients and rates by checkpoint."""
+def chart_data(generations: Sequence[GenerationResource], ticks: Sequence[Tick]) -> dict[str, Any]:
+    """What `static/charts.js` draws: metrics and lag by generation, coefficients and rates by checkpoint.
+
+    Steps ascend. Of several generations at one step, as after a rewind, the newest is drawn.
+    """
+    by_step = {found.step: found for found in generations if found.step is not None}
+    drawn = [by_step[step] for step in sorted(by_step)]
+    ordered = sorted(ticks, key=lambda tick: tick.checkpoint.step)
     return {
-        "rule": rule,
         "generations": {
-            "step": [found.step for found in generations],
-            "number": [found.generation for found in generations],
-            "lag_s": [found.lag_s for found in generations],
+            "step": [found.step for found in drawn],
+            "lag_s": [found.lag_s for found in drawn],
         },
         "metrics": {
-            name: {side: [found.metric(side, name) for found in generations] for side in ("raw", "averaged")}
-            for name in metric_names(generations)
+            name: {
+                "raw": [(found.evaluation.raw or {}).get(name) for found in drawn],
+                "averaged": [(found.evaluation.averaged or {}).get(name) for found in drawn],
+            }
+            for name in metric_names(drawn)
         },
         "checkpoints": {
-            "step": [tick.checkpoint.step for tick in ticks],
-            "fate": [tick.fate for tick in ticks],
-            "coefficient": [tick.coefficient for tick in ticks],
-            "lr": [None if tick.checkpoint.is_abandoned else tick.checkpoint.lr for tick in ticks],
+            "step": [tick.checkpoint.step for tick in ordered],
+            "fate": [tick.fate for tick in ordered],
+            "coefficient": [tick.coefficient for tick in ordered],
+            "lr": [None if tick.checkpoint.is_abandoned else tick.checkpoint.lr for tick in ordered],
         },
     }

@@ -6,7 +6,7 @@ Whoever asks for anything but HTML gets problems, as everywhere; a browser gets 
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
@@ -14,8 +14,10 @@ from services.api.auth import public
 from services.api.dashboard.listing import MAX_TEXT, Filters, rows
 from services.api.dashboard.rendering import digest, is_page_wanted, is_part_wanted, page
 from services.api.dashboard.run_page import run_page
+from services.api.history import History
 from services.api.problems import HttpProblem, as_problem
 from services.api.routes.dependencies import CatalogDep
+from services.api.routes.insight import history_of
 from wa_core import layout
 from wa_core.errors import WeightAveragingError
 from wa_core.records import RunState
@@ -23,6 +25,7 @@ from wa_core.records import RunState
 UNAUTHORIZED = 401
 NOT_FOUND = 404
 
+HistoryDep = Annotated[History, Depends(history_of)]
 _Text = Annotated[str, Query(max_length=MAX_TEXT)]
 
 
@@ -85,10 +88,14 @@ def list_runs(
 
 @router.get("/runs/{run_id}", response_class=Response)
 def show_run(
-    request: Request, run_id: str, catalog: CatalogDep, average: Annotated[str | None, Query()] = None
+    request: Request,
+    run_id: str,
+    catalog: CatalogDep,
+    history: HistoryDep,
+    average: Annotated[str | None, Query()] = None,
 ) -> Response:
     """A run's page."""
-    return page("run.html", request=request, view=run_page(catalog, run_id, name=average))
+    return page("run.html", request=request, view=run_page(catalog, history, run_id, name=average))
 
 
 @router.get("/runs/{run_id}/live", response_class=Response)
@@ -96,11 +103,12 @@ def refresh_run(
     request: Request,
     run_id: str,
     catalog: CatalogDep,
+    history: HistoryDep,
     average: Annotated[str | None, Query()] = None,
     seen: Annotated[str, Query(max_length=16)] = "",
 ) -> Response:
     """What changes on a run's page; nothing while it is as `seen`."""
-    view = run_page(catalog, run_id, name=average)
+    view = run_page(catalog, history, run_id, name=average)
     if seen == view.digest:
         return Response(status_code=204)
     return page("_live.html", request=request, view=view)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from services.api.dashboard.bars import Bar, bars, ratio_bars
+from services.api.dashboard.bars import DistanceBar, DriftBar, distance_bars, drift_bars
 from services.api.dashboard.charts import chart_data
-from services.api.dashboard.history import Published, history, metric_names
+from services.api.dashboard.generations import metric_names, newest_generations
 from services.api.dashboard.rendering import digest
 from services.api.dashboard.timeline import Tick, timeline
 from services.api.dashboard.verdicts import Verdict, verdict_of
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.api.catalog import Catalog
-    from services.api.schemas import AverageResource, RunResource
+    from services.api.history import History
+    from services.api.schemas import AverageResource, GenerationResource, RunResource
     from wa_core.records import Entry
 
 MAX_EVENTS = 200
@@ -37,7 +38,7 @@ class RunPage:
     verdicts: dict[str, Verdict | None]
     chosen: AverageResource | None
     ticks: Sequence[Tick]
-    generations: Sequence[Published]
+    generations: Sequence[GenerationResource]
     entries: Sequence[Entry]
     files: frozenset[str]
 
@@ -68,22 +69,17 @@ class RunPage:
     @property
     def charts(self) -> dict[str, Any]:
         """What the browser draws."""
-        return chart_data(self.generations, self.ticks, rule=self.chosen.rule if self.chosen else "")
+        return chart_data(self.generations, self.ticks)
 
     @property
-    def layers(self) -> list[Bar]:
+    def layers(self) -> list[DistanceBar]:
         """How far the average is from the newest raw iterate, per layer."""
-        return bars([dict(layer) for layer in getattr(self.chosen, "layers", None) or ()], by="relative")
+        return distance_bars(self.chosen.layers) if self.chosen else []
 
     @property
-    def mean_shifts(self) -> list[Bar]:
-        """How far recalibration moved the means of each BatchNorm layer."""
-        return bars(self._batchnorm, by="mean_shift")
-
-    @property
-    def variance_ratios(self) -> dict[str, Bar]:
-        """How far it moved their variances, by layer."""
-        return {bar.name: bar for bar in ratio_bars(self._batchnorm, by="variance_ratio")}
+    def drifts(self) -> list[DriftBar]:
+        """How far recalibration moved each BatchNorm layer."""
+        return drift_bars(self.chosen.batchnorm.layers) if self.chosen and self.chosen.batchnorm else []
 
     @property
     def settings(self) -> str:
@@ -96,11 +92,6 @@ class RunPage:
     def events(self) -> list[Entry]:
         """The newest entries of the run's log, newest first."""
         return list(reversed(self.entries[-MAX_EVENTS:]))
-
-    @property
-    def _batchnorm(self) -> list[dict[str, Any]]:
-        found = self.chosen.batchnorm if self.chosen else None
-        return [dict(layer) for layer in getattr(found, "layers", None) or ()]
 
     @property
     def can_cancel(self) -> bool:
@@ -118,7 +109,7 @@ class RunPage:
         return self.run.state is RunState.PAUSED and self.can_cancel
 
 
-def run_page(catalog: Catalog, run_id: str, *, name: str | None) -> RunPage:
+def run_page(catalog: Catalog, history: History, run_id: str, *, name: str | None) -> RunPage:
     """Gather the page of a run, with the average `name` (None: its first) in view.
 
     Raises:
@@ -136,7 +127,7 @@ def run_page(catalog: Catalog, run_id: str, *, name: str | None) -> RunPage:
         verdicts={average.name: verdict_of(average) for average in averages},
         chosen=chosen,
         ticks=timeline(checkpoints, chosen, served.newest if served else None) if chosen else [],
-        generations=history(catalog, run_id, chosen.name, checkpoints) if chosen else [],
+        generations=newest_generations(catalog, history, run_id, chosen.name) if chosen else [],
         entries=snapshot.entries,
         files=frozenset(served.served.files) if served and served.served else frozenset(),
     )

@@ -1,4 +1,4 @@
-"""The page's own files: its style, its scripts, and the vendored libraries. For everybody: nothing of a run is in them."""
+"""The page's own files: style, scripts, vendored libraries. For everybody: nothing of a run is in them."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ FIELDS = {
     "last_step",
     "behind",
     "coefficients",
+    "layers",
     "evaluation",
     "batchnorm",
     "rejected",

@@ -14,7 +14,7 @@ let plane = null;
 
 export function startLandscape() {
   for (const button of document.querySelectorAll("[data-landscape]")) {
-    button.addEventListener("click", () => tell(() => measure(button.dataset.landscape, Number(button.dataset.points))));
+    button.addEventListener("click", () => tell(() => measure(button.dataset.landscape)));
   }
   document.addEventListener("wa:theme", redraw);
   new ResizeObserver(redraw).observe($("landscape"));
@@ -33,8 +33,8 @@ async function showNewest() {
   }
 }
 
-async function measure(kind, points) {
-  const asked = await ask(`${averageUrl()}/landscapes`, { method: "POST", body: { kind, points } });
+async function measure(kind) {
+  const asked = await ask(`${averageUrl()}/landscapes`, { method: "POST", body: { kind } });
   await follow(asked.landscape_id);
 }
 
