@@ -156,11 +156,11 @@ class ApiRun:
 
 
 @contextmanager
-def serving(store: ObjectStore, *, token: str | None = None) -> Iterator[str]:
-    """The API's address, while it serves on a free loopback port in a thread."""
+def serving(store: ObjectStore, *, token: str | None = None, port: int = 0) -> Iterator[str]:
+    """The API's address, while it serves on a loopback port, free unless given, in a thread."""
     stop = Stop()
     app = create_app(store=store, token=token, stop=stop)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -120,6 +120,6 @@ def _refusal(request: Request, problem: HttpProblem) -> Response:
     if problem.status == UNAUTHORIZED and is_part_wanted(request):
         return Response(status_code=problem.status, headers=headers | {"HX-Refresh": "true"})
     if problem.status == UNAUTHORIZED:
-        following = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return page("login.html", request=request, status=problem.status, headers=headers, following=following)
+        is_wrong = problem.code == "auth_invalid"
+        return page("login.html", request=request, status=problem.status, headers=headers, is_wrong=is_wrong)
     return page("error.html", request=request, status=problem.status, headers=headers, problem=problem)

@@ -6,12 +6,13 @@ import { count, duration, metric, number } from "./numbers.js";
 const HEIGHTS = { metric: 260, timeline: 150, rate: 100, lag: 128 };
 const X_AXIS = 26;
 
-const readData = () => JSON.parse(document.querySelector("#chart-data script").textContent);
 const $ = (id) => document.getElementById(id);
+const readData = () => JSON.parse($("chart-data").dataset.charts);
 
 // Ticks with as many decimals as tell one from the next.
 function fixed(value, step) {
-  const decimals = Math.min(8, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+  let decimals = 0;
+  while (decimals < 8 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals += 1;
   return value !== 0 && decimals > 5 ? number(value, 2) : value.toFixed(decimals).replace("-", "\u2212");
 }
 

@@ -1,9 +1,10 @@
 // Draws the loss over a plane: bands of colour, contour lines, and the points that the plane goes through.
 import { colour, mixed } from "./colours.js";
-import { between, contour, levels } from "./contours.js";
+import { contour, levels, smooth } from "./contours.js";
 import { number } from "./numbers.js";
 
 const NUM_LEVELS = 9;
+const FINER = 8;
 const MARGIN = 12;
 
 export function drawPlane(canvas, { axis, axis_y: axisY, losses, markers }) {
@@ -15,34 +16,37 @@ export function drawPlane(canvas, { axis, axis_y: axisY, losses, markers }) {
   const context = canvas.getContext("2d");
   context.scale(ratio, ratio);
   const found = levels(losses, NUM_LEVELS);
+  const surface = smooth(losses, FINER);
   // grid coordinates to pixels; the y axis points up
-  const [columns, rows] = [axis.length - 1, axisY.length - 1];
+  const [columns, rows] = [surface[0].length - 1, surface.length - 1];
   const x = (i) => (i / columns) * width;
   const y = (j) => height - (j / rows) * height;
-  fill(context, { losses, found, width, height, columns, rows });
+  fill(context, surface, found, { width, height });
   for (const [index, level] of found.entries()) {
     context.strokeStyle = colour("contour");
     context.globalAlpha = index === 0 ? 1 : 0.55;
     context.lineWidth = index === 0 ? 1.6 : 1;
     context.beginPath();
-    for (const [x1, y1, x2, y2] of contour(losses, level)) {
+    for (const [x1, y1, x2, y2] of contour(surface, level)) {
       context.moveTo(x(x1), y(y1));
       context.lineTo(x(x2), y(y2));
     }
     context.stroke();
   }
   context.globalAlpha = 1;
-  const place = (value, all) => ((value - all[0]) / (all.at(-1) - all[0])) * (all.length - 1);
-  for (const marker of markers) mark(context, marker, x(place(marker.x, axis)), y(place(marker.y ?? 0, axisY)), { width, height });
+  const part = (value, all) => (value - all[0]) / (all.at(-1) - all[0]);
+  for (const marker of markers) mark(context, marker, width * part(marker.x, axis), height * (1 - part(marker.y, axisY)), { width, height });
   legend(context, found, losses, { height });
 }
 
-function fill(context, { losses, found, width, height, columns, rows }) {
+function fill(context, surface, found, { width, height }) {
   const size = 3;
   const [from, to] = [colour("plane-low"), colour("plane-high")];
+  const nearest = (part, num) => Math.min(num - 1, Math.max(0, Math.round(part * (num - 1))));
   for (let top = 0; top < height; top += size) {
+    const row = surface[nearest(1 - (top + size / 2) / height, surface.length)];
     for (let left = 0; left < width; left += size) {
-      const value = between(losses, ((left + size / 2) / width) * columns, (1 - (top + size / 2) / height) * rows);
+      const value = row[nearest((left + size / 2) / width, row.length)];
       const band = value === null ? 1 : found.filter((level) => value >= level).length / (found.length || 1);
       context.fillStyle = mixed(from, to, band);
       context.fillRect(left, top, size, size);

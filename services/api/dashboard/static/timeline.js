@@ -9,7 +9,7 @@ export function drawTimeline(plot, { step, fate, coefficient }, whatIf, colour) 
   const x = (value) => plot.valToPos(value, "x", true);
   const y = (value) => plot.valToPos(value, "y", true);
   const zero = y(0);
-  const width = barWidth(step, x, ratio);
+  const widthAt = widths(step, x, ratio);
   context.save();
   context.beginPath();
   context.rect(plot.bbox.left, plot.bbox.top, plot.bbox.width, plot.bbox.height);
@@ -20,20 +20,23 @@ export function drawTimeline(plot, { step, fate, coefficient }, whatIf, colour) 
     if (fate[index] === "folded") {
       const top = y(coefficient[index]);
       context.fillStyle = colour("folded");
+      const width = widthAt.get(at);
       roundedBar(context, x(at) - width / 2, Math.min(top, zero), width, Math.max(Math.abs(zero - top), ratio), 2 * ratio);
     } else {
       mark(context, fate[index], x(at), zero + (GUTTER + 4) * ratio, 4 * ratio, colour);
     }
   }
-  if (whatIf) drawWhatIf(context, whatIf, { x, y, zero, width, ratio, colour });
+  if (whatIf) drawWhatIf(context, whatIf, { x, y, zero, widthAt, ratio, colour });
   context.restore();
 }
 
-function barWidth(step, x, ratio) {
-  const places = [...new Set(step)].map(x);
-  const gaps = places.slice(1).map((place, index) => place - places[index]);
-  const gap = gaps.length ? Math.min(...gaps) : 40 * ratio;
-  return Math.max(2 * ratio, Math.min(28 * ratio, 0.62 * gap));
+// Step -> width: as the steps mostly lie, and less where two are close to each other, such as the last two of a run.
+function widths(step, x, ratio) {
+  const steps = [...new Set(step)];
+  const gaps = steps.slice(1).map((at, index) => x(at) - x(steps[index]));
+  const usual = [...gaps].sort((one, other) => one - other)[Math.floor(gaps.length / 2)] ?? 40 * ratio;
+  const widest = Math.max(2 * ratio, Math.min(28 * ratio, 0.62 * usual));
+  return new Map(steps.map((at, index) => [at, Math.max(2 * ratio, Math.min(widest, 0.85 * (gaps[index - 1] ?? widest), 0.85 * (gaps[index] ?? widest)))]));
 }
 
 function roundedBar(context, left, top, width, height, radius) {
@@ -66,12 +69,13 @@ function mark(context, fate, x, y, size, colour) {
   }
 }
 
-function drawWhatIf(context, whatIf, { x, y, zero, width, ratio, colour }) {
+function drawWhatIf(context, whatIf, { x, y, zero, widthAt, ratio, colour }) {
   context.strokeStyle = colour("what-if");
   context.fillStyle = colour("what-if-fill");
   context.lineWidth = 1.5 * ratio;
   for (const [step, value] of Object.entries(whatIf)) {
     const top = y(value);
+    const width = widthAt.get(Number(step)) ?? 2 * ratio;
     context.beginPath();
     context.rect(x(Number(step)) - width / 2, Math.min(top, zero), width, Math.abs(zero - top));
     context.fill();
