@@ -25,7 +25,7 @@ WINDOWS = {
 }
 #: Parts of the run's page -> from the top of the first element to the bottom of the second.
 PARTS = {
-    "run": ("#run-head", "#verdict"),
+    "run": (".crumbs", "#verdict"),
     "steps": (".charts", ".charts + .card"),
     "layers": (".two", ".two"),
     "landscape": ("#landscape", "#landscape"),

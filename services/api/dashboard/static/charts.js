@@ -20,7 +20,7 @@ export function axes({ isLast = true, format = fixed, space = 36 } = {}) {
   const base = { stroke: () => colour("muted"), font: "12px system-ui, sans-serif", ticks: { show: false } };
   const grid = { stroke: () => colour("grid"), width: 1 };
   return [
-    { ...base, grid, size: isLast ? X_AXIS : 6, values: isLast ? (_, all) => all.map((value) => (Number.isInteger(value) ? count(value) : number(value, 2))) : (_, all) => all.map(() => "") },
+    { ...base, grid, size: isLast ? X_AXIS : 6, values: isLast ? (_, all, __, ___, step) => all.map((value) => (step < 1 ? fixed(value, step) : count(value))) : (_, all) => all.map(() => "") },
     { ...base, grid, size: innerWidth < 500 ? 48 : 62, space, values: (_, all, __, ___, step) => all.map((value) => (value === null ? "" : format(value, step))) },
   ];
 }
