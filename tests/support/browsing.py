@@ -1,4 +1,4 @@
-"""The system's Chromium for tests: pages that fail their test when they complain of anything. Fixtures for `conftest`."""
+"""The system's Chromium for tests: pages that fail their test when they complain of anything. For `conftest`."""
 
 from __future__ import annotations
 
