@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
+from services.averager.layers import measure_distances
 from services.averager.measuring import (
     Measured,
     Trial,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from services.averager.protocol import Finding
     from wa_core.recipe import Recipe
+    from wa_core.records import LayerDistance
 
 T = TypeVar("T")
 
@@ -107,7 +109,7 @@ class Assessing:
         raw = self._measure_raw(setting, raw_path(folder)) if job.has_raw else None
         yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=setting.data_sha256)
         for name in job.averages:
-            yield self._assess(setting, name, folder, raw)
+            yield self._assess(setting, name, folder, raw, has_raw=job.has_raw)
         yield JobDone()
 
     def _set_up(self, job: JobFile) -> _Setting:
@@ -125,7 +127,9 @@ class Assessing:
             _describe(error)
             return None
 
-    def _assess(self, setting: _Setting, name: str, folder: Path, raw: Measured | None) -> AverageFound:
+    def _assess(
+        self, setting: _Setting, name: str, folder: Path, raw: Measured | None, *, has_raw: bool
+    ) -> AverageFound:
         path = value_path(folder, name)
         try:
             trial = self._trials.get(
@@ -139,6 +143,7 @@ class Assessing:
                 after=finite(trial.after.metrics) if trial.after else None,
                 batchnorm=trial.batchnorm,
                 comparison=compare_measured(trial.after, raw),
+                layers=_distances(setting.model, path, raw_path(folder)) if has_raw else [],
                 has_buffers=bool(trial.buffers),
             )
         except Exception as error:  # noqa: BLE001  user code may raise anything; the other averages are not held up
@@ -190,6 +195,10 @@ def weights_digest(path: Path) -> str:
         return digest.hexdigest()
     finally:
         source.close()
+
+
+def _distances(model: nn.Module, averaged: Path, raw: Path) -> list[LayerDistance]:
+    return measure_distances(model, map_checkpoint(averaged), map_checkpoint(raw))
 
 
 def _describe(error: Exception) -> str:

@@ -27,8 +27,8 @@ class Settings(BaseSettings):
 
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
-    process `assess_memory_mb` MiB. With `averager_port` it answers `/livez`, `/readyz` and
-    `/metrics` on that port of `averager_host`.
+    process `assess_memory_mb` MiB; one landscape `landscape_time_limit_s` and `landscape_memory_mb`. With
+    `averager_port` it answers `/livez`, `/readyz` and `/metrics` on that port of `averager_host`.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     accumulator_memory_mb: int = Field(default=256, ge=0)
     assess_time_limit_s: float = Field(default=300.0, gt=0)
     assess_memory_mb: int = Field(default=4096, ge=1)
+    landscape_time_limit_s: float = Field(default=900.0, gt=0)
+    landscape_memory_mb: int = Field(default=4096, ge=1)
     averager_host: str = "127.0.0.1"
     averager_port: int | None = Field(default=None, ge=0, le=65535)
 

@@ -50,6 +50,7 @@ from wa_core.records.landscapes import (
     MarkedPoint,
 )
 from wa_core.records.manifests import (
+    MAX_LAYER_CHARS,
     MAX_LAYERS,
     Assessment,
     AssessmentRecord,
@@ -91,6 +92,7 @@ __all__ = [
     "HEADLINE_METRIC",
     "MAX_AVERAGES",
     "MAX_LAYERS",
+    "MAX_LAYER_CHARS",
     "NO_RECIPE",
     "TRAINING",
     "WAITING",

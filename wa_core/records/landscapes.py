@@ -82,12 +82,16 @@ class LandscapeProgress(Record):
 
 
 class MarkedPoint(Record):
-    """Weights of the run, by their coordinates in the landscape; `step` is the last one in them."""
+    """Weights of the run, by their coordinates in the landscape; `step` is the last one in them.
+
+    `loss` is the held-out one there, None where it is not finite. On a line it is `y` as well, to be drawn at.
+    """
 
     label: str
     x: float
     y: float = 0.0
     step: int
+    loss: float | None = None
 
 
 class LandscapeResult(Record):

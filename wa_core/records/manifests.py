@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from wa_core.records.base import FORMAT, Name, Record, Sha256, new_write_id
 from wa_core.records.entries import FileRef
 
 #: What is told apart in one record; of models with more layers, those under one path are told together.
 MAX_LAYERS = 512
+MAX_LAYER_CHARS = 300
+
+LayerName = Annotated[str, StringConstraints(max_length=MAX_LAYER_CHARS)]
 
 
 class SetAside(Record):
@@ -37,7 +40,7 @@ class BatchNormDrift(Record):
     variance are left out, and it is None where all are.
     """
 
-    name: str
+    name: LayerName
     mean_shift: float = Field(ge=0)
     variance_ratio: float | None = Field(default=None, gt=0)
 
@@ -48,7 +51,7 @@ class LayerDistance(Record):
     `relative` is the distance by the norm of the raw ones, None where that is 0. `size` counts numbers.
     """
 
-    name: str
+    name: LayerName
     distance: float = Field(ge=0)
     relative: float | None = Field(default=None, ge=0)
     size: int = Field(ge=0)
