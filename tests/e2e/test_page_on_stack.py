@@ -25,7 +25,7 @@ SOON_MS = 120_000
 def test_a_run_is_watched_explored_and_downloaded(
     stack: RunningStack, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    """On the real stack a person signs in, watches a run, measures a landscape, builds an average, downloads it."""
+    """On the real stack a person signs in, watches a run, measures a landscape, builds an average, downloads."""
     with stack.client() as client:
         run_id = client.submit(submission(config={"epochs": 6, "lr": 0.1}, averages=AVERAGES))["run_id"]
     page = open_page(stack.said["api_url"])
