@@ -46,7 +46,19 @@ function open() {
   };
 }
 
+// A live region has to stay in its place to be heard, so the state is said apart from where it is shown.
+function announce() {
+  const said = document.getElementById("announced");
+  const state = document.querySelector("#run-head .state").textContent;
+  if (said.dataset.state && said.dataset.state !== state) said.textContent = `The run is ${state}.`;
+  said.dataset.state = state;
+}
+
 export function startLive() {
+  announce();
+  document.body.addEventListener("htmx:oobAfterSwap", (event) => {
+    if (event.detail.target.id === "run-head") announce();
+  });
   seq = Number(live().seq);
   if (live().over === "no") open();
 }
