@@ -3,53 +3,23 @@
 Whoever asks for anything but HTML gets problems, as everywhere; a browser gets a page that says the same.
 """
 
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 
 from services.api.auth import public
 from services.api.dashboard.listing import MAX_TEXT, Filters, rows
-from services.api.dashboard.rendering import digest, is_page_wanted, is_part_wanted, page
+from services.api.dashboard.refusals import PageRoute
+from services.api.dashboard.rendering import digest, is_part_wanted, page
 from services.api.dashboard.run_page import run_page
 from services.api.history import History
-from services.api.problems import HttpProblem, as_problem
 from services.api.routes.dependencies import CatalogDep
 from services.api.routes.insight import history_of
 from wa_core import layout
-from wa_core.errors import WeightAveragingError
 from wa_core.records import RunState
-
-UNAUTHORIZED = 401
-NOT_FOUND = 404
 
 HistoryDep = Annotated[History, Depends(history_of)]
 _Text = Annotated[str, Query(max_length=MAX_TEXT)]
-
-
-class PageRoute(APIRoute):
-    """A route whose refusals are pages too, for browsers."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The route's handler, which answers a browser's wrong request with a page."""
-        handle = super().get_route_handler()
-
-        async def handle_as_page(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except WeightAveragingError as error:
-                if not is_page_wanted(request):
-                    raise
-                return _refusal(request, as_problem(error))
-            except RequestValidationError:
-                if not is_page_wanted(request):
-                    raise
-                problem = HttpProblem("the address asks for something that cannot be", status=422, code="invalid")
-                return _refusal(request, problem)
-
-        return handle_as_page
 
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -112,14 +82,3 @@ def refresh_run(
     if seen == view.digest:
         return Response(status_code=204)
     return page("_live.html", request=request, view=view)
-
-
-def _refusal(request: Request, problem: HttpProblem) -> Response:
-    """The page for a refusal: the way in for those without a token, else what is wrong."""
-    headers = problem.headers
-    if problem.status == UNAUTHORIZED and is_part_wanted(request):
-        return Response(status_code=problem.status, headers=headers | {"HX-Refresh": "true"})
-    if problem.status == UNAUTHORIZED:
-        is_wrong = problem.code == "auth_invalid"
-        return page("login.html", request=request, status=problem.status, headers=headers, is_wrong=is_wrong)
-    return page("error.html", request=request, status=problem.status, headers=headers, problem=problem)
