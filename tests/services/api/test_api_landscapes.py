@@ -59,12 +59,12 @@ def test_a_landscape_is_wanted_until_there_is_a_result(api: TestClient, run: Api
     known(run).report(landscape_id, LandscapeProgress(attempt=1, who="me", at=now, progress=0.25))
     assert {"state": "running", "progress": 0.25}.items() <= api.get(where).json().items()
 
-    marker = MarkedPoint(label="average", x=1.0, step=20)
+    marker = MarkedPoint(label="average", x=1.0, y=0.5, step=20, loss=0.5)
     known(run).finish(result(landscape_id, generation=1, markers=[marker], num_heldout=24))
     done = api.get(where).json()
     assert (done["state"], done["progress"], done["generation"]) == ("succeeded", 1, 1)
     assert (done["axis"], done["losses"], done["train_losses"]) == ([0, 1], [2, None], [1, 0.5])
-    assert done["markers"] == [{"label": "average", "x": 1, "y": 0, "step": 20}]
+    assert done["markers"] == [{"label": "average", "x": 1, "y": 0.5, "step": 20, "loss": 0.5}]
     assert list(list_wanted(run.store)) == []
 
 
