@@ -27,9 +27,12 @@ ACTIVE = "active/"
 KEYED = "idempotency/"
 PACKAGES = "packages/"
 LANDSCAPES = "landscapes/"
+TOKENS = "tokens/"
 CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_TOKEN_ID = re.compile(r"[0-9a-f]{16}")
+_TOKEN = re.compile(rf"{TOKENS}({_TOKEN_ID.pattern})(\.revoked)?\.json")
 _CHECKPOINT_FILE = re.compile(r"[0-9]{4,}-[0-9]{12,}-[0-9a-f]{16}/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -235,6 +238,30 @@ def landscape_id_of(key: str) -> tuple[str, bool] | None:
     ulid = _RUN_ID.pattern
     found = re.fullmatch(rf"{RUNS}{ulid}/averages/[^/]+/landscapes/({ulid})(\.json|/result\.json)", key)
     return (found.group(1), found.group(2) != ".json") if found else None
+
+
+def token(token_id: str) -> str:
+    """The `TokenRecord` of a token."""
+    if not _TOKEN_ID.fullmatch(token_id):
+        raise InvalidInputError(f"{token_id[:100]!r} is not a token's id; ids are 16 hexadecimal digits")
+    return f"{TOKENS}{token_id}.json"
+
+
+def token_revocation(token_id: str) -> str:
+    """The `TokenRevocation` that ends a token."""
+    return f"{token(token_id).removesuffix('.json')}.revoked.json"
+
+
+def token_id_of(key: str) -> str | None:
+    """The id in the key of a token's record or revocation, or None for other keys."""
+    found = _TOKEN.fullmatch(key)
+    return found.group(1) if found else None
+
+
+def is_token_revocation(key: str) -> bool:
+    """Whether `key` is that of a revocation."""
+    found = _TOKEN.fullmatch(key)
+    return found is not None and found.group(2) is not None
 
 
 def run_id_of(key: str) -> str | None:

@@ -10,6 +10,9 @@ import structlog
 import uvicorn
 
 from services.api.app import create_app
+from services.api.connections import MAX_HEAD_BYTES, patient
+from services.api.guard import GuardLimits, Hosts
+from services.api.rates import REQUESTS, SUBMISSIONS, RateLimits
 from services.runtime.lifecycle import Stop
 from services.runtime.process import run_process
 from services.runtime.stores import open_store
@@ -71,6 +74,8 @@ def serve(settings: Settings) -> int:
         write_token=_revealed(settings.write_token),
         read_token=_revealed(settings.read_token),
         named_tokens={name: token.get_secret_value() for name, token in settings.tokens.items()},
+        guard=GuardLimits(hosts=Hosts(bound=settings.api_host, more=settings.allowed_hosts.split(","))),
+        rates=RateLimits({REQUESTS: settings.rate_limit, SUBMISSIONS: settings.submit_limit}),
         on_unsafe=on_unsafe,
         stop=stop,
     )
@@ -92,6 +97,8 @@ def _revealed(secret: SecretStr | None) -> str | None:
 def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=patient(),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         host=settings.api_host,
         port=settings.api_port,
         server_header=False,

@@ -15,15 +15,19 @@ from services.api.body import AverageAddition, WantedRule
 from services.api.catalog import Catalog
 from services.api.dashboard import routes as pages
 from services.api.dashboard.static_files import PageFiles
+from services.api.guard import Guard, GuardLimits
+from services.api.headers import SecurityHeaders
 from services.api.history import History
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
+from services.api.rates import RateLimits
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, insight, landscapes, packages, runs, service
+from services.api.routes import averages, feeds, insight, landscapes, packages, runs, service, session, tokens
 from services.api.schemas import Problem
+from services.api.token_book import TokenBook
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
-from wa_core.records import LandscapeRequest, Resumption, RunRequest
+from wa_core.records import LandscapeRequest, Resumption, RunRequest, TokenRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -42,6 +46,8 @@ _ROUTERS = (
     insight.router,
     landscapes.router,
     pages.router,
+    tokens.router,
+    session.router,
 )
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
@@ -56,20 +62,30 @@ class Api(FastAPI):
         """The OpenAPI description."""
         schema = super().openapi()
         known = schema["components"]["schemas"]
-        for model in (Problem, RunRequest, Resumption, AverageAddition, WantedRule, LandscapeRequest):
+        for model in (
+            Problem,
+            RunRequest,
+            Resumption,
+            AverageAddition,
+            WantedRule,
+            LandscapeRequest,
+            TokenRequest,
+        ):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
         return schema
 
 
-def create_app(
+def create_app(  # noqa: PLR0913  one parameter for each thing that it is put together from
     *,
     store: ObjectStore,
     token: str | None = None,
     write_token: str | None = None,
     read_token: str | None = None,
     named_tokens: Mapping[str, str] | None = None,
+    guard: GuardLimits | None = None,
+    rates: RateLimits | None = None,
     clock: Clock | None = None,
     on_unsafe: Callable[[str], None] | None = None,
     stop: Stop | None = None,
@@ -82,6 +98,8 @@ def create_app(
         write_token: what callers may send instead who submit and cancel runs, but send no code.
         read_token: what callers may send instead who only read.
         named_tokens: owner -> what callers may send instead whose runs are that owner's.
+        guard: what one request may take.
+        rates: how often each caller may ask; without it, as often as it likes.
         clock: the time; the machine's by default.
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
         stop: once set, waiting requests are answered, so that the process can end.
@@ -99,6 +117,8 @@ def create_app(
     brief = BriefStore(store)
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
+    app.state.token_book = TokenBook(brief, clock=app.state.clock)
+    app.state.rates = rates or RateLimits({})
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
@@ -109,7 +129,9 @@ def create_app(
         app.include_router(router)
     app.mount("/static", PageFiles(), name="static")
     problems.install(app)
+    app.add_middleware(Guard, limits=guard or GuardLimits())
     app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
+    app.add_middleware(SecurityHeaders)  # the outermost, so that no answer is without
     return app
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from pydantic import BaseModel, StringConstraints, ValidationError
@@ -27,11 +28,14 @@ from wa_core.records import (
     Resumption,
     RunRequest,
     Scaling,
+    TokenRequest,
     TrainingOptions,
 )
 from wa_core.records import Request as BodyRequest
 
 MAX_BODY_BYTES = 1 << 20
+MAX_FORM_BYTES = 16 << 10
+MAX_FORM_FIELDS = 16
 PACKAGE_DEADLINE_S = 120.0
 _ZIP_TYPES = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 MAX_DEPTH = 64
@@ -95,6 +99,29 @@ async def read_landscape_request(request: Request) -> LandscapeRequest:
         HttpProblem: as for `read_run_request`.
     """
     return parse_body(await _read_json(request), LandscapeRequest)
+
+
+async def read_token_request(request: Request) -> TokenRequest:
+    """The token that a request's body asks for.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), TokenRequest)
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a page's form; of one that comes twice, the last.
+
+    Raises:
+        HttpProblem: 400, 408, 413 or 415.
+    """
+    _check_type(request, ("application/x-www-form-urlencoded",))
+    body = await _read(request, max_bytes=MAX_FORM_BYTES, deadline_s=BODY_DEADLINE_S, code="body_too_large")
+    try:
+        return dict(parse_qsl(body.decode(), max_num_fields=MAX_FORM_FIELDS))
+    except ValueError as error:
+        raise HttpProblem(f"the form cannot be read: {error}", status=400, code="body_not_a_form") from None
 
 
 async def read_resumption(request: Request) -> Resumption:

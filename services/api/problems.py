@@ -37,7 +37,11 @@ _CODES = {"store_unavailable": "storage_unavailable", "transient": "storage_unav
 _HINTS = {
     "auth_missing": "send the header `Authorization: Bearer TOKEN`; `wa up` prints the token",
     "auth_invalid": "check WA_TOKEN; `wa up` prints the token of the service it started",
-    "scope_missing": "use the service's full token (WA_TOKEN)",
+    "scope_missing": "use a token with the scope that WWW-Authenticate names, or WA_TOKEN",
+    "cross_site": "send the token as `Authorization: Bearer TOKEN`; cookies are for the service's own page",
+    "unknown_host": "call the service by a name that it knows, or add this one to its WA_ALLOWED_HOSTS",
+    "rate_limited": "try again after the seconds in Retry-After; RateLimit says how much is left",
+    "token_not_found": "GET /v1/tokens lists the tokens",
     "run_not_found": "GET /v1/runs lists the runs",
     "route_not_found": "GET /openapi.json describes every route",
     "storage_unavailable": "nothing is lost; try again after the seconds in Retry-After",

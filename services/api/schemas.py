@@ -21,6 +21,7 @@ from wa_core.records import (
     MarkedPoint,
     RunState,
     Scaling,
+    Scope,
     SetAside,
     TrainingOptions,
 )
@@ -283,6 +284,24 @@ class PackageResource(BaseModel):
     unpacked_bytes: int
     num_files: int
     modules: list[str]
+
+
+class TokenResource(Resource):
+    """A token that was made here. Its secret begins with `prefix` and ends with `last_four`."""
+
+    token_id: str
+    name: str = Field(description="the owner of the runs that it submits")
+    prefix: str
+    last_four: str
+    scopes: list[Scope]
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None
+
+
+class NewToken(TokenResource):
+    """A token that was just made; `secret` is what callers send as bearer token, and is never shown again."""
+
+    secret: str
 
 
 class Problem(Resource):

@@ -22,6 +22,10 @@ class Settings(BaseSettings):
     send `token`; or `write_token`, which opens all but the sending of code; or `read_token` if they only read; or
     one of `tokens` (JSON: owner -> token), whose runs are that owner's; with none set the API is open.
 
+    The API answers to loopback names, the one that it is bound to, and `allowed_hosts` (with commas between); with
+    `api_host` 0.0.0.0 to every address as well. Each owner may send `rate_limit` requests (such as 600/minute; no
+    limit when not set or empty) and `submit_limit` submissions to each replica.
+
     `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too small for it, since nodes may be
     on their way. A runner trains `max_concurrent_runs` at a time, and of each owner at most `max_runs_per_owner`.
 
@@ -46,6 +50,9 @@ class Settings(BaseSettings):
     write_token: SecretStr | None = None
     read_token: SecretStr | None = None
     tokens: dict[Name, SecretStr] = Field(default_factory=dict)
+    allowed_hosts: str = ""
+    rate_limit: str | None = None
+    submit_limit: str | None = "6000/minute"
 
     ray_address: str | None = None
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)

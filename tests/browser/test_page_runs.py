@@ -115,6 +115,31 @@ def test_nothing_that_a_user_wrote_runs(site: str, store: MemoryStore, open_page
     assert canaries == [None] * 6
 
 
+def test_a_person_signs_in_and_out(
+    store: MemoryStore, open_page: Callable[..., Page], complaints: list[str]
+) -> None:
+    """Bad input 2 in a browser: a wrong token is refused in words; the right one opens the page, until sign-out."""
+    run = finished_run(store)
+    with serving(store, token=TOKEN) as site:
+        page = open_page(site)
+        for token in ("wrong", TOKEN):
+            page.get_by_label("Token").fill(token)
+            page.get_by_role("button", name="Sign in").click()
+            expect(page.get_by_role("alert")).to_have_count(token == "wrong")
+
+        page.get_by_role("link", name=run.run_id[-8:]).click()
+        expect(page.get_by_test_id("difference")).to_be_visible()
+        page.get_by_role("button", name="Verify").click()
+        page.get_by_role("button", name="Close").click()
+        page.get_by_role("button", name="Sign out").click()
+
+        expect(page.get_by_label("Token")).to_be_visible()
+        page.goto(f"{site}/runs/{run.run_id}")
+        expect(page.get_by_label("Token")).to_be_visible()
+    assert all("401" in complaint for complaint in complaints)
+    complaints.clear()
+
+
 def test_no_token_no_page(store: MemoryStore, open_page: Callable[..., Page], complaints: list[str]) -> None:
     """Bad input 1 in a browser: without a session the page asks for a token, and shows nothing of any run."""
     run = finished_run(store)

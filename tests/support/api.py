@@ -33,8 +33,10 @@ from wa_core.records import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator, Mapping
 
+    from services.api.guard import GuardLimits
     from wa_core.store.base import ObjectStore
 
 DIGITS = "services.recipes.digits:Digits"
@@ -156,12 +158,23 @@ class ApiRun:
 
 
 @contextmanager
-def serving(store: ObjectStore, *, token: str | None = None, port: int = 0) -> Iterator[str]:
+def serving(
+    store: ObjectStore,
+    *,
+    token: str | None = None,
+    guard: GuardLimits | None = None,
+    protocol: type[asyncio.Protocol] | None = None,
+    port: int = 0,
+) -> Iterator[str]:
     """The API's address, while it serves on a loopback port, free unless given, in a thread."""
     stop = Stop()
-    app = create_app(store=store, token=token, stop=stop)
+    app = create_app(store=store, token=token, stop=stop, guard=guard)
     listener = socket.create_server(("127.0.0.1", port))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, http=protocol or "auto", log_config=None, access_log=False, timeout_graceful_shutdown=2
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

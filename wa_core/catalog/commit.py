@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         LandscapeResult,
         LogEntry,
         RunSpec,
+        TokenRecord,
+        TokenRevocation,
     )
     from wa_core.store.base import ObjectStore
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
         | LandscapeRecord
         | LandscapeAttempt
         | LandscapeResult
+        | TokenRecord
+        | TokenRevocation
     )
 
 T = TypeVar("T")

@@ -77,6 +77,7 @@ from wa_core.records.submission import (
     RunSpec,
     Scaling,
 )
+from wa_core.records.tokens import Scope, TokenRecord, TokenRequest, TokenRevocation
 from wa_core.records.training import (
     ConstantRate,
     CyclicalRate,
@@ -147,10 +148,14 @@ __all__ = [
     "RunSpec",
     "RunState",
     "Scaling",
+    "Scope",
     "SetAside",
     "Sha256",
     "Submitted",
     "Succeeded",
+    "TokenRecord",
+    "TokenRequest",
+    "TokenRevocation",
     "TrainingFinished",
     "TrainingOptions",
     "WarmupStableRate",

@@ -42,12 +42,18 @@ class PageRoute(APIRoute):
         return handle_as_page
 
 
+def sign_in_page(request: Request, *, refused: HttpProblem | None = None) -> Response:
+    """The page that asks for a token; for htmx, which wants a part of a page, word to load the whole."""
+    headers = dict(refused.headers) if refused else {}
+    status = refused.status if refused else HTTPStatus.OK
+    if is_part_wanted(request):
+        return Response(status_code=HTTPStatus.UNAUTHORIZED, headers=headers | {"HX-Refresh": "true"})
+    is_wrong = refused is not None and refused.code == "auth_invalid"
+    return page("login.html", request=request, status=status, headers=headers, is_wrong=is_wrong)
+
+
 def _refusal(request: Request, problem: HttpProblem) -> Response:
     """The page for a refusal: the way in for those without a token, else what is wrong."""
-    headers = problem.headers
-    if problem.status == HTTPStatus.UNAUTHORIZED and is_part_wanted(request):
-        return Response(status_code=problem.status, headers=headers | {"HX-Refresh": "true"})
     if problem.status == HTTPStatus.UNAUTHORIZED:
-        is_wrong = problem.code == "auth_invalid"
-        return page("login.html", request=request, status=problem.status, headers=headers, is_wrong=is_wrong)
-    return page("error.html", request=request, status=problem.status, headers=headers, problem=problem)
+        return sign_in_page(request, refused=problem)
+    return page("error.html", request=request, status=problem.status, headers=problem.headers, problem=problem)

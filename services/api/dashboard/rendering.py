@@ -1,7 +1,7 @@
 """Fills templates and answers with them.
 
-Everything is escaped, a forgotten value is an error, and the answer lets the browser load nothing but this
-service's own files.
+Everything is escaped, and a forgotten value is an error. Templates hold no script and no style of their own, since
+the answer's headers (`services.api.headers`) let the browser load nothing but this service's files.
 """
 
 from __future__ import annotations
@@ -22,17 +22,7 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
-#: No inline script or style, no other host. uPlot places its parts by the CSSOM, which this does not touch.
-SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": SECURITY_POLICY,
-    "Cache-Control": "private, no-store",
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = {"Cache-Control": "private, no-store"}
 
 
 def page(
@@ -46,7 +36,7 @@ def page(
     """The answer with a filled template in it."""
     signed_in = not request.app.state.tokens.is_open
     body = _environment().get_template(template).render(**values, signed_in=signed_in)
-    return Response(body, status, HEADERS | (headers or {}), "text/html; charset=utf-8")
+    return Response(body, status, _HEADERS | (headers or {}), "text/html; charset=utf-8")
 
 
 def is_page_wanted(request: Request) -> bool:

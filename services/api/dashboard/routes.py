@@ -7,9 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from services.api.auth import public
+from services.api.auth import is_signed_in, public
 from services.api.dashboard.listing import MAX_TEXT, Filters, rows
-from services.api.dashboard.refusals import PageRoute
+from services.api.dashboard.refusals import PageRoute, sign_in_page
 from services.api.dashboard.rendering import digest, is_part_wanted, page
 from services.api.dashboard.run_page import run_page
 from services.api.history import History
@@ -30,13 +30,19 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 def list_runs(
     request: Request,
     catalog: CatalogDep,
+    is_admitted: Annotated[bool, Depends(is_signed_in)],
     state: _Text = "",
     label: _Text = "",
     q: _Text = "",
     after: Annotated[str, Query(max_length=26)] = "",
     seen: Annotated[str, Query(max_length=16)] = "",
 ) -> Response:
-    """The run list; for htmx its rows alone, and nothing while they are as `seen`."""
+    """The run list; for htmx its rows alone, and nothing while they are as `seen`.
+
+    The start is for everybody: who is not signed in is asked to.
+    """
+    if not is_admitted:
+        return sign_in_page(request)
     filters = Filters(state=state, label=label.strip(), text=q)
     found, following = rows(catalog, filters, after=after if layout.is_run_id(after) else None)
     shown = digest(found, filters, after)

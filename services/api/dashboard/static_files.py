@@ -23,5 +23,4 @@ class PageFiles(StaticFiles):
         """The answer with a file in it, or that it has not changed."""
         answer = super().file_response(*args, **kwargs)
         answer.headers["Cache-Control"] = "no-cache"
-        answer.headers["X-Content-Type-Options"] = "nosniff"
         return answer

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from services.api.auth import MODELS, scope
 from services.api.body import AverageAddition, read_addition
 from services.api.resources import average_resource, average_resources, prediction_resource
 from services.api.routes.dependencies import CatalogDep, problems
@@ -118,6 +119,7 @@ DownloadDep = Annotated[Download, Depends()]
 # One route for each file and not a pattern: what can be downloaded is a short list, and it is in the description.
 @router.head("/{name}/weights.safetensors", include_in_schema=False)  # noqa: FAST003  Download takes it
 @router.get("/{name}/weights.safetensors", response_class=Response, responses=_FILE_ANSWERS)
+@scope(MODELS)
 def download_safetensors(download: DownloadDep) -> Response:
     """Download averaged weights as safetensors. Ranges, If-Range and digests work."""
     return download.of("weights.safetensors")
@@ -125,6 +127,7 @@ def download_safetensors(download: DownloadDep) -> Response:
 
 @router.head("/{name}/weights.pt", include_in_schema=False)  # noqa: FAST003  Download takes it
 @router.get("/{name}/weights.pt", response_class=Response, responses=_FILE_ANSWERS)
+@scope(MODELS)
 def download_pickle(download: DownloadDep) -> Response:
     """Download averaged weights as a state dict for `torch.load(..., weights_only=True)`."""
     return download.of("weights.pt")

@@ -19,7 +19,7 @@ CatalogDep = Annotated[Catalog, Depends(catalog_of)]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem answers of a route, for its description; 401 and 503 go without saying."""
+    """The problem answers of a route, for its description; 401, 429 and 503 go without saying."""
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
     content = {MEDIA_TYPE: {"schema": schema}}
-    return {status: {"description": "problem", "content": content} for status in (401, *statuses, 503)}
+    return {status: {"description": "problem", "content": content} for status in (401, *statuses, 429, 503)}

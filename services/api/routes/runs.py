@@ -16,6 +16,7 @@ from services.api.body import read_resumption, read_run_request
 from services.api.catalog import Catalog, RunSnapshot
 from services.api.problems import HttpProblem
 from services.api.ranges import etag_matches
+from services.api.rates import limit_submissions
 from services.api.resources import checkpoint_resources, run_resource
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import CheckpointResource, Listing, Page, RunResource
@@ -35,6 +36,7 @@ _POLL_S = 0.5
 @router.post(
     "/runs",
     status_code=202,
+    dependencies=[Depends(limit_submissions)],
     responses=problems(400, 403, 408, 413, 415, 422),
     openapi_extra={
         "requestBody": {
