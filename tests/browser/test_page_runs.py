@@ -118,7 +118,7 @@ def test_nothing_that_a_user_wrote_runs(site: str, store: MemoryStore, open_page
 def test_a_person_signs_in_and_out(
     store: MemoryStore, open_page: Callable[..., Page], complaints: list[str]
 ) -> None:
-    """Bad input 2 in a browser: a wrong token is refused in words; the right one opens the page, until sign-out."""
+    """Bad input 2 in a browser: a wrong token is refused in words; the right one opens the page."""
     run = finished_run(store)
     with serving(store, token=TOKEN) as site:
         page = open_page(site)
