@@ -24,6 +24,7 @@ PICKLE_FILE = "model.pt"
 RUNS = "runs/"
 QUEUE = "queue/"
 ACTIVE = "active/"
+TELLING = "telling/"
 KEYED = "idempotency/"
 PACKAGES = "packages/"
 LANDSCAPES = "landscapes/"
@@ -216,6 +217,21 @@ def active_marker(run_id: str) -> str:
     return f"{ACTIVE}{run_id}.json"
 
 
+def telling_marker(run_id: str) -> str:
+    """Marks a run with webhooks until everything has been told."""
+    return f"{TELLING}{run_id}.json"
+
+
+def deliveries_prefix(run_id: str) -> str:
+    """What became of the events of a run, by webhook."""
+    return f"{run_prefix(run_id)}webhooks/"
+
+
+def delivery(run_id: str, *, webhook: int, event_id: str) -> str:
+    """The `Delivery` of one event to one webhook."""
+    return f"{deliveries_prefix(run_id)}{webhook:02d}/{event_id}.json"
+
+
 def keyed_submission(digest: str) -> str:
     """The `KeyedSubmission` of the Idempotency-Key whose sha256 is `digest`."""
     return f"{KEYED}{digest}.json"
@@ -265,8 +281,8 @@ def is_token_revocation(key: str) -> bool:
 
 
 def run_id_of(key: str) -> str | None:
-    """The run id in a `runs/`, `queue/` or `active/` key, or None."""
-    found = re.match(rf"(?:{RUNS}|{ACTIVE}|{QUEUE}\d\d-)({_RUN_ID.pattern})(?:/|\.json$)", key)
+    """The run id in a `runs/`, `queue/`, `active/` or `telling/` key, or None."""
+    found = re.match(rf"(?:{RUNS}|{ACTIVE}|{TELLING}|{QUEUE}\d\d-)({_RUN_ID.pattern})(?:/|\.json$)", key)
     return found.group(1) if found else None
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
@@ -15,6 +16,7 @@ from services.api.body import AverageAddition, WantedRule
 from services.api.catalog import Catalog
 from services.api.dashboard import routes as pages
 from services.api.dashboard.static_files import PageFiles
+from services.api.description import complete
 from services.api.guard import Guard, GuardLimits
 from services.api.headers import SecurityHeaders
 from services.api.history import History
@@ -25,7 +27,11 @@ from services.api.readiness import Readiness
 from services.api.routes import averages, feeds, insight, landscapes, packages, runs, service, session, tokens
 from services.api.schemas import Problem
 from services.api.token_book import TokenBook
+from services.api.watching import Watches
+from services.api.webhooks import WebhookPolicy
+from services.api.weights import MAX_DOWNLOADS
 from services.runtime.lifecycle import Stop
+from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock
 from wa_core.records import LandscapeRequest, Resumption, RunRequest, TokenRequest
 
@@ -74,7 +80,7 @@ class Api(FastAPI):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
-        return schema
+        return complete(schema, is_open=self.state.tokens.is_open)
 
 
 def create_app(  # noqa: PLR0913  one parameter for each thing that it is put together from
@@ -110,27 +116,32 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
         description=_DESCRIPTION,
         dependencies=[Depends(require_token)],
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
         openapi_url=None,  # it is a route of ours, behind the token as all others
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
     )
-    brief = BriefStore(store)
+    metrics = RequestMetrics()
+    brief = BriefStore(MeteredStore(store, metrics.store))
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
     app.state.token_book = TokenBook(brief, clock=app.state.clock)
     app.state.rates = rates or RateLimits({})
     app.state.stop = stop or Stop()
+    app.state.webhooks = WebhookPolicy()  # none may be asked for, until whoever starts the process says otherwise
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
+    app.state.watches = Watches()
+    app.state.download_threads = CapacityLimiter(MAX_DOWNLOADS)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
-    app.state.metrics = RequestMetrics()
+    app.state.metrics = metrics
     app.state.methods_at = methods_at
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", PageFiles(), name="static")
     problems.install(app)
     app.add_middleware(Guard, limits=guard or GuardLimits())
-    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
+    app.add_middleware(ObservationMiddleware, metrics=metrics)
     app.add_middleware(SecurityHeaders)  # the outermost, so that no answer is without
     return app
 
@@ -138,7 +149,11 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
 def methods_at(path: str) -> list[str]:
     """The methods that any route takes at `path`, for `Allow`."""
     routes = (route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute))
-    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
+    found = [route for route in routes if route.path_regex.match(path)]
+    named = [
+        route for route in found if ":" in route.path
+    ]  # a run's id has no colon, so `:cancel` is no part of one
+    return sorted({method for route in named or found for method in route.methods or ()})
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from wa_core.records import (
     Scaling,
     TokenRequest,
     TrainingOptions,
+    Webhook,
 )
 from wa_core.records import Request as BodyRequest
 
@@ -47,6 +48,7 @@ M = TypeVar("M", bound=BaseModel)
 _PARTS: dict[str, type[BaseModel]] = {
     "scaling": Scaling,
     "checkpoint": CheckpointPolicy,
+    "webhooks": Webhook,
     "averages": AverageRequest,
     "deadlines": Deadlines,
     "training": TrainingOptions,

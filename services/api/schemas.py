@@ -313,4 +313,10 @@ class Problem(Resource):
     detail: str
     code: str
     hint: Annotated[str | None, Field(description="what to do about it")] = None
+    instance: Annotated[str | None, Field(description="names this one occurrence, as a URN of `request_id`")] = (
+        None
+    )
+    request_id: Annotated[
+        str | None, Field(description="`X-Request-Id` of the answer; the service's log has it")
+    ] = None
     errors: list[Fault] = Field(default_factory=list)

@@ -13,12 +13,13 @@ import structlog
 import torch
 
 from services.averager.assessor import ProcessAssessor
-from services.averager.exposition import exposed
 from services.averager.landscape_job import Limits
 from services.averager.landscaper import Landscaper
 from services.averager.scratch import Scratch
 from services.averager.worker import Averager
+from services.runtime.exposition import exposed
 from services.runtime.lifecycle import Stop, run_ticks
+from services.runtime.metrics import MeteredStore, StoreMetrics, tell_build
 from services.runtime.process import run_process
 from services.runtime.stores import open_store, prove_store
 from wa_core.clock import SystemClock
@@ -36,7 +37,8 @@ def serve(settings: Settings) -> int:
     """Fold until told to stop."""
     torch.set_num_threads(1)  # trainers on this machine come first
     stop = Stop().install()
-    store = open_store(settings)
+    tell_build("averager")
+    store = MeteredStore(open_store(settings), StoreMetrics())
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(settings))
         assessor = stack.enter_context(_assessor(settings))
@@ -51,8 +53,8 @@ def serve(settings: Settings) -> int:
             landscaper=landscaper,
         )
         if settings.averager_port is not None:
-            port = settings.averager_port
-            stack.enter_context(exposed(settings.averager_host, port, idle_s=averager.idle_s))
+            port, variable = settings.averager_port, "WA_AVERAGER_PORT"
+            stack.enter_context(exposed(settings.averager_host, port, variable=variable, idle_s=averager.idle_s))
         _end_in_time(stop, assessor)
         prove_store(store, stop=stop)
         log.info("averager_ready", store=settings.store_url, scratch=str(scratch.folder))

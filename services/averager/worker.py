@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from services.averager import telemetry
 from services.averager.follower import RunFollower
@@ -117,7 +118,8 @@ class Averager:
             return False
         self._last_stepped = run_id
         try:
-            return self._hold(run_id) and self._follower(run_id).step()
+            with bound_contextvars(run_id=run_id):
+                return self._hold(run_id) and self._follower(run_id).step()
         except (TransientError, StoreAuthError):
             raise
         except GivenUpError:

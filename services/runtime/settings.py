@@ -32,7 +32,12 @@ class Settings(BaseSettings):
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
     process `assess_memory_mb` MiB; one landscape `landscape_time_limit_s` and `landscape_memory_mb`. With
-    `averager_port` it answers `/livez`, `/readyz` and `/metrics` on that port of `averager_host`.
+    `averager_port` it answers `/livez`, `/readyz` and `/metrics` on that port of `averager_host`; a runner does
+    the same with `runner_port` and `runner_host`, a notifier with `notifier_port` and `notifier_host`.
+
+    Webhooks are told by a notifier, which signs with `webhook_secret`; the API takes none without it. Private
+    addresses are called only if `webhook_allow_private`. Links in messages begin with `public_url`, the API's
+    address as others reach it.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -58,6 +63,8 @@ class Settings(BaseSettings):
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)
     max_concurrent_runs: int = Field(default=1, ge=1)
     max_runs_per_owner: int | None = Field(default=None, ge=1)
+    runner_host: str = "127.0.0.1"
+    runner_port: int | None = Field(default=None, ge=0, le=65535)
     scratch_dir: Path | None = None
     accumulator_memory_mb: int = Field(default=256, ge=0)
     assess_time_limit_s: float = Field(default=300.0, gt=0)
@@ -66,6 +73,12 @@ class Settings(BaseSettings):
     landscape_memory_mb: int = Field(default=4096, ge=1)
     averager_host: str = "127.0.0.1"
     averager_port: int | None = Field(default=None, ge=0, le=65535)
+
+    public_url: str | None = None
+    webhook_secret: SecretStr | None = None
+    webhook_allow_private: bool = False
+    notifier_host: str = "127.0.0.1"
+    notifier_port: int | None = Field(default=None, ge=0, le=65535)
 
     poll_interval_s: float = Field(default=0.25, gt=0)
     log_format: Literal["console", "json"] = "console"

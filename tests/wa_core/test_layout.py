@@ -40,6 +40,9 @@ def test_keys_are_as_the_format_says() -> None:
     assert layout.heartbeat(RUN, "runner") == f"{run}/heartbeats/runner.json"
     assert layout.queue_marker(RUN, priority=5) == f"queue/05-{RUN}.json"
     assert layout.active_marker(RUN) == f"active/{RUN}.json"
+    assert layout.telling_marker(RUN) == f"telling/{RUN}.json"
+    assert layout.run_id_of(layout.telling_marker(RUN)) == RUN
+    assert layout.delivery(RUN, webhook=1, event_id="log-0000000002") == f"{run}/webhooks/01/log-0000000002.json"
 
 
 @given(st.integers(1, 10**9), st.integers(1, 10**9))

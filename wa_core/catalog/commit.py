@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wa_core.records import (
         AssessmentRecord,
         AverageManifest,
+        Delivery,
         KeyedSubmission,
         LandscapeAttempt,
         LandscapeRecord,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         | AssessmentRecord
         | RunSpec
         | KeyedSubmission
+        | Delivery
         | LandscapeRecord
         | LandscapeAttempt
         | LandscapeResult
@@ -78,8 +80,8 @@ def commit(
     record: Committed,
     *,
     patience_s: float = COMMIT_PATIENCE_S,
-) -> None:
-    """Make `record` the one and only content of `key`.
+) -> bytes:
+    """Make `record` the one and only content of `key`; what is stored there, by this try or by an earlier one.
 
     Raises:
         ConflictError: another write has the key; read it and decide anew.
@@ -93,6 +95,8 @@ def commit(
         found = patiently(lambda: store.get(key), patience_s=patience_s)
         if _write_id(found) != record.write_id:
             raise ConflictError(f"{key} was written by somebody else first") from None
+        return found
+    return body
 
 
 def parse(parser: Callable[[bytes], T], body: bytes, *, key: str) -> T:

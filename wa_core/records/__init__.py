@@ -86,6 +86,7 @@ from wa_core.records.training import (
     TrainingOptions,
     WarmupStableRate,
 )
+from wa_core.records.webhooks import Delivery, Webhook, WebhookEvent
 
 __all__ = [
     "DEFAULT_OWNER",
@@ -115,6 +116,7 @@ __all__ = [
     "ConstantRate",
     "CyclicalRate",
     "Deadlines",
+    "Delivery",
     "EarlyStop",
     "Entry",
     "Evaluation",
@@ -159,6 +161,8 @@ __all__ = [
     "TrainingFinished",
     "TrainingOptions",
     "WarmupStableRate",
+    "Webhook",
+    "WebhookEvent",
     "entry_adapter",
     "new_write_id",
 ]

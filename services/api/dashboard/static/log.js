@@ -1,42 +1,45 @@
-// The log text of one rank, from its end on; it goes on being read while it is in view and the run is not over.
-import { ask, live, Refusal, runUrl } from "./service.js";
+// The log text of one rank as it is written: server-sent events while it is in view, until the run is over.
+import { live, runUrl } from "./service.js";
 
-const EVERY_MS = 2000;
-const PAGE = 1000;
+const AGAIN_MS = 2000;
 const MAX_LINES = 5000;
 
 export function startLog() {
   const box = document.getElementById("log");
   const rank = document.getElementById("rank");
   const panel = document.getElementById("panel-logs");
-  let next = null;
+  let source = null;
+  let next = null; // where the stream broke off
   let timer = null;
-  let turn = 0;
+  let waiting = [];
 
-  async function read() {
-    const mine = ++turn;
-    clearTimeout(timer);
-    try {
-      let page;
-      do {
-        const after = next === null ? "" : `&after=${encodeURIComponent(next)}`;
-        page = await ask(`${runUrl()}/logs?rank=${rank.value}&limit=${PAGE}${after}`);
-        if (mine !== turn) return;
-        show(page.data);
-        next = page.next;
-      } while (page.has_more);
-      if (!box.childElementCount) box.dataset.empty = "Nothing was written yet.";
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-    }
-    if (mine === turn && !panel.hidden && live().over === "no") timer = setTimeout(read, EVERY_MS);
+  function open() {
+    close();
+    const after = next === null ? "" : `&after=${encodeURIComponent(next)}`;
+    source = new EventSource(`${runUrl()}/logs?follow=true&rank=${rank.value}${after}`);
+    source.addEventListener("log", (event) => {
+      next = event.lastEventId;
+      if (!waiting.length) requestAnimationFrame(show);
+      waiting.push(JSON.parse(event.data).text);
+    });
+    source.onerror = () => {
+      close();
+      if (!box.childElementCount && !waiting.length) box.dataset.empty = "Nothing was written yet.";
+      if (live().over === "no") timer = setTimeout(open, AGAIN_MS);
+    };
   }
 
-  function show(lines) {
+  function close() {
+    clearTimeout(timer);
+    source?.close();
+    source = null;
+  }
+
+  function show() {
     const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    for (const line of lines) {
+    for (const text of waiting.splice(0).slice(-MAX_LINES)) {
       const row = document.createElement("span");
-      row.textContent = `${line.text}\n`;
+      row.textContent = `${text}\n`;
       box.append(row);
     }
     while (box.childElementCount > MAX_LINES) box.firstElementChild.remove();
@@ -45,8 +48,9 @@ export function startLog() {
 
   rank.addEventListener("change", () => {
     box.replaceChildren();
+    waiting = [];
     next = null;
-    read();
+    open();
   });
-  document.addEventListener("wa:tab", () => (panel.hidden ? clearTimeout(timer) : read()));
+  document.addEventListener("wa:tab", () => (panel.hidden ? close() : open()));
 }
