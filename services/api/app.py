@@ -14,6 +14,8 @@ from services.api import problems
 from services.api.auth import Tokens, require_token
 from services.api.body import AverageAddition, PredictionRequest, WantedRule
 from services.api.catalog import Catalog
+from services.api.dashboard import routes as pages
+from services.api.dashboard.static_files import PageFiles
 from services.api.description import complete
 from services.api.guard import Guard, GuardLimits
 from services.api.headers import SecurityHeaders
@@ -62,6 +64,7 @@ _ROUTERS = (
     averages.router,
     insight.router,
     landscapes.router,
+    pages.router,
     tokens.router,
     session.router,
     predictions.router,
@@ -154,6 +157,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.methods_at = methods_at
     for router in _ROUTERS:
         app.include_router(router)
+    app.mount("/static", PageFiles(), name="static")
     problems.install(app)
     app.add_middleware(Guard, limits=guard or GuardLimits())
     app.add_middleware(ObservationMiddleware, metrics=metrics)
