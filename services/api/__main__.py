@@ -12,6 +12,7 @@ import uvicorn
 from services.api.app import create_app
 from services.api.connections import MAX_HEAD_BYTES, patient
 from services.api.guard import GuardLimits, Hosts
+from services.api.predictions import Predictor
 from services.api.rates import REQUESTS, SUBMISSIONS, RateLimits
 from services.api.webhooks import WebhookPolicy
 from services.runtime.lifecycle import Stop
@@ -81,6 +82,7 @@ def serve(settings: Settings) -> int:
         rates=RateLimits({REQUESTS: settings.rate_limit, SUBMISSIONS: settings.submit_limit}),
         on_unsafe=on_unsafe,
         stop=stop,
+        predictor=Predictor(settings.predictor_url, token=_revealed(settings.predictor_token)),
     )
     sys.setswitchinterval(_SWITCH_S)
     app.state.catalog.index.wake()  # the first list should not have to read every run

@@ -13,17 +13,32 @@ from fastapi.routing import APIRoute
 
 from services.api import problems
 from services.api.auth import Tokens, require_token
-from services.api.body import AverageAddition, WantedRule
+from services.api.body import AverageAddition, PredictionRequest, WantedRule
 from services.api.catalog import Catalog
+from services.api.dashboard import routes as pages
+from services.api.dashboard.static_files import PageFiles
 from services.api.description import complete
 from services.api.guard import Guard, GuardLimits
 from services.api.headers import SecurityHeaders
 from services.api.history import History
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
+from services.api.predictions import Predictor
 from services.api.rates import RateLimits
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, insight, landscapes, packages, runs, service, session, tokens
+from services.api.routes import (
+    averages,
+    feeds,
+    formats,
+    insight,
+    landscapes,
+    packages,
+    predictions,
+    runs,
+    service,
+    session,
+    tokens,
+)
 from services.api.schemas import Problem
 from services.api.token_book import TokenBook
 from services.api.watching import Watches
@@ -50,8 +65,11 @@ _ROUTERS = (
     averages.router,
     insight.router,
     landscapes.router,
+    pages.router,
     tokens.router,
     session.router,
+    predictions.router,
+    formats.router,
 )
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
@@ -77,6 +95,7 @@ class Api(FastAPI):
             RunRequest,
             Resumption,
             AverageAddition,
+            PredictionRequest,
             WantedRule,
             LandscapeRequest,
             TokenRequest,
@@ -99,6 +118,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     clock: Clock | None = None,
     on_unsafe: Callable[[str], None] | None = None,
     stop: Stop | None = None,
+    predictor: Predictor | None = None,
 ) -> FastAPI:
     """The API over one bucket.
 
@@ -113,6 +133,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
         clock: the time; the machine's by default.
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
         stop: once set, waiting requests are answered, so that the process can end.
+        predictor: the way to what answers predictions; none by default.
     """
     app = Api(
         title="weight-averaging",
@@ -138,10 +159,12 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.watches = Watches()
     app.state.download_threads = CapacityLimiter(MAX_DOWNLOADS)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
+    app.state.predictor = predictor or Predictor(None)
     app.state.metrics = metrics
     app.state.methods_at = methods_at
     for router in _ROUTERS:
         app.include_router(router)
+    app.mount("/static", PageFiles(), name="static")
     problems.install(app)
     app.add_middleware(Guard, limits=guard or GuardLimits())
     app.add_middleware(ObservationMiddleware, metrics=metrics)
@@ -165,6 +188,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.readiness.stop()
     app.state.catalog.close()
+    await app.state.predictor.close()
 
 
 def _log_unsafe(message: str) -> None:

@@ -13,12 +13,13 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import Request
-from pydantic import BaseModel, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
 from services.api.problems import HttpProblem
 from services.recipes.registry import recipe_names
+from services.runtime.prediction import MAX_INSTANCES
 from wa_core.packages import MAX_PACKAGE_BYTES, TOO_LARGE
 from wa_core.records import (
     AverageRequest,
@@ -65,6 +66,12 @@ class WantedRule(BodyRequest):
     """The body of a preview."""
 
     rule: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class PredictionRequest(BodyRequest):
+    """The body of a prediction, as in KServe's V1 protocol: what is asked, each as the run's recipe wants it."""
+
+    instances: list[JsonValue] = Field(min_length=1, max_length=MAX_INSTANCES)
 
 
 async def read_run_request(request: Request) -> RunRequest:
@@ -124,6 +131,15 @@ async def read_form(request: Request) -> dict[str, str]:
         return dict(parse_qsl(body.decode(), max_num_fields=MAX_FORM_FIELDS))
     except ValueError as error:
         raise HttpProblem(f"the form cannot be read: {error}", status=400, code="body_not_a_form") from None
+
+
+async def read_prediction(request: Request) -> PredictionRequest:
+    """What a request's body asks an average.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), PredictionRequest)
 
 
 async def read_resumption(request: Request) -> Resumption:

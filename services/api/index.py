@@ -68,6 +68,7 @@ class Row:
 
     run_id: str
     state: RunState
+    recipe: str | None
     owner: str
     labels: Mapping[str, str]
     created_at: datetime
@@ -172,6 +173,7 @@ class Index:
         row = Row(
             run_id=resource.run_id,
             state=resource.state,
+            recipe=resource.recipe,
             owner=resource.owner,
             labels=resource.labels,
             created_at=resource.created_at,

@@ -103,6 +103,9 @@ _HINTS = {
     "no_average_yet": "try again once a checkpoint has been folded and assessed",
     "body_too_large": "put large things into the bucket, not into the submission",
     "webhooks_off": "submit without `webhooks`, and ask with GET /v1/runs/{id}?wait=30 instead",
+    "prediction_not_supported": "download the weights, or give the recipe an Instance and predict()",
+    "predictor_busy": "try again after the seconds in Retry-After",
+    "predictor_unavailable": "try again after the seconds in Retry-After; an operator starts the predictor",
     "invalid_rule": "write for example swa:start_step=100 or ema:half_life=60",
 }
 

@@ -161,6 +161,21 @@ def average_resource(
     )
 
 
+def average_resources(run: RunSnapshot) -> list[AverageResource]:
+    """A run's averages, in the order in which they were asked for."""
+    return [
+        average_resource(
+            run.spec.run_id,
+            wanted,
+            shown=average.newest,
+            served=average.served,
+            best=average.served.best if average.served else None,
+            checkpoints=run.lineage,
+        )
+        for wanted, average in zip(run.wanted, run.averages, strict=True)
+    ]
+
+
 def prediction_resource(plan: Replay | Rebuild) -> Prediction:
     """How an average that is added catches up, as the API shows it."""
     return Prediction(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from services.averager import geometry
-from services.averager.assess import _take_stdout, _yield_to_others
 from services.averager.landscape_protocol import (
     MESSAGE_LIMIT,
     LandscapeFailed,
@@ -31,6 +29,7 @@ from services.averager.landscape_protocol import (
     weights_path,
 )
 from services.recipes.loader import load_recipe
+from services.runtime.confined import take_stdout, yield_to_others
 from wa_core.batchnorm import recalibrate
 from wa_core.calibration import count_samples
 from wa_core.errors import InvalidInputError, WeightAveragingError
@@ -50,16 +49,15 @@ if TYPE_CHECKING:
     Pair = tuple[float | None, float | None]  # the held-out loss and that on training data
 
 FAILED = "landscape_failed"
-_MORE_NICENESS = 9  # on top of the assess process's: nothing yields to this
+_NICENESS = 19  # it yields to everything
 _NUM_WEIGHTS = {"line": 2, "plane": 3}
 
 
 def main(load: Load = load_recipe) -> int:
     """Serve jobs until stdin ends; `load` finds the recipe that a job names."""
-    _yield_to_others()
-    os.nice(_MORE_NICENESS)
+    yield_to_others(niceness=_NICENESS)
     torch.set_num_threads(1)
-    answers = _take_stdout()
+    answers = take_stdout()
     for given in sys.stdin:
         for finding in findings(Path(json.loads(given)), load):
             answers.write(finding.model_dump_json() + "\n")

@@ -7,6 +7,7 @@ folder with the weights, never outlive it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pydantic import ValidationError
 
-from services.averager.child import Child
 from services.averager.landscape_inputs import fetch_inputs
 from services.averager.landscape_protocol import (
     MESSAGE_LIMIT,
@@ -25,6 +25,7 @@ from services.averager.landscape_protocol import (
     PointDone,
     landscape_finding_adapter,
 )
+from services.runtime.child import Child
 from wa_core.catalog.landscapes import Landscapes
 from wa_core.errors import FencedError, StoreAuthError, TransientError, UserCodeError, WeightAveragingError
 from wa_core.records import LandscapeProgress, LandscapeResult, MarkedPoint
@@ -148,9 +149,9 @@ class LandscapeJob(threading.Thread):
             return self._failed(NO_ROOM, f"the weights could not be put on the averager's disk: {error.strerror}")
 
     def _measured(self, inputs: Inputs) -> LandscapeResult:
-        child = Child(self._command)
+        child = Child(self._command, title="landscape process")
         try:
-            child.ask(self._folder)
+            child.ask(json.dumps(str(self._folder)).encode())
             return self._heard(child, inputs)
         except OSError as error:
             raise UserCodeError(f"the landscape process could not be asked ({error})") from error

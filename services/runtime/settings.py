@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     Webhooks are told by a notifier, which signs with `webhook_secret`; the API takes none without it. Private
     addresses are called only if `webhook_allow_private`. Links in messages begin with `public_url`, the API's
     address as others reach it.
+
+    The API asks the predictor at `predictor_url`, and both know `predictor_token`; without a URL there are no
+    predictions. A process that holds models loads `predictor_models_mb` MiB of weights at a time, the last used
+    ones, and is killed when it takes `predictor_memory_mb` MiB of memory, or `predictor_time_limit_s` for a batch.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -79,6 +83,14 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = False
     notifier_host: str = "127.0.0.1"
     notifier_port: int | None = Field(default=None, ge=0, le=65535)
+
+    predictor_url: str | None = None
+    predictor_token: SecretStr | None = None
+    predictor_host: str = "127.0.0.1"
+    predictor_port: int = Field(default=8002, ge=0, le=65535)
+    predictor_models_mb: int = Field(default=1024, ge=1)
+    predictor_memory_mb: int = Field(default=4096, ge=1)
+    predictor_time_limit_s: float = Field(default=30.0, gt=0)
 
     poll_interval_s: float = Field(default=0.25, gt=0)
     log_format: Literal["console", "json"] = "console"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from services.api.guard import GuardLimits
+    from services.api.predictions import Predictor
     from wa_core.store.base import ObjectStore
 
 DIGITS = "services.recipes.digits:Digits"
@@ -163,12 +164,14 @@ def serving(
     *,
     token: str | None = None,
     guard: GuardLimits | None = None,
+    predictor: Predictor | None = None,
     protocol: type[asyncio.Protocol] | None = None,
+    port: int = 0,
 ) -> Iterator[str]:
-    """The API's address, while it serves on a free loopback port in a thread."""
+    """The API's address, while it serves on a loopback port, free unless given, in a thread."""
     stop = Stop()
-    app = create_app(store=store, token=token, stop=stop, guard=guard)
-    listener = socket.create_server(("127.0.0.1", 0))
+    app = create_app(store=store, token=token, stop=stop, guard=guard, predictor=predictor)
+    listener = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(
         uvicorn.Config(
             app, http=protocol or "auto", log_config=None, access_log=False, timeout_graceful_shutdown=2

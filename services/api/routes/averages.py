@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.auth import MODELS, scope
 from services.api.body import AverageAddition, read_addition
 from services.api.catalog import AverageSnapshot, Catalog
+from services.api.provenance import averaged_stem
 from services.api.resources import average_resource, prediction_resource
 from services.api.routes.dependencies import UNCHANGED, CatalogDep, RunDep, json_response, problems
 from services.api.schemas import AddedAverage, AverageResource, Page
@@ -148,7 +149,8 @@ class Download:
             and (elsewhere := redirect_response(self.catalog.store, ref))
         ):
             return elsewhere
-        filename = f"{self.name}-{self.run_id}-{served.generation}.{file.rpartition('.')[2]}"
+        stem = averaged_stem(self.run_id, self.name, served.generation)
+        filename = f"{stem}.{file.rpartition('.')[2]}"
         return weights_response(self.request, self.catalog.store, ref, filename=filename)
 
 

@@ -6,10 +6,11 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from services.api.auth import find_caller, public
 from services.api.body import read_form
+from services.api.dashboard.refusals import PageRoute
 from services.api.problems import HttpProblem
 from services.api.session import begin_session, check_same_origin, end_session
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.post("/session")
