@@ -41,7 +41,10 @@ _WORDS = {
     "429": "too many requests; Retry-After says when to go on",
     "431": "the headers are too large",
     "500": "something that nobody foresaw",
+    "501": "not for what this run trains",
+    "502": "what works for the service has failed",
     "503": "the object store is away, or slow; Retry-After says when to try again",
+    "504": "what works for the service has taken too long",
 }
 
 

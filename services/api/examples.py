@@ -148,5 +148,8 @@ PROBLEM_CODES = {
     "429": "rate_limited",
     "431": "headers_too_large",
     "500": "internal",
+    "501": "prediction_not_supported",
+    "502": "prediction_failed",
     "503": "storage_unavailable",
+    "504": "prediction_timeout",
 }

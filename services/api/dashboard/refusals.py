@@ -36,7 +36,9 @@ class PageRoute(APIRoute):
             except RequestValidationError:
                 if not is_page_wanted(request):
                     raise
-                problem = HttpProblem("the address asks for something that cannot be", status=422, code="invalid")
+                problem = HttpProblem(
+                    "the address asks for something that cannot be", status=422, code="invalid_request"
+                )
                 return _refusal(request, problem)
 
         return handle_as_page
