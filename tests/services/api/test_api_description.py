@@ -65,6 +65,15 @@ BEYOND_SCHEMA = (
     "show_average",
     "download_safetensors",
     "download_pickle",
+    "download_folder",
+    "show_model_card",
+    "show_config",
+    "show_coefficients",
+    "show_provenance",
+    "preview_average",
+    "ask_for_landscape",
+    "create_token",
+    "predict",
 )
 CONFIG = """
 [parameters]
