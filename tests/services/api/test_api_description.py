@@ -12,22 +12,36 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.api import examples, problems
-from services.api.body import AverageAddition
+from services.api.body import AverageAddition, WantedRule
 from services.api.problems import MEDIA_TYPE
 from services.api.schemas import (
     AddedAverage,
+    AveragePreview,
     AverageResource,
     CheckpointResource,
     EventFeed,
     Feed,
+    GenerationPage,
+    LandscapeResource,
+    Listing,
     LogLine,
+    NewToken,
     PackageResource,
     Page,
     Problem,
     RunResource,
+    TokenResource,
 )
 from support.api import TOKEN, ApiRun, serving
-from wa_core.records import Resumption, RunRequest, Succeeded, TrainingFinished, entry_adapter
+from wa_core.records import (
+    LandscapeRequest,
+    Resumption,
+    RunRequest,
+    Succeeded,
+    TokenRequest,
+    TrainingFinished,
+    entry_adapter,
+)
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -54,6 +68,13 @@ MODELS: dict[str, type[BaseModel]] = {
     "show_average": AverageResource,
     "add_average": AddedAverage,
     "upload_package": PackageResource,
+    "list_generations": GenerationPage,
+    "preview_average": AveragePreview,
+    "ask_for_landscape": LandscapeResource,
+    "list_landscapes": Listing[LandscapeResource],
+    "show_landscape": LandscapeResource,
+    "create_token": NewToken,
+    "list_tokens": Listing[TokenResource],
 }
 # What a schema cannot say, and is 422 all the same: that recipes, rules, packages and steps exist, that names are
 # unique, and that generation, step and at exclude each other.
@@ -123,6 +144,9 @@ def test_examples_of_requests_are_taken(api: TestClient, store: MemoryStore) -> 
     assert RunRequest.model_validate(examples.SUBMISSION)
     assert Resumption.model_validate(examples.RESUMPTION)
     assert AverageAddition.model_validate(examples.ADDITION)
+    assert WantedRule.model_validate(examples.REQUESTS["preview_average"])
+    assert LandscapeRequest.model_validate(examples.REQUESTS["ask_for_landscape"])
+    assert TokenRequest.model_validate(examples.REQUESTS["create_token"])
     assert entry_adapter.validate_python(examples.EVENT)
 
 
