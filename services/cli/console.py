@@ -38,8 +38,8 @@ def answer(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on one line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON document on one line of stdout; the client's answers are such as the service gave them."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=dict) + "\n")
     sys.stdout.flush()
 
 

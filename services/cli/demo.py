@@ -27,7 +27,7 @@ from services.stack.embedded import StackOptions
 from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import FrameType
     from typing import NoReturn
 
@@ -82,7 +82,7 @@ def demo(
 _HEADINGS = ["ACCURACY\nbefore", "ACCURACY\nafter", "LOSS\nbefore", "LOSS\nafter"]
 
 
-def table_rows(run: Json, averages: list[Json]) -> list[list[object]]:
+def table_rows(run: Json, averages: Sequence[Json]) -> list[list[object]]:
     """One row for the newest raw weights, one for each average; raw weights need no recalibration."""
     raw = next((one["evaluation"]["raw"] for one in averages if one["evaluation"]["raw"]), None)
     rows: list[list[object]] = [[f"raw, step {run['step']}", None, *_numbers(raw, raw)]]

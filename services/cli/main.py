@@ -157,5 +157,7 @@ def _explain_refusal(error: ApiError) -> int:
         )
     elif error.hint:
         say(f"  {error.hint}")
+    elif error.code == "unexpected_answer":
+        say("WA_DEBUG=1 shows where. Please report it if the versions agree.")
     is_usage = error.status in _BAD_REQUEST and error.code != _TOO_LITTLE_KEPT
     return _USAGE if is_usage else _FAILED

@@ -15,7 +15,7 @@ from services.cli.runs import FOLLOW_PATIENCE_S
 from wa_core.errors import AverageNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from services.client import Client
     from services.client.service import Json
@@ -112,7 +112,7 @@ def _only_average(client: Client, run_id: str) -> str:
 
 
 def _print_list(
-    found: list[Json], *, as_json: bool, columns: list[str], row: Callable[[Json], list[object]]
+    found: Sequence[Json], *, as_json: bool, columns: list[str], row: Callable[[Json], list[object]]
 ) -> None:
     if as_json:
         print_json({"data": found})

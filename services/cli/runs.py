@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from services.client import Client
+    from services.client.answers import Run
     from services.client.service import Json
 
 FOLLOW_PATIENCE_S = 60.0
@@ -259,7 +260,7 @@ def resume(
     print_json(run) if as_json else answer(f"{run_id} will go on (now {run['state']})")
 
 
-def follow_to_end(client: Client, run_id: str) -> Json:
+def follow_to_end(client: Client, run_id: str) -> Run:
     """Follow a run, and explain how it ended.
 
     Raises:
