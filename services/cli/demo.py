@@ -51,7 +51,9 @@ def demo(
         bool, typer.Option("--keep", help="Keep runs and weights in ./.wa, for a later `wa up`.")
     ] = False,
 ) -> None:
-    """Everything from nothing: start the stack, train digits, average, download, stop. Under 3 minutes.
+    """Everything at once: start, train, average, download, stop.
+
+    A small net on handwritten digits, with two workers; under 3 minutes.
 
     Example: wa demo --out out
     """

@@ -166,10 +166,11 @@ class _LiveView:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=self._console,
         )
-        self._task: TaskID = self._progress.add_task("", total=None, state="", numbers="")
+        self._task: TaskID = self._progress.add_task("", total=None, state="", numbers="", left="")
         self._live = Live(self._progress, console=self._console, refresh_per_second=8)
 
     def __enter__(self) -> Self:
@@ -188,6 +189,7 @@ class _LiveView:
             total=run.get("total_steps"),
             state=run["state"],
             numbers=numbers,
+            left=f"{_duration(run['eta_s'])} left" if run.get("eta_s") else "",
         )
         rows = Table.grid(padding=(0, 1))
         for average in averages:

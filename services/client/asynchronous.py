@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from services.client.answers import Run
+    from services.client.answers import Checkpoint, Run
     from services.client.calls import Call
     from services.client.scripts import Script
 
@@ -105,11 +105,14 @@ class AsyncClient:
     events = asends(calls.events)
     logs = asends(calls.logs)
     metrics = asends(calls.metrics)
+    all_events = aplays(scripts.all_events)
+    all_logs = aplays(scripts.all_logs)
+    all_metrics = aplays(scripts.all_metrics)
     follow_events = aplays(scripts.follow_events)
     follow_logs = aplays(scripts.follow_logs)
     follow_metrics = aplays(scripts.follow_metrics)
 
-    checkpoints = asends(calls.checkpoints)
+    all_checkpoints = aplays(scripts.all_checkpoints)
     averages = asends(calls.averages)
     average = asends(calls.average)
     add_average = asends(calls.add_average)
@@ -124,6 +127,10 @@ class AsyncClient:
     tokens = asends(calls.tokens)
     create_token = asends(calls.create_token)
     revoke_token = asends(calls.revoke_token)
+
+    async def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """All committed checkpoints in order; `is_abandoned` marks those that no average counts."""
+        return [checkpoint async for checkpoint in self.all_checkpoints(run_id)]
 
     async def wait(
         self, run_id: str, *, on_update: Callable[[Run], None] | None = None, poll_s: float = POLL_S

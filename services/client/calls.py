@@ -184,9 +184,10 @@ def metrics(run_id: str, *, after: str | None = None, limit: int | None = None) 
 # -- what a run made ----------------------------------------------------------------------------------------------
 
 
-def checkpoints(run_id: str) -> Call[list[Checkpoint]]:
-    """All committed checkpoints in order; `is_abandoned` marks those that no average counts."""
-    return _get(f"{_run(run_id)}/checkpoints", _data(Checkpoint))
+def checkpoints_page(run_id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[Checkpoint]]:
+    """One page of committed checkpoints, in order."""
+    query = {"after": after, "limit": limit}
+    return _get(f"{_run(run_id)}/checkpoints", Page[Checkpoint].model_validate, query)
 
 
 def averages(run_id: str) -> Call[list[Average]]:

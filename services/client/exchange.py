@@ -100,6 +100,7 @@ def problem(response: httpx2.Response) -> ApiError:
         hint=fields.get("hint"),
         errors=fields.get("errors"),
         retry_after_s=_seconds(response.headers.get("Retry-After", "")),
+        path=response.request.url.path,
     )
 
 

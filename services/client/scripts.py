@@ -14,7 +14,7 @@ from services.client import calls
 from services.client.calls import Call
 
 if TYPE_CHECKING:
-    from services.client.answers import Event, Generation, LogLine, Metrics, Page, Run
+    from services.client.answers import Checkpoint, Event, Generation, LogLine, Metrics, Page, Run
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -53,6 +53,28 @@ def all_runs(
     )
 
 
+def all_events(run_id: str, *, after: int = 0) -> Script[Event]:
+    """The run's log after entry `after`, as far as it goes now."""
+    return _pages(lambda cursor: calls.events(run_id, after=cursor), after=after)
+
+
+def all_logs(
+    run_id: str, *, rank: int | str = 0, attempt: int | None = None, after: str | None = None
+) -> Script[LogLine]:
+    """The lines that a rank, or the ``"driver"``, has written so far."""
+    return _pages(lambda cursor: calls.logs(run_id, rank=rank, attempt=attempt, after=cursor), after=after)
+
+
+def all_metrics(run_id: str, *, after: str | None = None) -> Script[Metrics]:
+    """What has been measured so far, oldest first."""
+    return _pages(lambda cursor: calls.metrics(run_id, after=cursor), after=after)
+
+
+def all_checkpoints(run_id: str) -> Script[Checkpoint]:
+    """All committed checkpoints in order; `is_abandoned` marks those that no average counts."""
+    return _pages(lambda cursor: calls.checkpoints_page(run_id, after=cursor))
+
+
 def all_generations(run_id: str, name: str, *, every: bool = False) -> Script[Generation]:
     """The whole history of an average, oldest first; with `every`, also what was never measured."""
     return _pages(lambda after: calls.generations(run_id, name, after=after, every=every))
@@ -88,8 +110,11 @@ def follow_metrics(run_id: str, *, after: str | None = None, poll_s: float = POL
     return _follow(run_id, lambda cursor: calls.metrics(run_id, after=cursor), after=after, poll_s=poll_s)
 
 
-def _pages(page_after: Callable[[Any], Call[Page[T]]]) -> Script[T]:
-    after = None
+def _pages(
+    page_after: Callable[[Any], Call[Page[T]]],
+    *,
+    after: Any = None,  # noqa: ANN401  a cursor
+) -> Script[T]:
     while True:
         page: Page[T] = yield page_after(after)
         for item in page.data:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from services.client import calls, scripts
-from services.client.answers import TERMINAL_STATES, Run
+from services.client.answers import TERMINAL_STATES, Checkpoint, Run
 from services.client.calls import Call, Json
 from services.client.download import fetch_file
 from services.client.facade import plays, sends
@@ -113,11 +113,14 @@ class Client:
     events = sends(calls.events)
     logs = sends(calls.logs)
     metrics = sends(calls.metrics)
+    all_events = plays(scripts.all_events)
+    all_logs = plays(scripts.all_logs)
+    all_metrics = plays(scripts.all_metrics)
     follow_events = plays(scripts.follow_events)
     follow_logs = plays(scripts.follow_logs)
     follow_metrics = plays(scripts.follow_metrics)
 
-    checkpoints = sends(calls.checkpoints)
+    all_checkpoints = plays(scripts.all_checkpoints)
     averages = sends(calls.averages)
     average = sends(calls.average)
     add_average = sends(calls.add_average)
@@ -132,6 +135,10 @@ class Client:
     tokens = sends(calls.tokens)
     create_token = sends(calls.create_token)
     revoke_token = sends(calls.revoke_token)
+
+    def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """All committed checkpoints in order; `is_abandoned` marks those that no average counts."""
+        return list(self.all_checkpoints(run_id))
 
     def wait(self, run_id: str, *, on_update: Callable[[Run], None] | None = None, poll_s: float = POLL_S) -> Run:
         """Wait until a run has ended, and return it; `on_update` is told of every change."""
