@@ -35,6 +35,8 @@ class Spoil(StrEnum):
     """The server does it all and answers; the connection is reset before a byte of it gets through."""
     HALF_REQUEST = "half_request"
     """Half of the body reaches the server, then both connections are reset."""
+    FLIP_REQUEST = "flip_request"
+    """One bit of the request's body is another one."""
     TRUNCATE = "truncate"
     """Half of the response's body gets through, then the connection ends."""
     FLIP = "flip"
@@ -287,6 +289,8 @@ class _Conversation:
         sent = 0
         async for piece in body_of(head, self._reader, is_response=False):
             part = piece if limit is None else piece[: limit - sent]
+            if spoil is Spoil.FLIP_REQUEST and not sent:
+                part = self._proxy.flipped(part)
             await self._proxy.pace(len(part))
             writer.write(part)
             await writer.drain()
