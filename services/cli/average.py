@@ -165,6 +165,9 @@ def _checked(place: str, make: Callable[[], _T]) -> _T:
         if error.code == "output_not_writable":
             raise
         raise typer.BadParameter(error.message, param_hint=f"'{place}'") from None
+    except OSError as error:
+        named = str(error.filename)[:100]
+        raise typer.BadParameter(f"{error.strerror}: {named}", param_hint=f"'{place}'") from None
 
 
 def _parse_steps(text: str | None) -> tuple[int, ...] | None:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from wa_core.errors import WeightAveragingError
+from wa_core.layout import is_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +25,7 @@ _PATIENCE_S = 2.0
 
 def completed_command(environ: Mapping[str, str] = os.environ) -> str | None:
     """The command whose words a shell wants completed, if this process was asked to; only that one is loaded."""
-    typed = environ.get("COMP_WORDS") or environ.get("_TYPER_COMPLETE_ARGS") or ""
-    try:
-        words = shlex.split(typed)
-    except ValueError:
-        words = typed.split()
+    words = _typed_words(environ)
     return words[1] if "_WA_COMPLETE" in environ and len(words) > 1 else None
 
 
@@ -43,16 +40,27 @@ def complete_run(ctx: Any, incomplete: str) -> list[tuple[str, str]]:  # noqa: A
 
 def complete_average(ctx: Any, incomplete: str) -> list[tuple[str, str]]:  # noqa: ANN401  as above
     """The averages of the run that was typed before, each with its rule."""
-    run_id, found = ctx.params.get("run_id"), []
+    # While an option has no value yet Typer has no parameters; the words that were typed have the run.
+    run_id = ctx.params.get("run_id") or next(filter(is_run_id, _typed_words(os.environ)), None)
+    found: list[tuple[str, str]] = []
     with contextlib.suppress(WeightAveragingError), _client(ctx) as client:
         if run_id:
             found = [(each.name, each.rule) for each in client.averages(run_id)]
     return [(name, rule) for name, rule in found if name.startswith(incomplete)]
 
 
+def _typed_words(environ: Mapping[str, str]) -> list[str]:
+    typed = environ.get("COMP_WORDS") or environ.get("_TYPER_COMPLETE_ARGS") or ""
+    try:
+        return shlex.split(typed)
+    except ValueError:  # an open quote
+        return typed.split()
+
+
 def _client(ctx: Any) -> Client:  # noqa: ANN401  as above
     from services.cli.connection import service_of
     from services.client import Client
 
-    api_url, token = service_of(ctx.params.get("api_url"), ctx.params.get("token"))
+    api_url = ctx.params.get("api_url") or os.environ.get("WA_API_URL")
+    api_url, token = service_of(api_url, ctx.params.get("token") or os.environ.get("WA_TOKEN"))
     return Client(api_url, token=token, timeout_s=_PATIENCE_S, patience_s=0.0)

@@ -211,9 +211,9 @@ class _Part:
 
     def check_writable(self) -> None:
         """Fail before anything is downloaded rather than after."""
-        if self.target.is_dir():
-            raise InvalidInputError(f"{self.target} is a folder; name a file to write")
         with self._faults_named():
+            if self.target.is_dir():
+                raise InvalidInputError(f"{self.target} is a folder; name a file to write")
             self._path.open("ab").close()
 
     def size_bytes(self) -> int:

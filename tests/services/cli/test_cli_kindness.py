@@ -84,7 +84,7 @@ def test_commands_options_runs_and_averages_are_completed(wa: Wa, service: Servi
     service.says("/v1/runs", {"data": [run_resource()], "has_more": False, "next": None})
     service.says(f"{RUN}/averages", {"data": [average_resource(), average_resource(name="ema")]})
 
-    assert completed(wa, "wa", "av") == ["average", "averages"]
+    assert sorted(completed(wa, "wa", "av")) == ["average", "averages"]
     assert "--state" in completed(wa, "wa", "runs", "--st")
     assert completed(wa, "wa", "show", "01") == [RUN_ID]
     assert completed(wa, "wa", "show", "02") == []
