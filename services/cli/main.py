@@ -64,6 +64,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "checkpoints": "results:checkpoints",
         "averages": "results:averages",
         "download": "results:download",
+        "export": "export:export",
         "open": "open:open_page",
         "rebuild": "rebuild:rebuild",
         "verify": "verify:verify",

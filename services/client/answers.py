@@ -220,11 +220,15 @@ class AddedAverage(Average):
 
 
 class Preview(Answer):
-    """What another rule would make of a run's checkpoints; nothing was added."""
+    """What another rule would make of a run's checkpoints; nothing was added.
+
+    `prediction` is None where it cannot be made from what is kept; `reason` says why.
+    """
 
     rule: str
     coefficients: dict[int, float] = Field(default_factory=dict)
     prediction: Prediction | None = None
+    reason: Reason | None = None
 
 
 class Generation(Answer):
@@ -232,7 +236,10 @@ class Generation(Answer):
 
     generation: int
     step: int | None = None
+    last_step: int | None = None
     n_averaged: int = 0
+    created_at: datetime | None = None
+    published_at: datetime | None = None
     lag_s: float | None = None
     evaluation: Evaluation | None = None
     batchnorm: dict[str, Any] | None = None
@@ -246,8 +253,11 @@ class Landscape(Answer):
     state: str
     points: int = 0
     progress: float = 0.0
-    reason: Reason | str | None = None
-    losses: list[Any] | None = None
+    reason: Reason | None = None
+    generation: int | None = None
+    axis: list[float] = Field(default_factory=list)
+    axis_y: list[float] = Field(default_factory=list)
+    losses: list[Any] = Field(default_factory=list)
     markers: list[dict[str, Any]] = Field(default_factory=list)
 
 

@@ -123,6 +123,10 @@ class AsyncClient:
     landscape = asends(calls.landscape)
     start_landscape = asends(calls.start_landscape)
     predict = asends(calls.predict)
+    model_card = asends(calls.model_card)
+    model_config = asends(calls.model_config)
+    coefficients = asends(calls.coefficients)
+    provenance = asends(calls.provenance)
 
     tokens = asends(calls.tokens)
     create_token = asends(calls.create_token)
@@ -149,8 +153,9 @@ class AsyncClient:
         *,
         file: str = "weights.safetensors",
         at: str | int | None = None,
+        generation: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Download averaged weights to `path`; see `Client.download`."""
-        wanted, query = calls.file_of(run_id, name, file=file, at=at)
+        wanted, query = calls.file_of(run_id, name, file=file, at=at, generation=generation)
         return await fetch_file_async(self._transport, wanted, path, query=query, on_progress=on_progress)

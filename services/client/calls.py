@@ -52,6 +52,7 @@ class Call(Generic[T]):
         headers: beside those of every request.
         is_repeatable: whether it may be sent again when nobody knows what became of it.
         extra_s: how much longer than usual the service has been asked to take.
+        is_text: whether the answer is text rather than JSON.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     is_repeatable: bool = False
     extra_s: float = 0.0
+    is_text: bool = False
 
 
 # -- the service --------------------------------------------------------------------------------------------------
@@ -256,16 +258,41 @@ def predict(
 ) -> Call[Predicted]:
     """Ask a published average what it makes of `instances`, in the form that the run's recipe takes.
 
-    `ApiError` with the code ``prediction_not_supported`` says that the recipe declares none.
+    `ApiError` with the code ``invalid_instances`` says what is wrong with which, ``prediction_not_supported``
+    that the run's recipe cannot be asked.
     """
     query = {"generation": generation, "step": step, "at": at}
     path, body = f"{_average(run_id, name)}:predict", {"instances": list(instances)}
     return Call("POST", path, Predicted.model_validate, query=query, body=body, is_repeatable=True)
 
 
-def file_of(run_id: str, name: str, *, file: str, at: str | int | None) -> tuple[str, Query]:
+def model_card(run_id: str, name: str, *, generation: int | None = None) -> Call[str]:
+    """The model card of published weights: Markdown, with the front matter of a Hugging Face repository."""
+    path = f"{_average(run_id, name)}/model-card"
+    return Call("GET", path, str, query={"generation": generation}, is_repeatable=True, is_text=True)
+
+
+def model_config(run_id: str, name: str, *, generation: int | None = None) -> Call[dict[str, Any]]:
+    """What it takes to build the model of published weights: recipe, package, config, seed."""
+    return _get(f"{_average(run_id, name)}/config.json", dict, {"generation": generation})
+
+
+def coefficients(run_id: str, name: str, *, generation: int | None = None) -> Call[dict[str, Any]]:
+    """The checkpoints in published weights, each with its coefficient and sha256, as ``data``."""
+    return _get(f"{_average(run_id, name)}/coefficients", dict, {"generation": generation})
+
+
+def provenance(run_id: str, name: str, *, generation: int | None = None) -> Call[dict[str, Any]]:
+    """What published weights were made of, and how: an in-toto statement."""
+    return _get(f"{_average(run_id, name)}/provenance", dict, {"generation": generation})
+
+
+def file_of(
+    run_id: str, name: str, *, file: str, at: str | int | None, generation: int | None
+) -> tuple[str, Query]:
     """Path and query of a file of an average."""
-    return f"{_average(run_id, name)}/{_part(file)}", {"step": at} if isinstance(at, int) else {"at": at}
+    query = {"generation": generation, "step": at} if isinstance(at, int) else {"generation": generation, "at": at}
+    return f"{_average(run_id, name)}/{_part(file)}", query
 
 
 # -- tokens -------------------------------------------------------------------------------------------------------

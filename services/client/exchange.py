@@ -68,7 +68,7 @@ def result_of(call: Call[T], response: httpx2.Response, *, base_url: str) -> T:
     if not response.is_success:
         raise problem(response)
     try:
-        said = response.json() if response.content else None
+        said = response.text if call.is_text else response.json() if response.content else None
     except ValueError:
         raise ApiError(
             f"what answers at {base_url} does not speak JSON; set WA_API_URL to the service's address",

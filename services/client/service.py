@@ -131,6 +131,10 @@ class Client:
     landscape = sends(calls.landscape)
     start_landscape = sends(calls.start_landscape)
     predict = sends(calls.predict)
+    model_card = sends(calls.model_card)
+    model_config = sends(calls.model_config)
+    coefficients = sends(calls.coefficients)
+    provenance = sends(calls.provenance)
 
     tokens = sends(calls.tokens)
     create_token = sends(calls.create_token)
@@ -155,6 +159,7 @@ class Client:
         *,
         file: str = "weights.safetensors",
         at: str | int | None = None,
+        generation: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Download averaged weights to `path`, going on with a partial download and checking the digest.
@@ -165,13 +170,14 @@ class Client:
             path: the file to write; it appears whole or not at all (``PATH.part`` until then).
             file: ``weights.safetensors`` or ``weights.pt``.
             at: ``"latest"`` (also None), ``"best"``, or the step of the last checkpoint in it.
+            generation: the generation, instead of `at`.
             on_progress: told (bytes so far, bytes in all) after each piece.
 
         Raises:
             CorruptError: what arrived is not what the service promised, twice.
             InvalidInputError: `path` cannot be written.
         """
-        wanted, query = calls.file_of(run_id, name, file=file, at=at)
+        wanted, query = calls.file_of(run_id, name, file=file, at=at, generation=generation)
         return fetch_file(self._transport, wanted, path, query=query, on_progress=on_progress)
 
 
