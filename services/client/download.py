@@ -215,6 +215,8 @@ class _Part:
             if self.target.is_dir():
                 raise InvalidInputError(f"{self.target} is a folder; name a file to write")
             self._path.open("ab").close()
+            if not self.size_bytes():
+                self._path.unlink()  # a refusal leaves nothing behind
 
     def size_bytes(self) -> int:
         """How much is there."""
