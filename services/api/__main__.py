@@ -88,6 +88,7 @@ def serve(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_S)
     gc.freeze()  # what was loaded by now stays; looking for garbage in it would stop all requests for a while
     app.state.catalog.index.wake()  # the first list should not have to read every run
+    app.state.max_queued_per_owner = settings.max_queued_per_owner
     app.state.webhooks = WebhookPolicy(
         is_on=settings.webhook_secret is not None, allow_private=settings.webhook_allow_private
     )

@@ -154,6 +154,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.rates = rates or RateLimits({})
     app.state.stop = stop or Stop()
     app.state.webhooks = WebhookPolicy()  # none may be asked for, until whoever starts the process says otherwise
+    app.state.max_queued_per_owner = None  # as many as they like, until the same says otherwise
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
     app.state.watches = Watches()

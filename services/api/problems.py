@@ -94,6 +94,7 @@ _HINTS = {
     "scope_missing": "use a token with the scope that WWW-Authenticate names, or WA_TOKEN",
     "cross_site": "send the token as `Authorization: Bearer TOKEN`; cookies are for the service's own page",
     "unknown_host": "call the service by a name that it knows, or add this one to its WA_ALLOWED_HOSTS",
+    "quota_exceeded": "wait until a run has started, or cancel one that waits",
     "rate_limited": "try again after the seconds in Retry-After; RateLimit says how much is left",
     "token_not_found": "GET /v1/tokens lists the tokens",
     "run_not_found": "GET /v1/runs lists the runs",

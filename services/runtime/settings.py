@@ -24,7 +24,8 @@ class Settings(BaseSettings):
 
     The API answers to loopback names, the one that it is bound to, and `allowed_hosts` (with commas between); with
     `api_host` 0.0.0.0 to every address as well. Each owner may send `rate_limit` requests (such as 600/minute; no
-    limit when not set or empty) and `submit_limit` submissions to each replica.
+    limit when not set or empty) and `submit_limit` submissions to each replica, and have
+    `max_queued_per_owner` runs waiting.
 
     `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too small for it, since nodes may be
     on their way. A runner trains `max_concurrent_runs` at a time, and of each owner at most `max_runs_per_owner`.
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     rate_limit: str | None = None
     submit_limit: str | None = "6000/minute"
+    max_queued_per_owner: int | None = Field(default=None, ge=1)
 
     ray_address: str | None = None
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)

@@ -195,9 +195,7 @@ def test_the_demo_s_table_shows_raw_and_averages_before_and_after_recalibration(
     ]
 
 
-@pytest.mark.parametrize(
-    "command", [name for commands in _PANELS.values() for name in commands if name != "version"]
-)
+@pytest.mark.parametrize("command", [name for commands in _PANELS.values() for name in commands])
 def test_every_help_has_an_example(lonely_wa: Wa, command: str) -> None:
     """A newcomer sees how a command is typed."""
     done = lonely_wa(command, "--help")
