@@ -56,7 +56,7 @@ function fill(context, surface, found, { width, height }) {
 
 function mark(context, { label, step }, left, top, { width, height }) {
   const isAveraged = label === "average";
-  const text = `${label}, step ${count(step)}`;
+  const text = width < 480 ? label : `${label}, step ${count(step)}`;
   context.fillStyle = colour(isAveraged ? "averaged" : "raw");
   context.strokeStyle = colour("surface");
   context.lineWidth = 2;
