@@ -50,9 +50,7 @@ def test_the_start_shows_runs_to_those_who_may_read_them(browser: TestClient, st
     wanted = {"name": "models", "scopes": ["models:read"]}
     token = browser.post("/v1/tokens", json=wanted, headers={"Authorization": f"Bearer {TOKEN}"}).json()["secret"]
 
-    shown = [browser.get("/").text]
-    for sent in (token, "look"):
-        shown.append(signed_in(browser, sent).get("/").text)
+    shown = [browser.get("/").text, *(signed_in(browser, sent).get("/").text for sent in (token, "look"))]
 
     assert [run_id in text for text in shown] == [False, False, True]
     assert "Sign in" in shown[1]
