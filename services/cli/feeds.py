@@ -13,14 +13,14 @@ from services.cli.runs import FOLLOW_PATIENCE_S, leaving, short_time
 if TYPE_CHECKING:
     from services.client.service import Json
 
+Followed = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")]
+
 
 def logs(
     run_id: RunId,
     *,
     rank: Annotated[str, typer.Option(help="A worker's rank, or driver.")] = "0",
-    is_followed: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
-    ] = False,
+    is_followed: Followed = False,
     as_json: AsJson = False,
     api_url: ApiUrl = None,
     token: Token = None,
@@ -41,9 +41,7 @@ def logs(
 def events(
     run_id: RunId,
     *,
-    is_followed: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
-    ] = False,
+    is_followed: Followed = False,
     as_json: AsJson = False,
     api_url: ApiUrl = None,
     token: Token = None,

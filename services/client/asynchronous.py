@@ -9,14 +9,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from services.client import calls, scripts
+from services.client.connected import Connected
 from services.client.download import fetch_file_async
 from services.client.facade import aplays, asends
 from services.client.scripts import POLL_S, Found, Rest
-from services.client.service import DEFAULT_URL, environment_settings
 from services.client.transport import AsyncTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -27,35 +27,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(Connected):
     """A connection to one service; an asynchronous context manager.
 
     Arguments, methods, results and errors are those of `Client`.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        token: str | None = None,
-        timeout_s: float = 30.0,
-        patience_s: float = 10.0,
-    ) -> None:
-        self._transport = AsyncTransport(
-            base_url or DEFAULT_URL, token=token, timeout_s=timeout_s, patience_s=patience_s
-        )
-
-    @classmethod
-    def from_environment(
-        cls, environ: Mapping[str, str] | None = None, *, timeout_s: float = 30.0, patience_s: float = 10.0
-    ) -> Self:
-        """A client for ``WA_API_URL`` with ``WA_TOKEN``."""
-        return cls(**environment_settings(environ), timeout_s=timeout_s, patience_s=patience_s)
-
-    @property
-    def base_url(self) -> str:
-        """Where the service is."""
-        return self._transport.base_url
+    _transport_kind = AsyncTransport
+    _transport: AsyncTransport
 
     async def __aenter__(self) -> Self:
         return self

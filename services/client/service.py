@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from services.client import calls, scripts
 from services.client.answers import TERMINAL_STATES, Checkpoint, Run
 from services.client.calls import Call, Json
+from services.client.connected import DEFAULT_URL, Connected
 from services.client.download import fetch_file
 from services.client.facade import plays, sends
 from services.client.scripts import POLL_S, Found, Rest
 from services.client.transport import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
 
     from services.client.scripts import Script
 
-__all__ = ["DEFAULT_URL", "TERMINAL_STATES", "Client", "Json", "environment_settings"]
-
-DEFAULT_URL = "http://127.0.0.1:8000"
+__all__ = ["DEFAULT_URL", "TERMINAL_STATES", "Client", "Json"]
 
 T = TypeVar("T")
 
 
-class Client:
+class Client(Connected):
     """A connection to one service; a context manager. One client per thread.
 
     Args:
@@ -41,29 +39,8 @@ class Client:
     comes back are frozen objects of `services.client.answers`.
     """
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        token: str | None = None,
-        timeout_s: float = 30.0,
-        patience_s: float = 10.0,
-    ) -> None:
-        self._transport = Transport(
-            base_url or DEFAULT_URL, token=token, timeout_s=timeout_s, patience_s=patience_s
-        )
-
-    @classmethod
-    def from_environment(
-        cls, environ: Mapping[str, str] | None = None, *, timeout_s: float = 30.0, patience_s: float = 10.0
-    ) -> Self:
-        """A client for ``WA_API_URL`` with ``WA_TOKEN``."""
-        return cls(**environment_settings(environ), timeout_s=timeout_s, patience_s=patience_s)
-
-    @property
-    def base_url(self) -> str:
-        """Where the service is."""
-        return self._transport.base_url
+    _transport_kind = Transport
+    _transport: Transport
 
     def __enter__(self) -> Self:
         return self
@@ -179,9 +156,3 @@ class Client:
         """
         wanted, query = calls.file_of(run_id, name, file=file, at=at, generation=generation)
         return fetch_file(self._transport, wanted, path, query=query, on_progress=on_progress)
-
-
-def environment_settings(environ: Mapping[str, str] | None) -> dict[str, Any]:
-    """The address and the token that the environment names."""
-    variables = os.environ if environ is None else environ
-    return {"base_url": variables.get("WA_API_URL") or None, "token": variables.get("WA_TOKEN") or None}
