@@ -66,9 +66,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main(load: Load = load_recipe) -> int:
     """Serve jobs until stdin ends; `load` finds the recipe that a job names."""
-    _yield_to_others()
+    yield_to_others()
     torch.set_num_threads(1)
-    answers = _take_stdout()
+    answers = take_stdout()
     assessing = Assessing(load)
     for line in sys.stdin:
         for finding in assessing.findings(Path(json.loads(line))):
@@ -102,7 +102,7 @@ class Assessing:
             job = JobFile.model_validate_json(job_path(folder).read_bytes())
             setting = self._set_up(job)
         except Exception as error:  # noqa: BLE001  user code may raise anything; the parent records it
-            yield JobFailed(message=_describe(error))
+            yield JobFailed(message=describe(error))
             return
         raw = self._measure_raw(setting, raw_path(folder)) if job.has_raw else None
         yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=setting.data_sha256)
@@ -122,7 +122,7 @@ class Assessing:
                 setting.key(path), lambda: measure_weights(setting.recipe, setting.model, map_checkpoint(path))
             )
         except Exception as error:  # noqa: BLE001  user code may raise anything; the averages are measured all the same
-            _describe(error)
+            describe(error)
             return None
 
     def _assess(self, setting: _Setting, name: str, folder: Path, raw: Measured | None) -> AverageFound:
@@ -131,18 +131,9 @@ class Assessing:
             trial = self._trials.get(
                 setting.key(path), lambda: try_average(setting.recipe, setting.model, map_checkpoint(path))
             )
-            if trial.buffers:
-                buffers_path(folder, name).write_bytes(serialize(trial.buffers))
-            return AverageFound(
-                name=name,
-                before=finite(trial.before),
-                after=finite(trial.after.metrics) if trial.after else None,
-                batchnorm=trial.batchnorm,
-                comparison=compare_measured(trial.after, raw),
-                has_buffers=bool(trial.buffers),
-            )
+            return write_found(folder, name, trial, raw)
         except Exception as error:  # noqa: BLE001  user code may raise anything; the other averages are not held up
-            summary = BatchNormSummary(status="failed", code="assess_failed", message=_describe(error))
+            summary = BatchNormSummary(status="failed", code="assess_failed", message=describe(error))
             return AverageFound(name=name, batchnorm=summary)
 
 
@@ -192,12 +183,27 @@ def weights_digest(path: Path) -> str:
         source.close()
 
 
-def _describe(error: Exception) -> str:
+def write_found(folder: Path, name: str, trial: Trial, raw: Measured | None) -> AverageFound:
+    """The finding of an average, whose recalibrated buffers are then in their file."""
+    if trial.buffers:
+        buffers_path(folder, name).write_bytes(serialize(trial.buffers))
+    return AverageFound(
+        name=name,
+        before=finite(trial.before),
+        after=finite(trial.after.metrics) if trial.after else None,
+        batchnorm=trial.batchnorm,
+        comparison=compare_measured(trial.after, raw),
+        has_buffers=bool(trial.buffers),
+    )
+
+
+def describe(error: Exception) -> str:
+    """In a line for the record; the whole of it goes to stderr."""
     traceback.print_exception(error)  # for whoever wrote the recipe
     return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
 
 
-def _yield_to_others() -> None:
+def yield_to_others() -> None:
     """Measuring must not slow the trainer down, take the averager's memory, or outlive the averager."""
     os.nice(NICENESS)
     score = Path("/proc/self/oom_score_adj")  # Linux; elsewhere the parent's limit must do
@@ -208,7 +214,7 @@ def _yield_to_others() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _take_stdout() -> Any:  # noqa: ANN401  a text stream
+def take_stdout() -> Any:  # noqa: ANN401  a text stream
     """Keep stdout for answers, and send what user code prints to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from wa_core.errors import UserCodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: What an assess process is.
 COMMAND = (sys.executable, "-m", "services.averager.assess")
@@ -32,16 +33,22 @@ _MEMORY = re.compile(rb"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", re.MULTILINE
 class Child:
     """A new assess process. Importing torch takes it seconds; it can be asked at once.
 
+    Args:
+        command: what it is.
+        environment: what it is given more than any process that runs user code.
+
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self, command: Sequence[str] = COMMAND, *, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment_without_secrets(),
+            env={**environment_without_secrets(), **environment},
             start_new_session=True,  # so that what it starts can be ended with it
         )
         self._unread = b""
@@ -121,6 +128,11 @@ class Child:
 def environment_without_secrets() -> dict[str, str]:
     """This process's environment for user code: no credentials of ours in it."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("WA_", "AWS_", "RAY_AUTH"))}
+
+
+def ray_environment() -> dict[str, str]:
+    """What a process needs to join the cluster."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
 
 
 def _how_it_ended(code: int) -> str:

@@ -70,6 +70,7 @@ class Assessment(Record):
     When `batchnorm.status` is ``failed``, the published weights carry pooled BatchNorm statistics. Metrics that
     are not finite are left out. `comparison` is None where there was nothing to compare with, or too little.
     `data_sha256` is a digest of the held-out and calibration batches: only assessments on the same data compare.
+    `where` is whether tasks on the Ray cluster measured, or one process beside the averager.
     """
 
     raw: Evaluation | None = None
@@ -79,6 +80,7 @@ class Assessment(Record):
     comparison: Comparison | None = None
     data_sha256: Sha256 | None = None
     took_s: float = Field(default=0.0, ge=0)
+    where: Literal["process", "ray"] = "process"
 
 
 class RebuiltPart(Record):
