@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ class Sharded:
             job = JobFile.model_validate_json(job_path(folder).read_bytes())
             package = pack_folder(Path(job.code)) if job.code else None
             yield from _Job(Setting(job, package), folder).findings()
+        except TransientError as error:
+            yield JobFailed(message=error.message)
         except Exception as error:  # noqa: BLE001  the cluster and user code may raise anything; the parent goes on
             yield JobFailed(message=describe(error))
 
@@ -89,12 +92,19 @@ class _Job:
         return shards.measured_together(shards.in_line(found))
 
     def _put(self, path: Path) -> Any:  # noqa: ANN401  a reference
-        return self._ray.put(np.fromfile(path, np.uint8))
+        # As a plain array over the mapped file, which goes into the object store without a copy on the way.
+        return self._ray.put(np.asarray(np.memmap(path, np.uint8, mode="r")))
 
     def _begin(self, work: Callable[..., object], *arguments: Any) -> Any:  # noqa: ANN401  a reference
-        # A task is tried anew by Ray when its node is lost; it has changed nothing outside itself.
-        task = self._ray.remote(num_cpus=CPUS_EACH, max_retries=1, scheduling_strategy="SPREAD")(work)
-        return task.remote(self._setting, *arguments)
+        return _task(work).remote(self._setting, *arguments)
+
+
+@cache
+def _task(work: Callable[..., object]) -> Any:  # noqa: ANN401  Ray's
+    """Work as a task; Ray tries it anew when its node is lost, for it has changed nothing outside itself."""
+    import ray
+
+    return ray.remote(num_cpus=CPUS_EACH, max_retries=1, scheduling_strategy="SPREAD")(work)
 
 
 def _num_parts(free: dict[str, float]) -> int:
@@ -131,7 +141,11 @@ def main() -> int:
     address = parser.parse_args().address
     yield_to_others()
     answers = take_stdout()
-    _connect(address)
+    try:
+        _connect(address)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.stderr.write(f"no cluster at {address}: {error}\n")
+        return 1
     sharded = Sharded()
     for line in sys.stdin:
         for finding in sharded.findings(Path(json.loads(line))):
