@@ -26,8 +26,8 @@ demo: setup
 	$(BIN)/wa demo --out out
 
 test: check browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not stack and not chaos and not soak"
-	$(BIN)/python -m pytest -m "(stack or chaos) and not soak"
+	$(BIN)/python -m pytest -n 2 -m "not stack and not chaos and not soak"
+	$(BIN)/python -m pytest -n 2 -m "(stack or chaos) and not soak"
 
 # The long versions of the fault tests: about an hour. More schedules: pytest tests/chaos/test_simulation.py --sim-seeds=N
 soak: setup

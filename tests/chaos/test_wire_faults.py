@@ -16,9 +16,12 @@ from support.runs import HandmadeRun
 from support.trained import AVERAGES, TrainedRun
 from wa_core import layout
 from wa_core.catalog.averages import Generations
+from wa_core.catalog.commit import patiently
 from wa_core.errors import StoreAuthError, TransientError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from services.averager.worker import Averager
     from support.seaweed import Seaweed
 
@@ -67,6 +70,19 @@ def test_without_faults_each_checkpoint_crosses_the_line_once(bench: Bench) -> N
     for entry in bench.run.log.lineage:
         ref = entry.files[layout.MODEL_FILE]
         assert bench.proxy.traffic[ref.key].received_bytes == ref.size_bytes
+
+
+def test_f5_an_upload_that_is_bent_on_the_way_is_refused_and_sent_again(bench: Bench, tmp_path: Path) -> None:
+    """F5: a file whose bits change on their way to the store is not stored so; the next try is."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 8192)
+    bench.proxy.rules = [Rule(Spoil.FLIP_REQUEST, key="runs/weights", times=1)]
+
+    with path.open("rb") as file:
+        patiently(lambda: bench.near.put("runs/weights", file), patience_s=30.0)
+
+    assert bench.proxy.spoiled[Spoil.FLIP_REQUEST] == 1
+    assert bench.near.get("runs/weights") == path.read_bytes()
 
 
 def test_f4_lost_answers_to_commits_change_nothing(bench: Bench) -> None:

@@ -1,23 +1,19 @@
-"""One embedded stack for the whole module, on free ports, gone at its end."""
+"""The undisturbed main job, which several tests look at."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.stack import RunningStack, down, up
+from support.stack import submission
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from support.stack import RunningStack
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """SeaweedFS, Ray, runner, averager and API, all real."""
-    data: Path = tmp_path_factory.mktemp("stack")
-    try:
-        yield up(data)
-    finally:
-        down(data)
+@pytest.fixture(scope="session")
+def main_run(stack: RunningStack) -> dict[str, Any]:
+    """One run of the digits recipe, finished."""
+    with stack.client() as client:
+        return client.wait(client.submit(submission())["run_id"])

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from services.recipes.loader import load_recipe
 from support.averaging import exact_mean
-from support.stack import RunningStack, submission
 from wa_core.catalog.runs import RunLog
 from wa_core.clock import SystemClock
 from wa_core.tensors import read_checkpoint
@@ -19,14 +18,15 @@ from wa_core.tensors import read_checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.stack import RunningStack
+
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="module")
-def run(stack: RunningStack) -> dict[str, Any]:
+@pytest.fixture
+def run(main_run: dict[str, Any]) -> dict[str, Any]:
     """One run of the digits recipe, finished."""
-    with stack.client() as client:
-        return client.wait(client.submit(submission())["run_id"])
+    return main_run
 
 
 def raw_checkpoints(stack: RunningStack, run_id: str) -> dict[int, dict[str, torch.Tensor]]:

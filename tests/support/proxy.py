@@ -37,6 +37,8 @@ class Spoil(StrEnum):
     """Half of the body reaches the server, then both connections are reset."""
     STALL = "stall"
     """Half of the body reaches the server; the rest is on its way until `FaultProxy.release`, and then lost."""
+    FLIP_REQUEST = "flip_request"
+    """One bit of the request's body is another one."""
     TRUNCATE = "truncate"
     """Half of the response's body gets through, then the connection ends."""
     FLIP = "flip"
@@ -289,6 +291,8 @@ class _Conversation:
         sent = 0
         async for piece in body_of(head, self._reader, is_response=False):
             part = piece if limit is None else piece[: limit - sent]
+            if spoil is Spoil.FLIP_REQUEST and not sent:
+                part = self._proxy.flipped(part)
             await self._proxy.pace(len(part))
             writer.write(part)
             await writer.drain()

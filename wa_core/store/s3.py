@@ -2,7 +2,9 @@
 
 Commits (`create`) go through a client that never retries: a retried create gets 412 from its own first try, and
 only `wa_core.catalog.commit` can tell that apart from a lost race. Everything else is idempotent and is retried
-here a few times. Every botocore error is translated in one place, `_translated`; no message holds a secret.
+here a few times. Files go out with a CRC that the server checks but without a signature over their bytes, which
+would read them once more before the first is sent: what commits a file holds its sha256, and is signed itself.
+Every botocore error is translated in one place, `_translated`; no message holds a secret.
 """
 
 from __future__ import annotations
@@ -121,6 +123,7 @@ class S3Store:
         session = boto3.session.Session(access_key, secret_key, region_name=region)
         self._commits = _client(session, endpoint_url, tries=1, read_timeout_s=20)
         self._data = _client(session, endpoint_url, tries=3, read_timeout_s=60)
+        self._files = _client(session, endpoint_url, tries=3, read_timeout_s=60, sign_body=False)
         is_same = public_endpoint_url in {None, endpoint_url}
         self._public = self._data if is_same else _client(session, public_endpoint_url, tries=1, read_timeout_s=20)
 
@@ -241,7 +244,7 @@ class S3Store:
         try:
             with self._translated(key):
                 kept_open = cast("BinaryIO", _KeptOpen(file))
-                self._data.upload_fileobj(kept_open, self.bucket, key, Config=self._transfer)
+                self._files.upload_fileobj(kept_open, self.bucket, key, Config=self._transfer)
         except StoreUnavailableError:
             if start is not None:
                 file.seek(start)
@@ -326,11 +329,17 @@ class _KeptOpen(io.RawIOBase):
 
 
 def _client(
-    session: boto3.session.Session, endpoint_url: str | None, *, tries: int, read_timeout_s: int
+    session: boto3.session.Session,
+    endpoint_url: str | None,
+    *,
+    tries: int,
+    read_timeout_s: int,
+    sign_body: bool = True,
 ) -> S3Client:
+    options: Any = {"addressing_style": "path"} | ({} if sign_body else {"payload_signing_enabled": False})
     config = Config(
         signature_version="s3v4",
-        s3={"addressing_style": "path"},
+        s3=options,
         retries={"mode": "standard", "total_max_attempts": tries},
         connect_timeout=5,
         read_timeout=read_timeout_s,

@@ -58,6 +58,7 @@ def long_request(*, epochs: int) -> RunRequest:
     return digits_request(num_workers=2, every_steps=20, epochs=epochs)
 
 
+@pytest.mark.soak  # tests/e2e/test_chaos.py kills each of them in a shorter run
 def test_a_run_whose_driver_and_worker_are_killed_ends_bit_identical(
     tmp_path: Path, runner: subprocess.Popen[bytes]
 ) -> None:
