@@ -38,7 +38,13 @@ CPUS_EACH = 1
 MIN_PARTS = 2
 MAX_PARTS = 32
 CONNECT_TIMEOUT_S = 5.0
-_RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+LOOK_INTERVAL_S = 5.0
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # So long after the control store is gone Ray ends this process; nothing waits for it but its parent.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
 
 
 class Sharded:
@@ -70,7 +76,7 @@ class _Job:
     def findings(self) -> Iterator[Finding]:
         digest = self._begin(shards.digest)
         raw = self._measure(self._put(raw_path(self._folder)), {}) if self._job.has_raw else None
-        yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=self._ray.get(digest))
+        yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=self._wait(digest))
         for name in self._job.averages:
             trial = self._try(self._put(value_path(self._folder, name)))
             yield write_found(self._folder, name, trial, raw)
@@ -79,17 +85,29 @@ class _Job:
     def _try(self, weights: Any) -> Trial:  # noqa: ANN401  a reference to them
         before = self._begin(shards.measure_before, weights)
         parts = [self._begin(shards.collect, weights, part) for part in self._parts]
-        collected = shards.in_line(self._ray.get(parts))
-        summary, buffers = self._ray.get(self._begin(shards.settle, weights, collected))
-        return Trial(self._ray.get(before), self._measure(weights, buffers), summary, buffers)
+        collected = shards.in_line(self._wait(parts))
+        summary, buffers = self._wait(self._begin(shards.settle, weights, collected))
+        return Trial(self._wait(before), self._measure(weights, buffers), summary, buffers)
 
     def _measure(self, weights: Any, buffers: Any) -> Measured:  # noqa: ANN401  as above
         shared = self._ray.put(buffers)
-        found = self._ray.get([self._begin(shards.values_of, weights, shared, part) for part in self._parts])
+        found = self._wait([self._begin(shards.values_of, weights, shared, part) for part in self._parts])
         if any(values is None for values in found):
-            measured: Measured = self._ray.get(self._begin(shards.measure_whole, weights, shared))
+            measured: Measured = self._wait(self._begin(shards.measure_whole, weights, shared))
             return measured
         return shards.measured_together(shards.in_line(found))
+
+    def _wait(self, references: Any) -> Any:  # noqa: ANN401  as above
+        """What tasks give, which would be waited for without an end when the last node is gone.
+
+        Raises:
+            TransientError: there is nobody left to do them.
+        """
+        while True:
+            try:
+                return self._ray.get(references, timeout=LOOK_INTERVAL_S)
+            except self._ray.exceptions.GetTimeoutError:
+                _num_parts(self._ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
 
     def _put(self, path: Path) -> Any:  # noqa: ANN401  a reference
         # As a plain array over the mapped file, which goes into the object store without a copy on the way.
@@ -107,16 +125,17 @@ def _task(work: Callable[..., object]) -> Any:  # noqa: ANN401  Ray's
     return ray.remote(num_cpus=CPUS_EACH, max_retries=1, scheduling_strategy="SPREAD")(work)
 
 
-def _num_parts(free: dict[str, float]) -> int:
+def _num_parts(has: dict[str, float]) -> int:
     """How many parts run side by side.
 
     Raises:
         TransientError: so few that a process of one's own is as quick.
     """
-    num_free = int(free.get("CPU", 0) / CPUS_EACH)
-    if num_free < MIN_PARTS:
-        raise TransientError(f"the cluster has {num_free} free CPUs, and assessing there needs {MIN_PARTS}")
-    return min(num_free, MAX_PARTS)
+    num_cpus = has.get("CPU", 0)
+    if num_cpus < MIN_PARTS * CPUS_EACH:
+        needed = MIN_PARTS * CPUS_EACH
+        raise TransientError(f"the cluster has {num_cpus:g} CPUs to spare, and assessing there needs {needed}")
+    return min(int(num_cpus / CPUS_EACH), MAX_PARTS)
 
 
 def _connect(address: str) -> None:
