@@ -105,7 +105,6 @@ def settle(
         InvalidInputError: the calibration data will not do.
     """
     with _loaded(setting, weights) as (_, model):
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         merged = merge_moments(each.moments for each in collected)
         apply_moments(model, merged)
         report = BatchNormReport(
@@ -115,7 +114,7 @@ def settle(
             num_samples=sum(each.num_samples for each in collected) if merged else 0,
             skipped=not merged,
         )
-        return summary_of(report), changed_buffers(model, before)
+        return summary_of(report), changed_buffers(model, _tensors(weights))
 
 
 def measure_before(setting: Setting, weights: Any) -> dict[str, float]:  # noqa: ANN401  a buffer
@@ -186,6 +185,9 @@ def _loaded(
 ) -> Iterator[tuple[Recipe, nn.Module]]:
     with _recipe(setting) as recipe:
         model = recipe.build_model()
-        tensors = read_checkpoint([cast("bytes", memoryview(weights))]).tensors
-        model.load_state_dict({**tensors, **(buffers or {})}, strict=True)
+        model.load_state_dict({**_tensors(weights), **(buffers or {})}, strict=True)
         yield recipe, model
+
+
+def _tensors(weights: Any) -> dict[str, Tensor]:  # noqa: ANN401  a buffer
+    return read_checkpoint([cast("bytes", memoryview(weights))]).tensors
