@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 
 from services.api.app import create_app
+from services.api.predictions import Predictor
 from services.runtime.lifecycle import Stop
 from services.runtime.process import run_process
 from services.runtime.stores import open_store
@@ -73,6 +74,7 @@ def serve(settings: Settings) -> int:
         named_tokens={name: token.get_secret_value() for name, token in settings.tokens.items()},
         on_unsafe=on_unsafe,
         stop=stop,
+        predictor=Predictor(settings.predictor_url, token=_revealed(settings.predictor_token)),
     )
     server = ApiServer(_uvicorn_config(app, settings), stop=stop)
     # uvicorn raises the signal once more after a clean end; by then it must do nothing, or the status is not 0.

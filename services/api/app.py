@@ -11,12 +11,13 @@ from fastapi.routing import APIRoute
 
 from services.api import problems
 from services.api.auth import Tokens, require_token
-from services.api.body import AverageAddition
+from services.api.body import AverageAddition, PredictionRequest
 from services.api.catalog import Catalog
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
+from services.api.predictions import Predictor
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, packages, runs, service
+from services.api.routes import averages, feeds, formats, packages, predictions, runs, service
 from services.api.schemas import Problem
 from services.runtime.lifecycle import Stop
 from wa_core.clock import SystemClock
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router)
+_ROUTERS = (
+    service.router,
+    runs.router,
+    packages.router,
+    feeds.router,
+    averages.router,
+    predictions.router,
+    formats.router,
+)
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
     "Errors are problem documents (RFC 9457) with a stable `code`."
@@ -44,14 +53,14 @@ class Api(FastAPI):
         """The OpenAPI description."""
         schema = super().openapi()
         known = schema["components"]["schemas"]
-        for model in (Problem, RunRequest, Resumption, AverageAddition):
+        for model in (Problem, RunRequest, Resumption, AverageAddition, PredictionRequest):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
         return schema
 
 
-def create_app(
+def create_app(  # noqa: PLR0913  one parameter for each thing that it is put together from
     *,
     store: ObjectStore,
     token: str | None = None,
@@ -61,6 +70,7 @@ def create_app(
     clock: Clock | None = None,
     on_unsafe: Callable[[str], None] | None = None,
     stop: Stop | None = None,
+    predictor: Predictor | None = None,
 ) -> FastAPI:
     """The API over one bucket.
 
@@ -73,6 +83,7 @@ def create_app(
         clock: the time; the machine's by default.
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
         stop: once set, waiting requests are answered, so that the process can end.
+        predictor: the way to what answers predictions; none by default.
     """
     app = Api(
         title="weight-averaging",
@@ -90,6 +101,7 @@ def create_app(
     app.state.stop = stop or Stop()
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
+    app.state.predictor = predictor or Predictor(None)
     app.state.metrics = RequestMetrics()
     app.state.methods_at = methods_at
     for router in _ROUTERS:
@@ -111,6 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.readiness.stop()
     app.state.catalog.close()
+    await app.state.predictor.close()
 
 
 def _log_unsafe(message: str) -> None:

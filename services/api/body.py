@@ -12,12 +12,13 @@ from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
 from services.api.problems import HttpProblem
 from services.recipes.registry import recipe_names
+from services.runtime.prediction import MAX_INSTANCES
 from wa_core.packages import MAX_PACKAGE_BYTES, TOO_LARGE
 from wa_core.records import (
     AverageRequest,
@@ -28,6 +29,7 @@ from wa_core.records import (
     Scaling,
     TrainingOptions,
 )
+from wa_core.records import Request as RequestRecord
 
 MAX_BODY_BYTES = 1 << 20
 PACKAGE_DEADLINE_S = 120.0
@@ -53,6 +55,12 @@ class AverageAddition(AverageRequest):
     dry_run: bool = False
 
 
+class PredictionRequest(RequestRecord):
+    """The body of a prediction, as in KServe's V1 protocol: what is asked, each as the run's recipe wants it."""
+
+    instances: list[JsonValue] = Field(min_length=1, max_length=MAX_INSTANCES)
+
+
 async def read_run_request(request: Request) -> RunRequest:
     """The submission in a request's body.
 
@@ -69,6 +77,15 @@ async def read_addition(request: Request) -> AverageAddition:
         HttpProblem: as for `read_run_request`.
     """
     return parse_body(await _read_json(request), AverageAddition)
+
+
+async def read_prediction(request: Request) -> PredictionRequest:
+    """What a request's body asks an average.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), PredictionRequest)
 
 
 async def read_resumption(request: Request) -> Resumption:

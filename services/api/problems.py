@@ -44,6 +44,9 @@ _HINTS = {
     "storage_auth": "an operator must correct the store's credentials (WA_S3_ACCESS_KEY, WA_S3_SECRET_KEY)",
     "no_average_yet": "try again once a checkpoint has been folded and assessed",
     "body_too_large": "put large things into the bucket, not into the submission",
+    "prediction_not_supported": "download the weights, or give the recipe an Instance and predict()",
+    "predictor_busy": "try again after the seconds in Retry-After",
+    "predictor_unavailable": "try again after the seconds in Retry-After; an operator starts the predictor",
     "invalid_rule": "write for example swa:start_step=100 or ema:half_life=60",
 }
 

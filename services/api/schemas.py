@@ -135,6 +135,25 @@ class AverageResource(Resource):
     warnings: list[str] = Field(default_factory=list, description="what may make it worse than it could be")
 
 
+class Coefficient(Resource):
+    """One checkpoint in an average, and its part in it."""
+
+    step: int
+    coefficient: float
+    sha256: str | None = Field(description="of the checkpoint's weights, where they were folded one by one")
+
+
+class Coefficients(Resource):
+    """What published weights are made of: the coefficients sum to 1, and are ordered by step."""
+
+    run_id: str
+    average: str
+    generation: int
+    rule: str
+    sha256: str = Field(description="of the published weights")
+    data: list[Coefficient]
+
+
 class Prediction(Resource):
     """What adding an average takes and gives, worked out before anything is read.
 

@@ -8,17 +8,14 @@ measure again: weights, recipe, config, seed and data all being the same, the an
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import os
-import signal
 import sys
 import traceback
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
@@ -44,6 +41,7 @@ from services.averager.protocol import (
     value_path,
 )
 from services.recipes.loader import load_recipe
+from services.runtime.confined import take_stdout, yield_to_others
 from wa_core.averaging.files.sources import open_source, specs_of
 from wa_core.records import BatchNormSummary
 from wa_core.tensors import map_checkpoint, serialize
@@ -61,12 +59,11 @@ T = TypeVar("T")
 NICENESS = 10
 MAX_RESULTS_KEPT = 32
 _BLOCK_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1
 
 
 def main(load: Load = load_recipe) -> int:
     """Serve jobs until stdin ends; `load` finds the recipe that a job names."""
-    yield_to_others()
+    yield_to_others(niceness=NICENESS)  # measuring must not slow the trainer down
     torch.set_num_threads(1)
     answers = take_stdout()
     assessing = Assessing(load)
@@ -201,24 +198,6 @@ def describe(error: Exception) -> str:
     """In a line for the record; the whole of it goes to stderr."""
     traceback.print_exception(error)  # for whoever wrote the recipe
     return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
-
-
-def yield_to_others() -> None:
-    """Measuring must not slow the trainer down, take the averager's memory, or outlive the averager."""
-    os.nice(NICENESS)
-    score = Path("/proc/self/oom_score_adj")  # Linux; elsewhere the parent's limit must do
-    if score.exists():
-        score.write_text("1000")
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def take_stdout() -> Any:  # noqa: ANN401  a text stream
-    """Keep stdout for answers, and send what user code prints to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import structlog
 
-from services.averager.child import COMMAND, Child, ray_environment
+from services.averager.child import COMMAND, AssessChild, ray_environment
 from services.averager.hearing import Hearing
 from services.averager.protocol import AverageFound, JobFile, buffers_path, job_path, raw_path, value_path
 from services.averager.publication import Buffers, ServedWeights, provenance
@@ -142,7 +142,7 @@ class ProcessAssessor:
         self._memory_limit_bytes = memory_limit_bytes
         self._clock = clock or SystemClock()
         self._commands: dict[Where, Sequence[str] | None] = {"process": command, "ray": on_ray}
-        self._child: Child | None = None
+        self._child: AssessChild | None = None
         self._serves: tuple[Where, str | None] = ("process", None)
         self._ray_again_at = -math.inf
         self._hearing: Hearing | None = None
@@ -198,15 +198,15 @@ class ProcessAssessor:
             if self._child is None or not self._child.is_ready or self._serves != serves:
                 self._end_child()
                 self._child, self._serves = self._new_child(hearing.where), serves
-            self._child.ask(job.folder)
+            self._child.ask_job(job.folder)
         except OSError as error:
             self._give_up("assess_failed", f"the assess process could not be asked ({error})")
 
-    def _new_child(self, where: Where) -> Child:
+    def _new_child(self, where: Where) -> AssessChild:
         command = self._commands[where]
         assert command is not None  # noqa: S101  nobody asks on a cluster that is not there
         # The child on the cluster runs no user code; it needs to say the cluster's token.
-        return Child(command, environment=ray_environment() if where == "ray" else {})
+        return AssessChild(command, environment=ray_environment() if where == "ray" else {})
 
     def _hear(self, hearing: Hearing) -> bool:
         """Take in what the child has said; whether that, or its end, was the last of the job."""

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.averager import shards
-from services.averager.assess import describe, take_stdout, write_found, yield_to_others
+from services.averager.assess import NICENESS, describe, write_found
 from services.averager.measuring import Trial, finite
 from services.averager.protocol import JobDone, JobFailed, JobFile, RawFound, job_path, raw_path, value_path
 from services.averager.shards import Part, Setting
+from services.runtime.confined import take_stdout, yield_to_others
 from wa_core.errors import TransientError
 from wa_core.packages import pack_folder
 
@@ -158,7 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.averager.cluster")
     parser.add_argument("--address", required=True)
     address = parser.parse_args().address
-    yield_to_others()
+    yield_to_others(niceness=NICENESS)
     answers = take_stdout()
     try:
         _connect(address)

@@ -32,6 +32,10 @@ class Settings(BaseSettings):
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
     process `assess_memory_mb` MiB. With `averager_port` it answers `/livez`, `/readyz` and
     `/metrics` on that port of `averager_host`.
+
+    The API asks the predictor at `predictor_url`, and both know `predictor_token`; without a URL there are no
+    predictions. A process that holds models loads `predictor_models_mb` MiB of weights at a time, the last used
+    ones, and is killed when it takes `predictor_memory_mb` MiB of memory, or `predictor_time_limit_s` for a batch.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -61,6 +65,14 @@ class Settings(BaseSettings):
     assess_on_ray: bool = False
     averager_host: str = "127.0.0.1"
     averager_port: int | None = Field(default=None, ge=0, le=65535)
+
+    predictor_url: str | None = None
+    predictor_token: SecretStr | None = None
+    predictor_host: str = "127.0.0.1"
+    predictor_port: int = Field(default=8002, ge=0, le=65535)
+    predictor_models_mb: int = Field(default=1024, ge=1)
+    predictor_memory_mb: int = Field(default=4096, ge=1)
+    predictor_time_limit_s: float = Field(default=30.0, gt=0)
 
     poll_interval_s: float = Field(default=0.25, gt=0)
     log_format: Literal["console", "json"] = "console"

@@ -35,6 +35,7 @@ from wa_core.records import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from services.api.predictions import Predictor
     from wa_core.store.base import ObjectStore
 
 DIGITS = "services.recipes.digits:Digits"
@@ -156,10 +157,10 @@ class ApiRun:
 
 
 @contextmanager
-def serving(store: ObjectStore, *, token: str | None = None) -> Iterator[str]:
+def serving(store: ObjectStore, *, token: str | None = None, predictor: Predictor | None = None) -> Iterator[str]:
     """The API's address, while it serves on a free loopback port in a thread."""
     stop = Stop()
-    app = create_app(store=store, token=token, stop=stop)
+    app = create_app(store=store, token=token, stop=stop, predictor=predictor)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

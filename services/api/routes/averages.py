@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from services.api.body import AverageAddition, read_addition
+from services.api.provenance import averaged_stem
 from services.api.resources import average_resource, prediction_resource
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import AddedAverage, AverageResource, Listing
@@ -121,7 +122,8 @@ class Download:
         served, ref = select_file(self.catalog, self.run_id, self.name, self.chosen, file=file)
         if self.redirect and (elsewhere := redirect_response(self.catalog.store, ref)):
             return elsewhere
-        filename = f"{self.name}-{self.run_id}-{served.generation}.{file.rpartition('.')[2]}"
+        stem = averaged_stem(self.run_id, self.name, served.generation)
+        filename = f"{stem}.{file.rpartition('.')[2]}"
         return weights_response(self.request, self.catalog.store, ref, filename=filename)
 
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from services.averager.assessor import RAY_AGAIN_AFTER_S, AssessJob, ProcessAssessor
-from services.averager.child import environment_without_secrets
 from services.averager.hearing import Hearing
 from services.recipes.loader import load_recipe
+from services.runtime.child import environment_without_secrets
 from support.assessing import CHILD, finish, is_alive, make_job, tiny_request, tiny_weights, wait_for
 from support.averaging import same_bits
 from support.runs import DIGITS

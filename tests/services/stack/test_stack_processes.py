@@ -28,6 +28,8 @@ PLAN = StackPlan(
         token="raytoken",
     ),
     api_port=22_000,
+    predictor_port=22_100,
+    predictor_token="predictor-token",
     temp_dir=Path("/tmp/wa-stack-x/tmp"),  # noqa: S108  only a name
 )
 
@@ -73,6 +75,14 @@ def test_the_api_alone_knows_what_callers_send(children: dict[str, ChildSpec]) -
     for name, child in children.items():
         is_api = name == "api"
         assert ("WA_TOKENS" in child.environment, "WA_WRITE_TOKEN" in child.environment) == (is_api, is_api)
+
+
+def test_the_predictor_and_the_api_alone_know_their_token(children: dict[str, ChildSpec]) -> None:
+    """User code in Ray workers cannot show the predictor the API's token; both are told the same address."""
+    know = {name for name, child in children.items() if "WA_PREDICTOR_TOKEN" in child.environment}
+    assert know == {"api", "predictor"}
+    assert children["api"].environment["WA_PREDICTOR_URL"] == "http://127.0.0.1:22100"
+    assert children["predictor"].environment["WA_PREDICTOR_PORT"] == "22100"
 
 
 def test_settings_are_what_our_processes_read(monkeypatch: pytest.MonkeyPatch) -> None:
