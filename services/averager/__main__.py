@@ -13,10 +13,13 @@ import structlog
 import torch
 
 from services.averager.assessor import ProcessAssessor
-from services.averager.exposition import exposed
+from services.averager.landscape_job import Limits
+from services.averager.landscaper import Landscaper
 from services.averager.scratch import Scratch
 from services.averager.worker import Averager
+from services.runtime.exposition import exposed
 from services.runtime.lifecycle import Stop, run_ticks
+from services.runtime.metrics import MeteredStore, StoreMetrics, tell_build
 from services.runtime.process import run_process
 from services.runtime.stores import open_store, prove_store
 from wa_core.clock import SystemClock
@@ -34,20 +37,24 @@ def serve(settings: Settings) -> int:
     """Fold until told to stop."""
     torch.set_num_threads(1)  # trainers on this machine come first
     stop = Stop().install()
-    store = open_store(settings)
+    tell_build("averager")
+    store = MeteredStore(open_store(settings), StoreMetrics())
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(settings))
         assessor = stack.enter_context(_assessor(settings))
+        landscaper = Landscaper(store, clock=SystemClock(), scratch=scratch, limits=_landscape_limits(settings))
+        stack.callback(landscaper.close)
         averager = Averager(
             store,
             clock=SystemClock(),
             assessor=assessor,
             scratch=scratch,
             should_stop=lambda: stop.is_set,
+            landscaper=landscaper,
         )
         if settings.averager_port is not None:
-            port = settings.averager_port
-            stack.enter_context(exposed(settings.averager_host, port, idle_s=averager.idle_s))
+            port, variable = settings.averager_port, "WA_AVERAGER_PORT"
+            stack.enter_context(exposed(settings.averager_host, port, variable=variable, idle_s=averager.idle_s))
         _end_in_time(stop, assessor)
         prove_store(store, stop=stop)
         log.info("averager_ready", store=settings.store_url, scratch=str(scratch.folder))
@@ -85,6 +92,10 @@ def _on_ray(settings: Settings) -> list[str] | None:
     if settings.ray_address is None:
         raise ConfigurationError("WA_ASSESS_ON_RAY is set, but no cluster; name one by WA_RAY_ADDRESS (host:port)")
     return [sys.executable, "-m", "services.averager.cluster", "--address", settings.ray_address]
+
+
+def _landscape_limits(settings: Settings) -> Limits:
+    return Limits(time_s=settings.landscape_time_limit_s, memory_bytes=settings.landscape_memory_mb << 20)
 
 
 def _scratch(settings: Settings) -> Scratch:

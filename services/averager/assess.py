@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
+from services.averager.layers import measure_distances
 from services.averager.measuring import (
     Measured,
     Trial,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from services.averager.protocol import Finding
     from wa_core.recipe import Recipe
+    from wa_core.records import LayerDistance
 
 T = TypeVar("T")
 
@@ -104,7 +106,7 @@ class Assessing:
         raw = self._measure_raw(setting, raw_path(folder)) if job.has_raw else None
         yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=setting.data_sha256)
         for name in job.averages:
-            yield self._assess(setting, name, folder, raw)
+            yield self._assess(setting, name, folder, raw, has_raw=job.has_raw)
         yield JobDone()
 
     def _set_up(self, job: JobFile) -> _Setting:
@@ -122,13 +124,16 @@ class Assessing:
             describe(error)
             return None
 
-    def _assess(self, setting: _Setting, name: str, folder: Path, raw: Measured | None) -> AverageFound:
+    def _assess(
+        self, setting: _Setting, name: str, folder: Path, raw: Measured | None, *, has_raw: bool
+    ) -> AverageFound:
         path = value_path(folder, name)
         try:
             trial = self._trials.get(
                 setting.key(path), lambda: try_average(setting.recipe, setting.model, map_checkpoint(path))
             )
-            return write_found(folder, name, trial, raw)
+            layers = _distances(setting.model, path, raw_path(folder)) if has_raw else []
+            return write_found(folder, name, trial, raw, layers=layers)
         except Exception as error:  # noqa: BLE001  user code may raise anything; the other averages are not held up
             summary = BatchNormSummary(status="failed", code="assess_failed", message=describe(error))
             return AverageFound(name=name, batchnorm=summary)
@@ -180,7 +185,9 @@ def weights_digest(path: Path) -> str:
         source.close()
 
 
-def write_found(folder: Path, name: str, trial: Trial, raw: Measured | None) -> AverageFound:
+def write_found(
+    folder: Path, name: str, trial: Trial, raw: Measured | None, *, layers: list[LayerDistance]
+) -> AverageFound:
     """The finding of an average, whose recalibrated buffers are then in their file."""
     if trial.buffers:
         buffers_path(folder, name).write_bytes(serialize(trial.buffers))
@@ -190,8 +197,13 @@ def write_found(folder: Path, name: str, trial: Trial, raw: Measured | None) -> 
         after=finite(trial.after.metrics) if trial.after else None,
         batchnorm=trial.batchnorm,
         comparison=compare_measured(trial.after, raw),
+        layers=layers,
         has_buffers=bool(trial.buffers),
     )
+
+
+def _distances(model: nn.Module, averaged: Path, raw: Path) -> list[LayerDistance]:
+    return measure_distances(model, map_checkpoint(averaged), map_checkpoint(raw))
 
 
 def describe(error: Exception) -> str:

@@ -130,7 +130,9 @@ class Assessments:
         self.under_way = frozenset()
         self._finished = finished
 
-    def record(self, averages: Mapping[str, RunningAverage]) -> bool:
+    def record(
+        self, averages: Mapping[str, RunningAverage], *, lineage: Sequence[CheckpointCommitted] = ()
+    ) -> bool:
         """Commit what came of the last job; whether there was any.
 
         Raises:
@@ -141,6 +143,7 @@ class Assessments:
         for assessed in self._finished.assessed:
             self._record_one(assessed)
             averages[assessed.manifest.name].mark_assessed(assessed.manifest.generation)
+            telemetry.observe_lag("served", lineage, step=assessed.manifest.last_step, now=self._clock.now())
         shutil.rmtree(self._finished.folder, ignore_errors=True)
         self._finished = None
         return True

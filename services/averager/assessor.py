@@ -320,6 +320,7 @@ class _Writing:
             batchnorm=found.batchnorm,
             comparison=found.comparison,
             data_sha256=raw.data_sha256 if raw else None,
+            layers=found.layers,
             took_s=self._took_s,
             where=self._hearing.where,
         )

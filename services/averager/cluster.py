@@ -76,11 +76,15 @@ class _Job:
 
     def findings(self) -> Iterator[Finding]:
         digest = self._begin(shards.digest)
-        raw = self._measure(self._put(raw_path(self._folder)), {}) if self._job.has_raw else None
+        iterate = self._put(raw_path(self._folder)) if self._job.has_raw else None
+        raw = self._measure(iterate, {}) if iterate is not None else None
         yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=self._wait(digest))
         for name in self._job.averages:
-            trial = self._try(self._put(value_path(self._folder, name)))
-            yield write_found(self._folder, name, trial, raw)
+            weights = self._put(value_path(self._folder, name))
+            apart = self._begin(shards.distances, weights, iterate) if iterate is not None else None
+            trial = self._try(weights)
+            layers = self._wait(apart) if apart is not None else []
+            yield write_found(self._folder, name, trial, raw, layers=layers)
         yield JobDone()
 
     def _try(self, weights: Any) -> Trial:  # noqa: ANN401  a reference to them

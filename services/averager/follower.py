@@ -108,7 +108,7 @@ class RunFollower:
         self._log.renew_hint()
         self._adopt()
         self._mend()
-        if self._assessments.record(self._averages):
+        if self._assessments.record(self._averages, lineage=self._log.lineage):
             return True
         action = next_action(self._view(), publish_every_folds=self._publish_every_folds)
         self.doing = type(action).__name__.lower()
@@ -217,14 +217,18 @@ class RunFollower:
                 self._fold(self._entry(seq), [self._averages[name] for name in names])
             case Publish(names):
                 for name in names:
-                    manifest = self._averages[name].publish(attempt=self._log.attempt)
-                    log.info("published", run_id=self.run_id, average=name, generation=manifest.generation)
+                    self._publish(self._averages[name])
             case Assess(names):
                 self._assessments.start([self._averages[name] for name in names], lineage=self._log.lineage)
             case Finish():
                 self._finish()
             case Wait():
                 pass
+
+    def _publish(self, average: RunningAverage) -> None:
+        manifest = average.publish(attempt=self._log.attempt)
+        telemetry.observe_lag("folded", self._log.lineage, step=manifest.last_step, now=self._clock.now())
+        log.info("published", run_id=self.run_id, average=average.name, generation=manifest.generation)
 
     def _entry(self, seq: int) -> CheckpointCommitted:
         return next(entry for entry in self._log.lineage if entry.seq == seq)
@@ -242,7 +246,7 @@ class RunFollower:
         if fault := self._verdict(entry):
             for average in counting:
                 average.reject(entry, fault)
-                telemetry.REJECTED.inc()
+                telemetry.REJECTED.labels(fault.code).inc()
             return
         try:
             with telemetry.FOLD_SECONDS.time(), closing(self._open(entry)) as source:
@@ -269,7 +273,7 @@ class RunFollower:
             fold_source(source, [], step=entry.step, verify=True, on_read=self._count_read)
         for average, error in misfits:
             average.reject(entry, error)
-            telemetry.REJECTED.inc()
+            telemetry.REJECTED.labels(error.code).inc()
         misfitting = [average for average, _ in misfits]
         sound = [average for average in counting if average not in misfitting]
         if sound:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.averager.layers import measure_drift
 from wa_core.batchnorm import recalibrate
 from wa_core.calibration import count_samples
 from wa_core.comparison import compare
@@ -108,17 +109,19 @@ def try_average(recipe: Recipe, model: nn.Module, weights: Mapping[str, Tensor])
         report = recalibrate(model, recipe.calibration_batches(), forward=recipe.forward)
     except InvalidInputError as error:
         return Trial(before, None, BatchNormSummary(status="failed", code=error.code, message=error.message))
-    return Trial(before, measure(recipe, model), summary_of(report), changed_buffers(model, weights))
+    summary = summary_of(report, model, before=weights)
+    return Trial(before, measure(recipe, model), summary, changed_buffers(model, weights))
 
 
-def summary_of(report: BatchNormReport) -> BatchNormSummary:
-    """What a recalibration that went well did, for the record."""
+def summary_of(report: BatchNormReport, model: nn.Module, *, before: Mapping[str, Tensor]) -> BatchNormSummary:
+    """What a recalibration that went well did, for the record: to `model`, which had the buffers in `before`."""
     return BatchNormSummary(
         status="skipped" if report.skipped else "recalibrated",
         num_layers=report.num_layers,
         num_batches=report.num_batches,
         num_samples=report.num_samples,
         message="the model has no BatchNorm layers" if report.skipped else "",
+        layers=measure_drift(model, before),
     )
 
 

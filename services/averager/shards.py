@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
+from services.averager.layers import measure_distances
 from services.averager.measuring import (
     Measured,
     changed_buffers,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from services.averager.protocol import JobFile
     from wa_core.moments import Moments
     from wa_core.recipe import Recipe
-    from wa_core.records import BatchNormSummary
+    from wa_core.records import BatchNormSummary, LayerDistance
 
 T = TypeVar("T")
 
@@ -114,7 +115,8 @@ def settle(
             num_samples=sum(each.num_samples for each in collected) if merged else 0,
             skipped=not merged,
         )
-        return summary_of(report), changed_buffers(model, _tensors(weights))
+        before = _tensors(weights)
+        return summary_of(report, model, before=before), changed_buffers(model, before)
 
 
 def measure_before(setting: Setting, weights: Any) -> dict[str, float]:  # noqa: ANN401  a buffer
@@ -144,6 +146,12 @@ def measure_whole(setting: Setting, weights: Any, buffers: Mapping[str, Tensor])
     """All held-out data in one go."""
     with _loaded(setting, weights, buffers) as (recipe, model):
         return measure(recipe, model)
+
+
+def distances(setting: Setting, averaged: Any, raw: Any) -> list[LayerDistance]:  # noqa: ANN401  buffers
+    """How far averaged and raw weights are apart, layer by layer."""
+    with _recipe(setting) as recipe:
+        return measure_distances(recipe.build_model(), _tensors(averaged), _tensors(raw))
 
 
 def measured_together(values: Sequence[Mapping[str, Tensor]]) -> Measured:

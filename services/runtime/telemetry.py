@@ -1,4 +1,8 @@
-"""Structured logs on stderr: readable lines on a terminal, JSON when asked for."""
+"""Structured logs on stderr: readable lines on a terminal, one JSON object a line when asked for.
+
+Every line says its service, and what else its process is about; a request or a run that is being worked on adds
+its ids with `structlog.contextvars.bound_contextvars`. What libraries warn of leaves in the same form.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,60 @@ import stamina
 import structlog
 
 if TYPE_CHECKING:
-    from structlog.typing import Processor
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 
-def configure_logging(service: str, *, log_format: str) -> None:
-    """Send every log line of this process to stderr, with its service's name."""
+def configure_logging(service: str, *, log_format: str, **about: object) -> None:
+    """Send every log line of this process to stderr, with its service's name.
+
+    Args:
+        service: the name.
+        log_format: ``json`` or ``console``.
+        about: what the whole process is about, such as its `run_id` and `attempt`. These are no context variables,
+            which a new thread would not have.
+    """
+    said_by_all = {"service": service, **about}
+
+    def add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {**said_by_all, **event}
+
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        add_process,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendering = _as_json() if log_format == "json" else _for_people()
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *(_as_json() if log_format == "json" else _for_people()),
-        ],
+        processors=[*common, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=_Stderr()),  # type: ignore[arg-type]  # all that it uses
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service)
+    _configure_libraries(common, rendering)
     # An absent store is one line where it is handled, not one a try.
     stamina.instrumentation.set_on_retry_hooks([])
+
+
+class _Stderr:
+    """Whatever `sys.stderr` is when a line is written: the trainer passes its own on to the bucket for a while."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _configure_libraries(common: list[Processor], rendering: list[Processor]) -> None:
+    handler = logging.StreamHandler(_Stderr())
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*common, structlog.stdlib.add_logger_name], processors=[strip, *rendering]
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
 def _as_json() -> list[Processor]:

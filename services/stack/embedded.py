@@ -157,8 +157,9 @@ class _Stack:
         """The store first, then everything else at once; returns when all of it answers."""
         self._start_child("store")
         self._wait_for_store()
-        for name in ("ray", "api", "averager", "predictor", "runner"):
-            self._start_child(name)
+        for name in self._children:
+            if name != "store":
+                self._start_child(name)
         self._wait_until_ready()
         self._is_ready = True
         self._record(self.supervisor.references)

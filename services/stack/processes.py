@@ -1,4 +1,4 @@
-"""The six children of the embedded stack, as plain data: command line, environment, log name. Pure.
+"""The children of the embedded stack, as plain data: command line, environment, log name. Pure.
 
 Knows no process that runs. The order of `STOP_ORDER` is what a clean shutdown follows: who writes first, what
 they write to last.
@@ -21,12 +21,19 @@ if TYPE_CHECKING:
     from services.stack.seaweedfs import SeaweedConfig
     from services.stack.state import Credentials
 
-STOP_ORDER: tuple[tuple[str, ...], ...] = (("runner", "averager"), ("api",), ("predictor",), ("ray",), ("store",))
+STOP_ORDER: tuple[tuple[str, ...], ...] = (
+    ("runner", "averager", "notifier"),
+    ("api",),
+    ("predictor",),
+    ("ray",),
+    ("store",),
+)
 # Where the predictor is, and what the API shows it; how much it may take can be set from outside.
 _BETWEEN = ("WA_PREDICTOR_URL", "WA_PREDICTOR_HOST", "WA_PREDICTOR_PORT", "WA_PREDICTOR_TOKEN")
 _OURS = ("WA_STORE_URL", "WA_S3_", "WA_API_", "WA_TOKEN", "WA_RAY_", "AWS_", "RAY_", *_BETWEEN)
 # What callers send instead of the stack's own token; nobody else needs to know, user code in Ray workers least.
 _OTHER_TOKENS = ("WA_TOKENS", "WA_WRITE_TOKEN", "WA_READ_TOKEN")
+_WEBHOOK_SECRET = "WA_WEBHOOK_SECRET"  # noqa: S105  the variable's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +70,17 @@ class StackPlan:
 
 
 def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str, ChildSpec]:
-    """The children by name, the store first.
+    """The children by name, the store first; a notifier is among them if there is a secret to sign with.
 
     Args:
         plan: ports, credentials and folders.
         inherited: the supervisor's environment. Settings of another installation (store, API, Ray, AWS) are
             taken out of it, so that they cannot leak into this one.
     """
-    base = {name: value for name, value in inherited.items() if not name.startswith((*_OURS, *_OTHER_TOKENS))}
+    left_out = (*_OURS, *_OTHER_TOKENS, _WEBHOOK_SECRET)
+    base = {name: value for name, value in inherited.items() if not name.startswith(left_out)}
     tokens = {name: inherited[name] for name in _OTHER_TOKENS if name in inherited}
+    webhooks = {_WEBHOOK_SECRET: inherited[_WEBHOOK_SECRET]} if inherited.get(_WEBHOOK_SECRET) else {}
     base |= {MARKER: plan.stack_id, "TMPDIR": str(plan.temp_dir), "PYTHONUNBUFFERED": "1"}
     service = base | settings_of(plan)
     predictor = {
@@ -86,9 +95,11 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
         ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray_head.environment(plan.ray), grace_s=2.0),
         ChildSpec("runner", _module("services.trainer"), service | ray_head.environment(plan.ray)),
         ChildSpec("averager", _module("services.averager"), service),
-        ChildSpec("api", _module("services.api"), service | tokens | predictor),
+        ChildSpec("api", _module("services.api"), service | tokens | webhooks | predictor),
         ChildSpec("predictor", _module("services.predictor"), service | predictor),
     ]
+    if webhooks:
+        specs.append(ChildSpec("notifier", _module("services.notifier"), service | webhooks))
     return {spec.name: spec for spec in specs}
 
 

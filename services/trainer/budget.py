@@ -21,7 +21,7 @@ from services.trainer.failure import (
     SPOILED,
     Failure,
 )
-from wa_core.records import AttemptFailed, AttemptStarted, CheckpointCommitted
+from wa_core.records import AttemptFailed, AttemptStarted, CheckpointCommitted, ResumeRequested, Submitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,6 +107,12 @@ def spent_s(entries: Sequence[Entry], *, now: datetime) -> float:
     held = (entry.state.is_training for entry in entries)
     spans = (later - earlier for earlier, later in itertools.pairwise(times))
     return sum(max(0.0, span.total_seconds()) for span, is_held in zip(spans, held, strict=True) if is_held)
+
+
+def waited_s(entries: Sequence[LogEntry], *, now: datetime) -> float:
+    """Seconds since a run was submitted, or its owner last wanted it to go on."""
+    since = next((e.at for e in reversed(entries) if isinstance(e, Submitted | ResumeRequested)), None)
+    return max(0.0, (now - since).total_seconds()) if since is not None else 0.0
 
 
 def _over_time(request: RunRequest) -> Failure:

@@ -43,8 +43,7 @@ class Child:
                 *("--parent-pid", str(os.getpid())),
             ],
             stdin=subprocess.DEVNULL,
-            env=os.environ
-            | {"TMPDIR": str(self._folder)},  # what it leaves behind when killed goes with the folder
+            env=_environment() | {"TMPDIR": str(self._folder)},  # what a killed one leaves goes with the folder
             start_new_session=True,
         )
 
@@ -87,3 +86,8 @@ class Child:
             self._failure = Failure.found(self._result, exit_code=self._process.returncode)
             shutil.rmtree(self._folder, ignore_errors=True)
         return self._failure
+
+
+def _environment() -> dict[str, str]:
+    """What a driver inherits, and with it the workers of a Ray of its own: nothing that it has no use for."""
+    return {name: value for name, value in os.environ.items() if name != "WA_WEBHOOK_SECRET"}

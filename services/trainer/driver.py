@@ -83,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     _die_with(options.parent_pid)
     settings = Settings()
-    configure_logging("driver", log_format=settings.log_format)
+    about = {"run_id": options.run_id, "attempt": options.attempt}
+    configure_logging("driver", log_format=settings.log_format, **about)
     store, clock = open_store(settings), SystemClock()
     attempt = Attempt(options.run_id, options.attempt)
     logs = LogShipper(store, attempt.run_id, attempt=attempt.number, rank="driver", clock=clock)

@@ -44,6 +44,17 @@ HOPELESS = frozenset(
         "incompatible",
     }
 )
+# All reasons that this code gives; that of a recipe's own error may be any other.
+REASONS = frozenset(
+    {
+        *SPOILED,
+        *HOPELESS,
+        *(DRIVER_DIED, INSUFFICIENT_RESOURCES, INTERRUPTED, QUEUE_DEADLINE, RUN_DEADLINE, RUNNER_LOST),
+        *(NODES_LOST, RUNNER_STOPPED, RAY_UNAVAILABLE, STALLED, WORKER_DIED),
+        *("conflict", "configuration", "driver_error", "fenced", "peer_lost", "ray_failed", "stopped_early"),
+        *("storage_auth", "store_unavailable", "transient", "user_code"),
+    }
+)
 
 
 class Failure(Record):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from services.trainer import telemetry
 from services.trainer.admission import lack_of, scaling_of
 from services.trainer.failure import NODES_LOST, RUN_DEADLINE, STALLED, Failure
 from wa_core import layout
@@ -88,6 +89,8 @@ class HeldRun:
                 self.end_reason = Failure(reason=NODES_LOST, message=lack)
         step = beat.step if beat is not None else None
         if step != self._progress[0]:
+            if self._progress[0] is None:
+                telemetry.STARTUP_SECONDS.observe(now - self.started_at)
             self._progress = (step, now)
         stall_s = self.spec.request.deadlines.stall_s
         if self.end_reason is None and now - self._progress[1] >= stall_s:

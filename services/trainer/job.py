@@ -219,9 +219,12 @@ def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Cal
         import ray.train
 
         from services.runtime.stores import open_store
+        from services.runtime.telemetry import configure_logging
         from services.trainer.loop import TrainContext, train
 
         ranks = ray.train.get_context()
+        about = {"run_id": job.run_id, "attempt": job.attempt, "rank": ranks.get_world_rank()}
+        configure_logging("trainer", log_format=settings.log_format, **about)
         train(
             TrainContext(
                 open_store(settings),

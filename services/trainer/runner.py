@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
+from services.trainer import telemetry
 from services.trainer.admission import Room, Wait, scaling_of
-from services.trainer.budget import final_failure, is_over_time
+from services.trainer.budget import final_failure, is_over_time, waited_s
 from services.trainer.child import DRIVER, Child
 from services.trainer.failure import (
     INSUFFICIENT_RESOURCES,
@@ -40,9 +42,7 @@ from wa_core.records import (
     Heartbeat,
     Marker,
     Paused,
-    ResumeRequested,
     RunState,
-    Submitted,
 )
 
 if TYPE_CHECKING:
@@ -107,6 +107,11 @@ class Runner:
         self._said: dict[str, tuple[int, Wait | None]] = {}
         self._lost = LostRunners(store, runner_id=config.runner_id, lost_after_s=config.lost_after_s, clock=clock)
         self._looked_at = -1e9
+        self._got_on_at = clock.monotonic()
+
+    def idle_s(self) -> float:
+        """How many seconds ago a tick ended well; may be asked from any thread."""
+        return self.clock.monotonic() - self._got_on_at
 
     def tick(self) -> bool:
         """Beat, reap, stop, claim and take over.
@@ -115,13 +120,16 @@ class Runner:
             TransientError: the store is away; call again later.
         """
         try:
-            return self._do_what_is_due()
+            did_something = self._do_what_is_due()
         except TransientError:
             # No sign of life could move meanwhile, so that one stood still proves nothing: watch them anew.
             self._lost.watch_anew()
             for held in self.held.values():
                 held.watch_anew(now=self.clock.monotonic())
             raise
+        telemetry.RUNS_HELD.set(len(self.held))
+        self._got_on_at = self.clock.monotonic()
+        return did_something
 
     def shut_down(self) -> None:
         """Stop all drivers; their runs are left to be recovered by the next runner."""
@@ -155,7 +163,8 @@ class Runner:
     def _one_run(self, run_id: str) -> Iterator[None]:
         """Keep one run's trouble from the others; an absent store is everybody's, and passes through."""
         try:
-            yield
+            with bound_contextvars(run_id=run_id):
+                yield
         except TransientError:
             raise
         except (ConflictError, NotFoundError) as error:
@@ -238,9 +247,11 @@ class Runner:
             log.warning("attempt_failed", run_id=spec.run_id, attempt=attempt, **failure.model_dump())
             entry = AttemptFailed(reason=failure.reason, message=failure.message)
             run_log.append(entry, attempt=attempt, expect=TRAINING)
+            telemetry.FAILED_ATTEMPTS.labels(telemetry.known(failure.reason)).inc()
         final = final_failure(run_log.entries, spec.request, now=self.clock.now())
         if final is not None:
             run_log.append(Failed(reason=final.reason, message=final.message), attempt=attempt)
+            telemetry.RUNS_FAILED.labels(telemetry.known(final.reason)).inc()
             log.error("run_failed", run_id=spec.run_id, reason=final.reason, message=final.message)
         elif self._may_start(spec, run_log, room := self._room()):
             self._start(spec, run_log, room, expect={RunState.RECOVERING})
@@ -256,6 +267,7 @@ class Runner:
         attempt = run_log.append(entry, expect=expect).attempt
         room.take(scaling, owner=spec.owner)
         child = Child(spec.run_id, attempt, command=self.config.driver, folder=self.config.folder)
+        telemetry.ATTEMPTS.inc()
         log.info("attempt_started", run_id=spec.run_id, attempt=attempt, driver_pid=child.pid)
         self.held[spec.run_id] = HeldRun(spec, run_log, child, started_at=self.clock.monotonic())
 
@@ -292,14 +304,12 @@ class Runner:
         self._say(spec, run_log, wait)
         if wait is None and self._has_place and not is_held_up:
             self._start(spec, run_log, room, expect={RunState.QUEUED})
+            telemetry.QUEUE_SECONDS.observe(waited_s(run_log.entries, now=self.clock.now()))
         return wait is not None and wait.holds_up_others
 
     def _has_waited_too_long(self, spec: RunSpec, run_log: RunLog) -> bool:
         allowed_s = spec.request.deadlines.queue_s
-        since = next(e.at for e in reversed(run_log.entries) if isinstance(e, Submitted | ResumeRequested))
-        if allowed_s is None or since is None:
-            return False
-        return (self.clock.now() - since).total_seconds() > allowed_s
+        return allowed_s is not None and waited_s(run_log.entries, now=self.clock.now()) > allowed_s
 
     def _expire(self, spec: RunSpec, run_log: RunLog, wait: Wait | None) -> None:
         is_hopeless = wait is not None and wait.reason == INSUFFICIENT_RESOURCES
@@ -307,6 +317,7 @@ class Runner:
         reason = INSUFFICIENT_RESOURCES if is_hopeless else QUEUE_DEADLINE
         message = f"{waited}: {wait.message}" if wait is not None else f"{waited} for a place"
         run_log.append(Failed(reason=reason, message=message), expect={RunState.QUEUED})
+        telemetry.RUNS_FAILED.labels(telemetry.known(reason)).inc()
         log.error("run_expired", run_id=spec.run_id, reason=reason, message=message)
 
     def _may_start(self, spec: RunSpec, run_log: RunLog, room: Room) -> bool:
@@ -365,6 +376,9 @@ class Runner:
                     self._mark_as_waiting(run_id)
                 elif run_log.state in TRAINING and self._has_place and self._lost.has_lost(run_log):
                     self._take_over(run_log)
+        telemetry.QUEUED.set(len(waiting))
+        logs = self._logs | {run_id: held.log for run_id, held in self.held.items()}
+        telemetry.observe_states(run_log.state for run_log in logs.values() if run_log.entries)
 
     def _end_if_unwanted(self, run_log: RunLog) -> None:
         """Cancel an owner's run once its trainer, which should have seen that it is unwanted, is not heard of."""

@@ -57,7 +57,7 @@ def test_every_document_is_a_named_resource() -> None:
     """Each has a kind, a version and a name of its own, and all processes of the stack are there."""
     names = [(document["apiVersion"], document["kind"], document["metadata"]["name"]) for document in DOCUMENTS]
     assert len(names) == len(set(names))
-    assert set(CONTAINERS) == {"ray-head", "ray-worker", "averager", "api"}
+    assert set(CONTAINERS) == {"ray-head", "ray-worker", "averager", "predictor", "api"}
 
 
 @each_container

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from wa_core import layout
 from wa_core.catalog.checkpoints import parse_entry
 from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit, parse, patiently
+from wa_core.catalog.deliveries import mark_telling
 from wa_core.catalog.hints import digest_of, is_worth_renewing, read_log_hint, write_log_hint
 from wa_core.errors import (
     AlreadyFinishedError,
@@ -126,18 +127,21 @@ def submit(store: ObjectStore, request: RunRequest, *, clock: Clock, owner: str 
     return spec
 
 
-def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> None:
-    """Write all that makes a run. Doing so again with the same spec, or at once with another, changes nothing.
+def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> RunLog:
+    """Write all that makes a run, and return its log. Doing so again, or at once with another, changes nothing.
 
     The markers come first: a crash in between leaves markers without a run, which readers ignore, and never a
     run that no runner will find. One that its owner trains has no place in the queue.
     """
     marker = Marker(run_id=spec.run_id, at=spec.created_at).model_dump_json().encode()
     store.put(layout.active_marker(spec.run_id), marker)
+    mark_telling(store, spec)
     if spec.trainer == "service":
         store.put(layout.queue_marker(spec.run_id, priority=spec.request.priority), marker)
     commit(store, layout.run_spec(spec.run_id), spec)
-    RunLog(store, spec.run_id, clock=clock).append(Submitted(write_id=spec.write_id))
+    log = RunLog(store, spec.run_id, clock=clock)
+    log.append(Submitted(write_id=spec.write_id), is_first=True)
+    return log
 
 
 def add_average(store: ObjectStore, run_id: str, request: AverageRequest, *, clock: Clock) -> AverageAdded:
@@ -154,10 +158,12 @@ def add_average(store: ObjectStore, run_id: str, request: AverageRequest, *, clo
     spec = fetch_spec(store, run_id)
     marker = Marker(run_id=run_id, at=clock.now()).model_dump_json().encode()
     store.put(layout.active_marker(run_id), marker)
+    mark_telling(store, spec)
     if request.name in {average.name for average in spec.request.averages}:
         raise _average_exists(run_id, request.name)
     added = RunLog(store, run_id, clock=clock).append(AverageAdded(average=request))
     store.put(layout.active_marker(run_id), marker)
+    mark_telling(store, spec)
     return added
 
 
@@ -280,7 +286,14 @@ class RunLog:
             write_log_hint(self._store, self.run_id, self._entries)
             self._hinted = len(self._entries)
 
-    def append(self, entry: E, *, attempt: int | None = None, expect: Collection[RunState] | None = None) -> E:
+    def append(
+        self,
+        entry: E,
+        *,
+        attempt: int | None = None,
+        expect: Collection[RunState] | None = None,
+        is_first: bool = False,
+    ) -> E:
         """Commit `entry` as the next one, and return it as written.
 
         Appending the same entry again, after an answer that was lost, finds it in the log and changes nothing.
@@ -289,6 +302,7 @@ class RunLog:
             entry: what happened; its seq, time, attempt and state are filled in here.
             attempt: on whose behalf it is said, when that is an attempt.
             expect: the states in which saying it makes sense; None for any that is not final.
+            is_first: the log is probably empty, so it is not read before the first try.
 
         Raises:
             FencedError: a newer attempt has started.
@@ -298,7 +312,8 @@ class RunLog:
             TransientError: the store is away; the entry may or may not be in the log, and appending the same
                 entry again is safe.
         """
-        patiently(self.refresh, patience_s=self._patience_s)
+        if not is_first:
+            patiently(self.refresh, patience_s=self._patience_s)
         while True:
             if (written := self._find(entry)) is not None:
                 return written
@@ -306,14 +321,16 @@ class RunLog:
             stamped = self._stamp(entry)
             key = layout.log_entry(self.run_id, stamped.seq)
             try:
-                commit(self._store, key, stamped, patience_s=self._patience_s)
+                body = commit(self._store, key, stamped, patience_s=self._patience_s)
             except ConflictError:
                 # Somebody else's entry has this seq. Read it before deciding again: it may have fenced us.
                 patiently(self._read_next, patience_s=self._patience_s)
                 continue
-            # Every LogEntry with a kind is an Entry.
-            self._add(stamped, sha256=digest_of(stamped.model_dump_json().encode()))  # type: ignore[arg-type]
-            return stamped
+            # Another process that finishes the same submission may have stored it with another time.
+            stored = stamped if body == stamped.model_dump_json().encode() else parse_entry(body, key=key)
+            # Every LogEntry with a kind is an Entry, and the same write is of the same kind.
+            self._add(stored, sha256=digest_of(body))  # type: ignore[arg-type]
+            return stored  # type: ignore[return-value]
 
     def _find(self, entry: E) -> E | None:
         for known in reversed(self._entries):

@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, Field, JsonValue, StringConstraints, model_v
 
 from wa_core.records.base import DEFAULT_OWNER, FORMAT, MAX_AVERAGES, Name, Record, Request, Sha256, new_write_id
 from wa_core.records.training import TrainingOptions
+from wa_core.records.webhooks import MAX_WEBHOOKS, Webhook
 
 
 class Scaling(Request):
@@ -120,6 +121,7 @@ class RunRequest(Request):
     priority: int = Field(default=50, ge=0, le=99)
     max_failures: int = Field(default=2, ge=0, le=100)
     deadlines: Deadlines = Field(default_factory=Deadlines)
+    webhooks: list[Webhook] = Field(default_factory=list, max_length=MAX_WEBHOOKS)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ FIELDS = {
     "last_step",
     "behind",
     "coefficients",
+    "layers",
     "evaluation",
     "batchnorm",
     "rejected",
@@ -198,6 +199,35 @@ def test_a_generation_that_was_not_assessed_has_no_weights(api: TestClient, run:
     assert chosen["evaluation"]["averaged"] is None
     assert (download.status_code, download.json()["code"]) == (409, "no_average_yet")
     assert api.get(f"{url}?step=40").json()["generation"] == 1
+
+
+def test_averages_come_in_pages(api: TestClient, store: MemoryStore) -> None:
+    """Following `next` gives every average once, as they were asked for."""
+    run = ApiRun(store, averages={"c": "swa", "a": "swa", "b": "swa"})
+
+    first = api.get(f"/v1/runs/{run.run_id}/averages?limit=2").json()
+    second = api.get(f"/v1/runs/{run.run_id}/averages?limit=2&after={first['next']}").json()
+
+    assert [one["name"] for one in first["data"] + second["data"]] == ["c", "a", "b"]
+    assert (first["has_more"], second["has_more"], second["next"]) == (True, False, None)
+
+
+def test_an_unchanged_average_is_not_sent_again(api: TestClient, store: MemoryStore) -> None:
+    """If-None-Match answers 304 for an average, and for all of them, until a checkpoint is folded."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    urls = [f"/v1/runs/{run.run_id}/averages/swa", f"/v1/runs/{run.run_id}/averages"]
+    etags = [api.get(url).headers["ETag"] for url in urls]
+
+    def statuses() -> list[int]:
+        known = zip(urls, etags, strict=True)
+        return [api.get(url, headers={"If-None-Match": etag}).status_code for url, etag in known]
+
+    unchanged = statuses()
+    run.fold()
+
+    assert unchanged == [304, 304]
+    assert statuses() == [200, 200]
 
 
 def test_a_failed_assessment_says_so_and_serves_all_the_same(api: TestClient, store: MemoryStore) -> None:

@@ -43,6 +43,7 @@ def children() -> dict[str, ChildSpec]:
         "RAY_ADDRESS": "theirs:6379",
         "WA_TOKENS": '{"alice": "a"}',
         "WA_WRITE_TOKEN": "write",
+        "WA_WEBHOOK_SECRET": "whsec_theirs",
         "HOME": "/home/a",
     }
     return plan_children(PLAN, inherited=foreign)
@@ -75,6 +76,16 @@ def test_the_api_alone_knows_what_callers_send(children: dict[str, ChildSpec]) -
     for name, child in children.items():
         is_api = name == "api"
         assert ("WA_TOKENS" in child.environment, "WA_WRITE_TOKEN" in child.environment) == (is_api, is_api)
+
+
+def test_a_notifier_is_there_for_whoever_gave_a_secret_and_ray_never_sees_it(
+    children: dict[str, ChildSpec],
+) -> None:
+    """The secret that webhooks are signed with starts a notifier, and is known to it and to the API alone."""
+    knowing = {name for name, child in children.items() if "WA_WEBHOOK_SECRET" in child.environment}
+
+    assert knowing == {"notifier", "api"}
+    assert "notifier" not in plan_children(PLAN, inherited={})
 
 
 def test_the_predictor_and_the_api_alone_know_their_token(children: dict[str, ChildSpec]) -> None:

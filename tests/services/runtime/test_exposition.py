@@ -1,4 +1,4 @@
-"""The averager's probes and metrics over HTTP."""
+"""The probes and metrics of a worker over HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from services.averager import telemetry
-from services.averager.exposition import STUCK_AFTER_S, exposed
+from services.runtime.exposition import STUCK_AFTER_S, exposed
 from wa_core.errors import ConfigurationError
 
 
@@ -18,10 +18,10 @@ def get(port: int, path: str) -> httpx2.Response:
         return http.get(f"http://127.0.0.1:{port}{path}")
 
 
-def test_an_averager_that_gets_on_is_ready() -> None:
+def test_a_worker_that_gets_on_is_ready() -> None:
     """`/readyz` is 200 while work gets on and 503 with a reason once it does not; `/livez` is 200 all the time."""
     idle_s = 0.0
-    with exposed("127.0.0.1", 0, idle_s=lambda: idle_s) as port:
+    with exposed("127.0.0.1", 0, variable="WA_X_PORT", idle_s=lambda: idle_s) as port:
         assert get(port, "/readyz").status_code == 200
         idle_s = STUCK_AFTER_S
         answer = get(port, "/readyz")
@@ -32,7 +32,7 @@ def test_an_averager_that_gets_on_is_ready() -> None:
 def test_metrics_are_prometheus_text_without_run_ids() -> None:
     """What is counted can be scraped, and no label's values grow with the number of runs."""
     telemetry.READ_BYTES.inc(5)
-    with exposed("127.0.0.1", 0, idle_s=lambda: 0.0) as port:
+    with exposed("127.0.0.1", 0, variable="WA_X_PORT", idle_s=lambda: 0.0) as port:
         text = get(port, "/metrics").text
     for name in (
         "folds",
@@ -44,13 +44,13 @@ def test_metrics_are_prometheus_text_without_run_ids() -> None:
         "assess_seconds",
     ):
         assert f"wa_averager_{name}" in text
-    assert "checkpoints_behind" in text
+    assert "behind_checkpoints" in text
     assert "run_id" not in text
 
 
 def test_other_paths_are_not_found() -> None:
     """An unknown path says which there are."""
-    with exposed("127.0.0.1", 0, idle_s=lambda: 0.0) as port:
+    with exposed("127.0.0.1", 0, variable="WA_X_PORT", idle_s=lambda: 0.0) as port:
         answer = get(port, "/")
     assert (answer.status_code, "/readyz" in answer.text) == (404, True)
 
@@ -59,7 +59,7 @@ def test_a_taken_port_is_said() -> None:
     """A port that cannot be had is a configuration error that names the variable."""
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
-        pytest.raises(ConfigurationError, match="WA_AVERAGER_PORT"),
-        exposed("127.0.0.1", other.getsockname()[1], idle_s=lambda: 0.0),
+        pytest.raises(ConfigurationError, match="WA_X_PORT"),
+        exposed("127.0.0.1", other.getsockname()[1], variable="WA_X_PORT", idle_s=lambda: 0.0),
     ):
         raise AssertionError("it was taken")

@@ -1,6 +1,6 @@
-"""The averager's small HTTP side: `/livez`, `/readyz` and `/metrics`, for probes and Prometheus; no run data.
+"""The small HTTP side of a worker: `/livez`, `/readyz` and `/metrics`, for probes and Prometheus; no run data.
 
-It knows a way to ask how long ago the averager last got on; nothing of folding. It answers from a thread of its
+It knows a way to ask how long ago the worker last got on; nothing of its work. It answers from a thread of its
 own, so also while a large checkpoint is being folded.
 """
 
@@ -28,13 +28,14 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def exposed(host: str, port: int, *, idle_s: Callable[[], float]) -> Iterator[int]:
+def exposed(host: str, port: int, *, variable: str, idle_s: Callable[[], float]) -> Iterator[int]:
     """Answer on `host` and `port` (0: any free one) inside the block; yields the port.
 
     Args:
         host: the address to listen on.
         port: the port.
-        idle_s: how many seconds ago the averager last got on with anything.
+        variable: the setting that names the port.
+        idle_s: how many seconds ago the worker last got on with anything.
 
     Raises:
         ConfigurationError: the port cannot be had.
@@ -43,7 +44,7 @@ def exposed(host: str, port: int, *, idle_s: Callable[[], float]) -> Iterator[in
         server = make_server(host, port, _app(idle_s), server_class=WSGIServer, handler_class=_Quiet)
     except OSError as error:
         raise ConfigurationError(
-            f"port {port} of {host} cannot be had ({error.strerror or error}); choose another WA_AVERAGER_PORT"
+            f"port {port} of {host} cannot be had ({error.strerror or error}); choose another {variable}"
         ) from error
     thread = threading.Thread(target=server.serve_forever, name="exposition", daemon=True)
     thread.start()

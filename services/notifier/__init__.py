@@ -1,0 +1,1 @@
+"""Tells webhooks what happens to runs; imports neither torch nor ray."""
