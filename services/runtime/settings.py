@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too small for it, since nodes may be
     on their way. A runner trains `max_concurrent_runs` at a time, and of each owner at most `max_runs_per_owner`.
 
+    With `assess_on_ray` the averager measures on the cluster at `ray_address`, if a raylet of it runs beside it
+    and processors are free; else, and by default, in one process.
+
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
     process `assess_memory_mb` MiB; one landscape `landscape_time_limit_s` and `landscape_memory_mb`. With
@@ -75,6 +78,7 @@ class Settings(BaseSettings):
     accumulator_memory_mb: int = Field(default=256, ge=0)
     assess_time_limit_s: float = Field(default=300.0, gt=0)
     assess_memory_mb: int = Field(default=4096, ge=1)
+    assess_on_ray: bool = False
     landscape_time_limit_s: float = Field(default=900.0, gt=0)
     landscape_memory_mb: int = Field(default=4096, ge=1)
     averager_host: str = "127.0.0.1"
