@@ -138,7 +138,7 @@ async def require_token(
         return
     sent = credentials.credentials if credentials else token_in_cookie(request)
     caller = await find_caller(request, sent)
-    await _count(request, caller)
+    await count_request(request, caller)
     if caller is EVERYBODY:
         return
     if sent is None:
@@ -176,8 +176,12 @@ def require_scope(request: Request, name: str) -> None:
         )
 
 
-async def _count(request: Request, caller: Caller | None) -> None:
-    """Count the request for its caller, or for its address where nobody has a name."""
+async def count_request(request: Request, caller: Caller | None) -> None:
+    """Count the request for its caller, or for its address where nobody has a name.
+
+    Raises:
+        HttpProblem: 429 ``rate_limited``.
+    """
     if caller is None or caller is EVERYBODY:
         who = request.client.host if request.client else ""
     else:

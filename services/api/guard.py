@@ -125,7 +125,7 @@ class _Exchange:
             async with asyncio.timeout(self._limits.answer_deadline_s) as self._answer_timeout:
                 await self._app(scope, self._receiving(receive), self._sending(send))
         except TimeoutError:
-            if self._is_answered:
+            if self._is_answered or not self._answer_timeout.expired():
                 raise
             await problem_response(_too_slow(self._limits.answer_deadline_s))(scope, receive, send)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from services.api.auth import find_caller, public
+from services.api.auth import count_request, find_caller, public
 from services.api.body import read_form
 from services.api.dashboard.refusals import PageRoute
 from services.api.problems import HttpProblem
@@ -19,7 +19,9 @@ async def sign_in(form: Annotated[dict[str, str], Depends(read_form)], request: 
     """Take the form's field `token`, and let the browser send it from now on."""
     check_same_origin(request, must_say=False)
     token = form.get("token", "").strip()
-    if await find_caller(request, token) is None:
+    caller = await find_caller(request, token)
+    await count_request(request, caller)
+    if caller is None:
         raise HttpProblem("this is none of the service's tokens", status=401, code="auth_invalid")
     answer = _to_start()
     if not request.app.state.tokens.is_open:

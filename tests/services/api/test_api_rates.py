@@ -65,6 +65,13 @@ def test_39_strangers_are_counted_by_address(limited: TestClient) -> None:
     assert limited.get("/v1/runs", headers=ALICE).status_code == 200
 
 
+def test_39_trying_tokens_at_the_door_counts_as_well(limited: TestClient) -> None:
+    """39: the sign-in form is no way around the limit."""
+    answers = [limited.post("/session", data={"token": f"{i}"}).status_code for i in range(6)]
+
+    assert answers == [401] * 5 + [429]
+
+
 def test_39_an_open_service_counts_addresses(store: MemoryStore) -> None:
     """39: where nobody has a name the limit is each address's; probes are never counted."""
     with TestClient(create_app(store=store, rates=RateLimits({REQUESTS: "2/day"}))) as client:
