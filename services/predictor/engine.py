@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pydantic import ValidationError
 
+from services.predictor import telemetry
 from services.predictor.protocol import AskModel, DropModel, LoadModel, Outcome, Reply
 from services.runtime.child import Child
 from services.runtime.prediction import PredictionRefusedError
@@ -192,7 +193,9 @@ class Engine:
         try:
             self._load(target)
             asked = AskModel(key=target.key, requests=[waiting.instances for waiting in batch])
-            outcomes = self._exchange(asked).outcomes
+            with telemetry.BATCH_SECONDS.time():
+                outcomes = self._exchange(asked).outcomes
+            telemetry.BATCH_INSTANCES.observe(sum(len(waiting.instances) for waiting in batch))
             if len(outcomes) != len(batch):
                 raise self._given_up("prediction_failed", "the process that holds the model gave no answer")  # noqa: TRY301
         except WeightAveragingError as error:
@@ -227,6 +230,7 @@ class Engine:
         )
         self._exchange(wanted)
         self._loaded[target.key] = target.file.size_bytes
+        telemetry.LOADED.inc()
         log.info("model_loaded", run_id=target.run_id, average=target.average, generation=target.generation)
 
     def _exchange(self, command: Command) -> Reply:
