@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 4 << 20  # the API takes 1 MiB
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 _UNAVAILABLE = 503
 
 
