@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HEAD_DEADLINE_S = 20.0
 READ_DEADLINE_S = 60.0
-MAX_HEAD_BYTES = 64 << 10
+MAX_HEAD_BYTES = 160 << 10
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, and forget what was not taken
 

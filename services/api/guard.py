@@ -33,8 +33,8 @@ class GuardLimits:
     """
 
     max_headers: int = 100
-    max_header_bytes: int = 32 << 10
-    max_body_bytes: int = MAX_PACKAGE_BYTES
+    max_header_bytes: int = 128 << 10  # a Range header of 10,000 ranges is answered
+    max_body_bytes: int = 4 * MAX_PACKAGE_BYTES  # so that packages are refused by a code of their own
     body_deadline_s: float = 130.0
     answer_deadline_s: float = 300.0
     hosts: Hosts | None = None

@@ -326,7 +326,10 @@ def test_head_says_what_get_would(api: TestClient, url: str) -> None:
     head, get = api.head(url), api.get(url)
 
     assert (head.status_code, head.content) == (200, b"")
-    assert dict(head.headers) == dict(get.headers)
+    own = {"x-request-id"}
+    assert {name: head.headers[name] for name in {*head.headers} - own} == {
+        name: get.headers[name] for name in {*get.headers} - own
+    }
 
 
 def test_what_the_caller_has_is_not_sent_again(api: TestClient, url: str) -> None:
@@ -359,7 +362,7 @@ def test_hostile_ranges_get_the_whole_or_a_refusal(api: TestClient, url: str) ->
     """Bad input 33: no range makes the service send more than the file once."""
     many = "bytes=" + ",".join(f"{n}-{n}" for n in range(10_000))
     for header, status in [
-        (many[:60_000], 200),
+        (many, 200),
         ("bytes=0-0,-1", 200),
         ("bytes=x", 200),
         (f"bytes={1 << 40}-", 416),
@@ -391,7 +394,9 @@ def test_a_redirect_leads_to_the_store() -> None:
     url = f"/v1/runs/{run.run_id}/averages/swa/weights.safetensors"
     with TestClient(create_app(store=store)) as api:
         answer = api.get(f"{url}?redirect=1", follow_redirects=False)
+        head = api.head(f"{url}?redirect=1", follow_redirects=False)
 
+    assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(b"weights")))
     assert (answer.status_code, answer.headers["Cache-Control"]) == (307, "no-store")
     assert answer.headers["Location"].startswith(f"https://store.example/runs/{run.run_id}/averages/swa/blobs/")
 
