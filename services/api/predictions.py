@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from services.runtime.prediction import PredictionJob
 
 _CONNECT_TIMEOUT_S = 2.0
-_ANSWER_TIMEOUT_S = 90.0  # the predictor gives up before that
+_ANSWER_TIMEOUT_S = 110.0  # the predictor gives up before that
 _MAX_CONNECTIONS = 100
 _NO_PREDICTOR = (
     "this service has no predictor; start one with `python -m services.predictor` on the same bucket, and name it "

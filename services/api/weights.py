@@ -57,10 +57,10 @@ def weights_response(request: Request, store: ObjectStore, file: FileRef, *, fil
     if span is not None:
         headers["Content-Range"] = span.content_range
     threads: CapacityLimiter = request.app.state.download_threads
-    return StreamingResponse(_sent(chunks, threads), status_code=206 if span else 200, headers=headers)
+    return StreamingResponse(sent_in_threads(chunks, threads), status_code=206 if span else 200, headers=headers)
 
 
-async def _sent(chunks: Iterator[bytes], threads: CapacityLimiter) -> AsyncIterator[bytes]:
+async def sent_in_threads(chunks: Iterator[bytes], threads: CapacityLimiter) -> AsyncIterator[bytes]:
     """The chunks, read in threads of the downloads' own: however many there are, other requests have theirs."""
     while (chunk := await to_thread.run_sync(next, chunks, None, limiter=threads)) is not None:
         yield chunk

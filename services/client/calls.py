@@ -37,6 +37,9 @@ T = TypeVar("T")
 Json = Mapping[str, Any]
 Query = Mapping[str, str | int | float | bool | None]
 
+#: What a prediction may take beyond the usual: the first one imports torch, on a machine that may be busy.
+_MODEL_START_S = 90.0
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
@@ -263,7 +266,9 @@ def predict(
     """
     query = {"generation": generation, "step": step, "at": at}
     path, body = f"{_average(run_id, name)}:predict", {"instances": list(instances)}
-    return Call("POST", path, Predicted.model_validate, query=query, body=body, is_repeatable=True)
+    return Call(
+        "POST", path, Predicted.model_validate, query=query, body=body, is_repeatable=True, extra_s=_MODEL_START_S
+    )
 
 
 def model_card(run_id: str, name: str, *, generation: int | None = None) -> Call[str]:

@@ -19,6 +19,7 @@ from services.predictor.engine import Limits
 from services.predictor.engines import Engines
 from services.predictor.published import ModelFiles, Published
 from services.runtime.folder import OwnFolder
+from services.runtime.metrics import MeteredStore, StoreMetrics, tell_build
 from services.runtime.process import run_process
 from services.runtime.stores import open_store
 
@@ -46,7 +47,8 @@ class PredictorServer(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
-    store = open_store(settings)
+    tell_build("predictor")
+    store = MeteredStore(open_store(settings), StoreMetrics())
     limits = Limits(
         models_bytes=settings.predictor_models_mb * _MIB,
         memory_bytes=settings.predictor_memory_mb * _MIB,

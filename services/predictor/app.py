@@ -11,15 +11,18 @@ import hmac
 from typing import TYPE_CHECKING
 
 import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from services.predictor import telemetry
 from services.runtime.prediction import (
     PREDICT_PATH,
     RETRY_AFTER_S,
+    STATUSES,
     PredictionAnswer,
     PredictionJob,
     PredictionRefusedError,
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 4 << 20  # the API takes 1 MiB
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 _UNAVAILABLE = 503
 
 
@@ -79,6 +82,7 @@ class Predictions:
         try:
             return await self._answer(job)
         except PredictionRefusedError as error:
+            telemetry.REFUSED.labels(error.code if error.code in STATUSES else "other").inc()
             return _refused(error.refusal, status=error.status)
         except (WeightAveragingError, OSError) as error:
             return _trouble(error)
@@ -94,6 +98,7 @@ class Predictions:
         if outcome.refusal is not None:
             found = outcome.refusal
             raise PredictionRefusedError(found.message, code=found.code, faults=found.faults)
+        telemetry.PREDICTIONS.inc(len(outcome.predictions))
         answer = PredictionAnswer(
             predictions=outcome.predictions,
             run_id=target.run_id,
@@ -120,6 +125,7 @@ def create_app(predictions: Predictions) -> Starlette:
             Route(PREDICT_PATH, predictions.predict, methods=["POST"]),
             Route("/livez", _say_ok),
             Route("/readyz", _say_ok),
+            Route("/metrics", _metrics),
         ]
     )
 
@@ -127,6 +133,10 @@ def create_app(predictions: Predictions) -> Starlette:
 async def _say_ok(_request: Request) -> Response:
     # Models are loaded when they are asked for: a process that listens is ready.
     return JSONResponse({"status": "ok"})
+
+
+def _metrics(_request: Request) -> Response:
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def _body(request: Request) -> bytes:

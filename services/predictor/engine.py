@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pydantic import ValidationError
 
+from services.predictor import telemetry
 from services.predictor.protocol import AskModel, DropModel, LoadModel, Outcome, Reply
 from services.runtime.child import Child
 from services.runtime.prediction import PredictionRefusedError
@@ -45,6 +46,7 @@ class Limits:
         models_bytes: files of models that are loaded at a time; those used longest ago make room.
         memory_bytes: the memory beyond which it is killed.
         time_s: how long one batch, or loading one model, may take.
+        start_s: how much longer the first one of a process may take: it has torch and the recipe to import.
         idle_s: without requests for so long, the process is ended, and its memory given back.
         max_waiting: requests that may wait.
     """
@@ -52,6 +54,7 @@ class Limits:
     models_bytes: int = 1 << 30
     memory_bytes: int = 4 << 30
     time_s: float = 30.0
+    start_s: float = 60.0
     idle_s: float = 600.0
     max_waiting: int = 64
 
@@ -192,7 +195,9 @@ class Engine:
         try:
             self._load(target)
             asked = AskModel(key=target.key, requests=[waiting.instances for waiting in batch])
-            outcomes = self._exchange(asked).outcomes
+            with telemetry.BATCH_SECONDS.time():
+                outcomes = self._exchange(asked).outcomes
+            telemetry.BATCH_INSTANCES.observe(sum(len(waiting.instances) for waiting in batch))
             if len(outcomes) != len(batch):
                 raise self._given_up("prediction_failed", "the process that holds the model gave no answer")  # noqa: TRY301
         except WeightAveragingError as error:
@@ -227,14 +232,17 @@ class Engine:
         )
         self._exchange(wanted)
         self._loaded[target.key] = target.file.size_bytes
+        telemetry.LOADED.inc()
         log.info("model_loaded", run_id=target.run_id, average=target.average, generation=target.generation)
 
     def _exchange(self, command: Command) -> Reply:
+        limit_s = self._limits.time_s
         try:
             if self._child is None:
                 self._child = Child(self._command, title="process that holds the model")
+                limit_s += self._limits.start_s
             self._child.ask(command.model_dump_json().encode())
-            reply = Reply.model_validate_json(self._next_line(self._child))
+            reply = Reply.model_validate_json(self._next_line(self._child, limit_s=limit_s))
         except (UserCodeError, OSError, ValidationError) as error:
             message = error.message if isinstance(error, UserCodeError) else f"{type(error).__name__}"
             raise self._given_up("prediction_failed", f"the recipe did not answer: {message}") from None
@@ -242,8 +250,8 @@ class Engine:
             raise PredictionRefusedError(reply.refusal.message, code=reply.refusal.code)
         return reply
 
-    def _next_line(self, child: Child) -> bytes:
-        deadline = time.monotonic() + self._limits.time_s
+    def _next_line(self, child: Child, *, limit_s: float) -> bytes:
+        deadline = time.monotonic() + limit_s
         while True:
             if lines := child.lines():
                 return lines[0]
@@ -256,8 +264,7 @@ class Engine:
             if time.monotonic() > deadline:
                 raise self._given_up(
                     "prediction_timeout",
-                    f"no answer within {self._limits.time_s:g} s; ask for less at once, or raise "
-                    f"WA_PREDICTOR_TIME_LIMIT_S",
+                    f"no answer within {limit_s:g} s; ask for less at once, or raise WA_PREDICTOR_TIME_LIMIT_S",
                 )
             child.wait(_LOOK_S)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.datasets import load_digits
 
 from services.recipes.loader import load_recipe
 from support.averaging import exact_mean
@@ -73,6 +74,19 @@ def test_the_weights_load_and_score_as_reported(stack: RunningStack, run: dict[s
     assert recipe.evaluate(model, recipe.heldout_batches())["accuracy"] == pytest.approx(said["accuracy"])
     model.load_state_dict(load_file(safetensors), strict=True)
     assert recipe.evaluate(model, recipe.heldout_batches())["loss"] == pytest.approx(said["loss"], rel=1e-6)
+
+
+def test_published_weights_can_be_asked(stack: RunningStack, run: dict[str, Any]) -> None:
+    """The stack's own predictor tells held-out digits by the average, which its answer names."""
+    images = load_digits().images[:20]
+    with stack.client() as client:
+        answer = client.predict(run["run_id"], "swa", [{"image": image.tolist()} for image in images])
+        published = client.average(run["run_id"], "swa")
+    told = [prediction["digit"] for prediction in answer["predictions"]]
+    right = [digit == label for digit, label in zip(told, load_digits().target, strict=False)]
+    assert sum(right) >= 18
+    assert answer["generation"] == published["published_generation"]
+    assert answer["sha256"] == published["weights"]["sha256"]
 
 
 def test_averaging_helps(stack: RunningStack, run: dict[str, Any]) -> None:

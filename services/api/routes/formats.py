@@ -4,16 +4,18 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import StreamingResponse
 
 from services.api import model_card
+from services.api.auth import MODELS, scope
 from services.api.provenance import PublishedAverage, statement
 from services.api.routes.averages import SelectionDep
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.routes.service import VERSION
 from services.api.schemas import Coefficients
 from services.api.selection import select_file
+from services.api.weights import sent_in_threads
 from services.api.zipped import zip_stream
 from wa_core import layout
 
@@ -56,18 +58,21 @@ WantedDep = Annotated[Wanted, Depends()]
 
 
 @router.get("/model-card", response_class=Response, responses=_answers("text/markdown"))
+@scope(MODELS)
 def show_model_card(wanted: WantedDep) -> Response:
     """Describe published weights, as the model card of a Hugging Face folder: Markdown with YAML front matter."""
     return Response(model_card.card(wanted.published()), media_type="text/markdown")
 
 
 @router.get("/config.json", responses=_ANSWERS)
+@scope(MODELS)
 def show_config(wanted: WantedDep) -> dict[str, Any]:
     """Say what it takes to build the model that the weights are of."""
     return model_card.config(wanted.published())
 
 
 @router.get("/coefficients", responses=_ANSWERS)
+@scope(MODELS)
 def show_coefficients(wanted: WantedDep) -> Coefficients:
     """List the checkpoints in published weights, each with its coefficient and digest."""
     published = wanted.published()
@@ -83,13 +88,15 @@ def show_coefficients(wanted: WantedDep) -> Coefficients:
 
 
 @router.get("/provenance", responses=_ANSWERS)
+@scope(MODELS)
 def show_provenance(wanted: WantedDep) -> dict[str, Any]:
     """Say what published weights were made of and how: an in-toto statement with SLSA's predicate, unsigned."""
     return statement(wanted.published(), version=VERSION)
 
 
 @router.get("/huggingface.zip", response_class=Response, responses=_answers("application/zip"))
-def download_folder(wanted: WantedDep) -> Response:
+@scope(MODELS)
+def download_folder(wanted: WantedDep, request: Request) -> Response:
     """Download a Hugging Face folder: `model.safetensors`, `config.json` and the model card, in a zip."""
     published = wanted.published()
     ref = published.served.files[layout.MODEL_FILE]
@@ -103,4 +110,5 @@ def download_folder(wanted: WantedDep) -> Response:
         "Content-Disposition": f'attachment; filename="{published.stem}.zip"',
         "Cache-Control": "private, no-cache",
     }
-    return StreamingResponse(body, media_type="application/zip", headers=headers)
+    threads = request.app.state.download_threads
+    return StreamingResponse(sent_in_threads(body, threads), media_type="application/zip", headers=headers)

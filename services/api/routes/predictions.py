@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from services.api.auth import READ, scope
+from services.api.auth import MODELS, scope
 from services.api.body import PredictionRequest, read_prediction
 from services.api.predictions import Predictor  # noqa: TC001  as all that routes name
 from services.api.problems import HttpProblem
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/runs/{run_id}/averages", tags=["averages"])
         }
     },
 )
-@scope(READ)
+@scope(MODELS)
 async def predict(
     run_id: str,
     name: str,

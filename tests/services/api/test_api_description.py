@@ -105,6 +105,13 @@ include-operation-id = {operations}
 
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", "3xx", "404", "409", "422"]
+
+# No predictor is behind this API, and a run may have no recipe.
+[[operations]]
+include-operation-id = "predict"
+
+[operations.checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "501", "503"]
 """
 
 

@@ -188,13 +188,19 @@ def test_an_instance_that_is_none_is_refused_with_its_place(
     assert pointer in [fault["pointer"] for fault in answer.json()["errors"]]
 
 
-def test_what_is_wrong_with_one_request_spoils_no_other(api: httpx2.Client, run: PublishedRun) -> None:
-    """Good and bad requests that arrive together are answered each for itself."""
+def test_what_is_wrong_with_one_request_spoils_no_other(
+    api: httpx2.Client, run: PublishedRun, predictor: PredictorProcess
+) -> None:
+    """Good and bad requests that arrive together are answered each for itself, and counted."""
     bodies = [{"instances": [BLANK]}, {"instances": [{"image": "x"}]}] * 8
     with ThreadPoolExecutor(16) as pool:
         statuses = list(pool.map(lambda body: api.post(run.url, json=body).status_code, bodies))
 
     assert statuses == [200, 422] * 8
+    counted = httpx2.get(f"{predictor.url}/metrics").text
+    assert 'wa_predictor_refused_total{code="invalid_instances"} ' in counted
+    assert "wa_predictor_batch_instances_bucket" in counted
+    assert run.run_id not in counted
 
 
 def test_each_answer_is_of_one_generation_while_better_ones_appear(api: httpx2.Client, store: LocalStore) -> None:
