@@ -72,6 +72,9 @@ _PANELS: dict[str, dict[str, str]] = {
     "Files": {
         "average": "average:average",
     },
+    "Service": {
+        "tokens": "tokens:tokens",
+    },
     "This machine": {
         "up": "local:up",
         "down": "local:down",
@@ -101,7 +104,10 @@ def build_app(called: str | None = None) -> typer.Typer:
             if name == called or not is_known:
                 module, _, function = place.partition(":")
                 command = getattr(import_module(f"services.cli.{module}"), function)
-                app.command(name, cls=SuggestingCommand, rich_help_panel=panel)(command)
+                if isinstance(command, typer.Typer):
+                    app.add_typer(command, name=name, rich_help_panel=panel)
+                else:
+                    app.command(name, cls=SuggestingCommand, rich_help_panel=panel)(command)
     return app
 
 

@@ -43,6 +43,10 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         typer.Option("--config", "-c", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=1024, help="DDP workers.")] = 2,
+    min_workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Go on with as few after a loss.", show_default="as --workers"),
+    ] = None,
     average: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]RULE", help="An average to keep, such as ema:half_life=60; may be repeated."),
@@ -91,7 +95,7 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
     request: dict[str, object] = {
         "recipe": parse_recipe(recipe, is_packaged=body is not None),
         "config": parse_config(config or []),
-        "scaling": {"num_workers": workers},
+        "scaling": {"num_workers": workers, **_given(min_workers=min_workers)},
         "checkpoint": {
             "every_steps": every_steps,
             **_given(keep_last=keep_last, keep_every_steps=keep_every_steps, keep_best=keep_best),

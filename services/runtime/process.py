@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from pydantic import ValidationError
 
+from services.runtime.redaction import secrets_in
 from services.runtime.settings import Settings
 from services.runtime.telemetry import configure_logging
 from wa_core.errors import WeightAveragingError
@@ -30,7 +31,7 @@ def run_process(service: str, serve: Callable[[Settings], int]) -> int:
     except ValidationError as error:
         sys.stderr.write(f"the environment is wrong: {error}\n")
         return 1
-    configure_logging(service, log_format=settings.log_format)
+    configure_logging(service, log_format=settings.log_format, secrets=secrets_in(settings))
     try:
         return serve(settings)
     except WeightAveragingError as error:

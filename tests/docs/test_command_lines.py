@@ -39,7 +39,9 @@ def test_what_a_page_says_to_type_exists(page: Path) -> None:
     for words in typed_in(page):
         name = words[1] if not words[1].startswith("-") else None
         assert name in commands, f"{page.name}: {' '.join(words)}"
-        known = {option for parameter in commands[name].params for option in parameter.opts} | {"--help", "-h"}
+        inner = getattr(commands[name], "commands", {})  # of `wa tokens create` and the like
+        command = inner.get(words[2] if words[2:] else "", commands[name])
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
         given = {word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
         assert given <= known, f"{page.name}: {' '.join(words)}"
 
