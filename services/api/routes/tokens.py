@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from services.api.auth import ADMIN, scope
 from services.api.body import read_token_request
@@ -56,7 +56,9 @@ def list_tokens(catalog: CatalogDep) -> Listing[TokenResource]:
 
 @router.delete("/{token_id}", status_code=204, response_class=Response, responses=problems(403, 404, 422))
 @scope(ADMIN)
-def revoke_token(token_id: str, request: Request, catalog: CatalogDep) -> None:
+def revoke_token(
+    token_id: Annotated[str, Path(pattern="^[0-9a-f]{16}$")], request: Request, catalog: CatalogDep
+) -> None:
     """Revoke a token. Every replica refuses it within 5 seconds, and for good."""
     tokens.revoke_token(catalog.store, token_id, clock=request.app.state.clock)
     request.app.state.token_book.forget(token_id)

@@ -94,7 +94,6 @@ BEYOND_SCHEMA = (
     "preview_average",
     "ask_for_landscape",
     "create_token",
-    "predict",
 )
 CONFIG = """
 [parameters]
@@ -112,6 +111,9 @@ include-operation-id = "predict"
 
 [operations.checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "501", "503"]
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "3xx", "404", "409", "422", "501", "503"]
 """
 
 
