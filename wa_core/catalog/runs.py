@@ -119,10 +119,18 @@ def requested_averages(spec: RunSpec, entries: Iterable[LogEntry]) -> list[Avera
     return list(wanted.values())
 
 
-def submit(store: ObjectStore, request: RunRequest, *, clock: Clock, owner: str = DEFAULT_OWNER) -> RunSpec:
+def submit(
+    store: ObjectStore,
+    request: RunRequest,
+    *,
+    clock: Clock,
+    owner: str = DEFAULT_OWNER,
+    traceparent: str | None = None,
+) -> RunSpec:
     """Create a run, queued."""
     now = clock.now()
-    spec = RunSpec(run_id=layout.new_run_id(now), created_at=now, owner=owner, request=request)
+    run_id = layout.new_run_id(now)
+    spec = RunSpec(run_id=run_id, created_at=now, traceparent=traceparent, owner=owner, request=request)
     create_run(store, spec, clock=clock)
     return spec
 

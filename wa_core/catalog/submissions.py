@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 
 
 def submit_once(
-    store: ObjectStore, request: RunRequest, *, key: str, clock: Clock, owner: str = DEFAULT_OWNER
+    store: ObjectStore,
+    request: RunRequest,
+    *,
+    key: str,
+    clock: Clock,
+    owner: str = DEFAULT_OWNER,
+    traceparent: str | None = None,
 ) -> RunSpec:
     """The run of an owner's key: created, finished if it was only begun, or found.
+
+    It joins the trace of whoever sent the key first; all else about it is the same whoever creates it.
 
     Raises:
         InvalidInputError: the key stands for another submission (`idempotency_key_reused`).
@@ -41,7 +49,12 @@ def submit_once(
             code="idempotency_key_reused",
         )
     spec = RunSpec(
-        run_id=keyed.run_id, write_id=keyed.write_id, created_at=keyed.created_at, owner=owner, request=request
+        run_id=keyed.run_id,
+        write_id=keyed.write_id,
+        created_at=keyed.created_at,
+        traceparent=traceparent,
+        owner=owner,
+        request=request,
     )
     log = RunLog(store, spec.run_id, clock=clock)
     patiently(log.refresh)

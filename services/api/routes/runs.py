@@ -14,6 +14,7 @@ from services.api import wishes
 from services.api.auth import CODE, owner_of, require_scope
 from services.api.body import read_resumption, read_run_request
 from services.api.catalog import Catalog, RunSnapshot
+from services.api.observation import traceparent_of
 from services.api.problems import HttpProblem
 from services.api.ranges import etag_matches
 from services.api.resources import checkpoint_resources, run_resource
@@ -59,11 +60,12 @@ def submit_run(
     check_submission(wanted, catalog.store)
     check_webhooks(wanted.webhooks, request.app.state.webhooks)
     store, clock, owner = catalog.store, request.app.state.clock, owner_of(request)
+    trace = traceparent_of(request)
     if idempotency_key is None:
-        spec = submit(store, wanted, clock=clock, owner=owner)
+        spec = submit(store, wanted, clock=clock, owner=owner, traceparent=trace)
     else:
         check_key(idempotency_key)
-        spec = submit_once(store, wanted, key=idempotency_key, clock=clock, owner=owner)
+        spec = submit_once(store, wanted, key=idempotency_key, clock=clock, owner=owner, traceparent=trace)
     response.headers["Location"] = f"/v1/runs/{spec.run_id}"
     return run_resource(catalog.snapshot(spec.run_id))
 
