@@ -21,6 +21,7 @@ COMMANDS = (
     ("averager_lag",),
     ("averager_memory",),
     ("checkpointing",),
+    ("api_load",),
     ("report",),
 )
 

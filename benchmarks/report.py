@@ -28,6 +28,7 @@ CHAPTERS = {
     "averager_lag": ("From a commit to a published average", "python -m benchmarks.averager_lag"),
     "averager_memory": ("The averager's memory", "python -m benchmarks.averager_memory"),
     "checkpointing": ("What checkpoints add to training", "python -m benchmarks.checkpointing"),
+    "api_load": ("The API under load", "python -m benchmarks.api_load"),
 }
 INTRODUCTION = """# Benchmarks
 
@@ -63,6 +64,7 @@ def targets() -> str:
             *_start_up(),
             *_averager(),
             *_checkpointing(),
+            *_api(),
         )
     ]
     loads = [f"{data['load_average_15_min']:.1f}" for path in RESULTS.glob("*.json") if (data := _about(path))]
@@ -184,6 +186,32 @@ def _checkpointing() -> Iterator[tuple[str, str, float, bool]]:
     if "blocking" in added:
         times = added["blocking"] / added[OURS]
         yield f"{what}times less than blocking", f">= {TIMES_BLOCKING:g}", times, times >= TIMES_BLOCKING
+
+
+def _api() -> Iterator[tuple[str, str, float, bool]]:
+    parts = _load("api_load").get("parts", {})
+    if one := parts.get("reads"):
+        yield (
+            f"{one['num_clients']} clients of mixed reads: p99 in ms",
+            "< 250",
+            one["p99_ms"],
+            one["p99_ms"] < 250,
+        )
+        yield "the same: errors", "0", one["errors"], one["errors"] == 0
+    if one := parts.get("list"):
+        yield "pages of runs: p99 in ms", "< 100", one["p99_ms"], one["p99_ms"] < 100
+    if one := parts.get("submissions"):
+        is_met = one["num_runs"] == one["num_keys"] == one["keys_with_one_run"]
+        yield "runs of 1,000 keys, each sent twice", str(one["num_keys"]), one["num_runs"], is_met
+    if one := parts.get("sse"):
+        grown = one["rss_growth_bytes"] / 1e6
+        yield f"{one['num_clients']} streams: longest delay in ms", "< 2000", one["max_ms"], one["max_ms"] < 2000
+        yield "the same: memory grew by MB", "< 50", grown, grown < 50
+    if one := parts.get("downloads"):
+        peak = one["peak_rss_bytes"] / 1e6
+        for how, ratio in one["ratios"].items():
+            yield f"{one['num']} downloads at once, {how}, over straight", ">= 0.8", ratio, ratio >= 0.8
+        yield "the same: the API's memory in MB", "< 300", peak, peak < 300
 
 
 def _without_title(text: str) -> str:

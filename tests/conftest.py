@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+from support.browsing import browser, complaints, open_page  # noqa: F401  fixtures
 from support.seaweed import Seaweed, running_seaweed
 from support.stack import RunningStack, down, up
 
@@ -25,8 +26,9 @@ if os.environ.get("CI"):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How much is simulated in `tests/chaos/test_simulation.py`."""
+    """How much is simulated in `tests/chaos/test_simulation.py`, and where the page's pictures are kept."""
     parser.addoption("--sim-seeds", type=int, default=8_000, help="how many schedules to simulate")
+    parser.addoption("--pictures", default=None, help="keep the pictures of the page here (docs/images)")
     parser.addoption("--sim-seed", type=int, default=None, help="tell this one's story")
 
 

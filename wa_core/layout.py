@@ -27,9 +27,13 @@ ACTIVE = "active/"
 TELLING = "telling/"
 KEYED = "idempotency/"
 PACKAGES = "packages/"
+LANDSCAPES = "landscapes/"
+TOKENS = "tokens/"
 CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
 _RUN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_TOKEN_ID = re.compile(r"[0-9a-f]{16}")
+_TOKEN = re.compile(rf"{TOKENS}({_TOKEN_ID.pattern})(\.revoked)?\.json")
 _CHECKPOINT_FILE = re.compile(r"[0-9]{4,}-[0-9]{12,}-[0-9a-f]{16}/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -123,6 +127,41 @@ def blobs_prefix(run_id: str, name: str) -> str:
     return f"{generations_prefix(run_id, name)}blobs/"
 
 
+def landscapes_prefix(run_id: str, name: str) -> str:
+    """The landscapes of one average: requests, and a folder for what came of each."""
+    return f"{generations_prefix(run_id, name)}landscapes/"
+
+
+def landscape(run_id: str, name: str, landscape_id: str) -> str:
+    """The request for a landscape."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}.json"
+
+
+def landscape_attempts_prefix(run_id: str, name: str, landscape_id: str) -> str:
+    """Who has taken the work on a landscape."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}/attempts/"
+
+
+def landscape_attempt(run_id: str, name: str, landscape_id: str, number: int) -> str:
+    """Attempt `number` (from 1) at a landscape."""
+    return f"{landscape_attempts_prefix(run_id, name, landscape_id)}{number:04d}.json"
+
+
+def landscape_progress(run_id: str, name: str, landscape_id: str) -> str:
+    """How far the work on a landscape is."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}/progress.json"
+
+
+def landscape_result(run_id: str, name: str, landscape_id: str) -> str:
+    """What came of a landscape."""
+    return f"{landscapes_prefix(run_id, name)}{landscape_id}/result.json"
+
+
+def landscape_marker(run_id: str, name: str, landscape_id: str) -> str:
+    """Marks a landscape from its request until there is a result; the oldest request sorts first."""
+    return f"{LANDSCAPES}{landscape_id}-{run_id}-{name}.json"
+
+
 def metrics_prefix(run_id: str, *, attempt: int | None = None) -> str:
     """All metric parts of a run, by attempt and part, or those of one attempt."""
     return f"{run_prefix(run_id)}metrics/" + (f"{attempt:04d}/" if attempt is not None else "")
@@ -201,6 +240,44 @@ def keyed_submission(digest: str) -> str:
 def package(package_id: str) -> str:
     """The zip of user code that ``sha256:…`` names."""
     return f"{PACKAGES}{package_id.removeprefix('sha256:')}.zip"
+
+
+def landscape_of_marker(key: str) -> tuple[str, str, str] | None:
+    """(run id, average, landscape id) of a landscape's marker, or None for other keys."""
+    ulid = _RUN_ID.pattern
+    found = re.fullmatch(rf"{LANDSCAPES}({ulid})-({ulid})-([a-z0-9][a-z0-9-]*)\.json", key)
+    return (found.group(2), found.group(3), found.group(1)) if found else None
+
+
+def landscape_id_of(key: str) -> tuple[str, bool] | None:
+    """(landscape id, whether `key` is its result) of the key of a request or a result, or None for other keys."""
+    ulid = _RUN_ID.pattern
+    found = re.fullmatch(rf"{RUNS}{ulid}/averages/[^/]+/landscapes/({ulid})(\.json|/result\.json)", key)
+    return (found.group(1), found.group(2) != ".json") if found else None
+
+
+def token(token_id: str) -> str:
+    """The `TokenRecord` of a token."""
+    if not _TOKEN_ID.fullmatch(token_id):
+        raise InvalidInputError(f"{token_id[:100]!r} is not a token's id; ids are 16 hexadecimal digits")
+    return f"{TOKENS}{token_id}.json"
+
+
+def token_revocation(token_id: str) -> str:
+    """The `TokenRevocation` that ends a token."""
+    return f"{token(token_id).removesuffix('.json')}.revoked.json"
+
+
+def token_id_of(key: str) -> str | None:
+    """The id in the key of a token's record or revocation, or None for other keys."""
+    found = _TOKEN.fullmatch(key)
+    return found.group(1) if found else None
+
+
+def is_token_revocation(key: str) -> bool:
+    """Whether `key` is that of a revocation."""
+    found = _TOKEN.fullmatch(key)
+    return found is not None and found.group(2) is not None
 
 
 def run_id_of(key: str) -> str | None:

@@ -34,6 +34,9 @@ class Recipe(ABC):
 
     Config: ClassVar[type[RecipeConfig]] = RecipeConfig
 
+    #: What `predict` takes one of: a pydantic model, or another type that pydantic checks. None: no predictions.
+    Instance: ClassVar[Any] = None
+
     def __init__(self, config: RecipeConfig, *, seed: int = 0) -> None:
         self.config = config
         self.seed = seed
@@ -105,5 +108,21 @@ class Recipe(ABC):
 
         Returns:
             By metric name, tensors of shape (n,); the same samples in the same order for any weights.
+        """
+        return None
+
+    def predict(self, model: nn.Module, instances: list[Any]) -> list[Any]:
+        """What `model` says of each of the instances, in their order, as JSON values.
+
+        Args:
+            model: in eval mode; no gradients are recorded.
+            instances: checked `Instance`s, perhaps of several callers together.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares an Instance, so it must define predict()")
+
+    def example_inputs(self) -> tuple[Tensor, ...] | None:
+        """Inputs for ``model(*inputs)``, to export the model by; None, the default: it cannot be exported.
+
+        The first axis of each is the batch, here of two or more samples; an exported model takes any number.
         """
         return None

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,10 +36,18 @@ class MoonsConfig(RecipeConfig):
     noise: float = Field(default=0.25, ge=0, le=1)
 
 
+class Point(BaseModel):
+    """What a trained average can be asked about: one point."""
+
+    x: float
+    y: float
+
+
 class Moons(Recipe):
     """Tell two moons apart."""
 
     Config: ClassVar[type[RecipeConfig]] = MoonsConfig
+    Instance: ClassVar[type[Point]] = Point
     config: MoonsConfig
 
     def __init__(self, config: MoonsConfig, *, seed: int = 0) -> None:
@@ -99,6 +107,16 @@ class Moons(Recipe):
         logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
         accuracy = (logits.argmax(dim=1) == labels).double().mean()
         return {"loss": float(functional.cross_entropy(logits, labels)), "accuracy": float(accuracy)}
+
+    def predict(self, model: nn.Module, instances: list[Point]) -> list[list[float]]:
+        """The probabilities of the two moons."""
+        points = torch.tensor([[one.x, one.y] for one in instances])
+        probabilities: list[list[float]] = model(points).softmax(dim=1).tolist()
+        return probabilities
+
+    def example_inputs(self) -> tuple[Tensor]:
+        """Two points, to export the model by."""
+        return (self._heldout[0][:2],)
 
 
 def _moons(num_points: int, *, noise: float, seed: int) -> Points:

@@ -10,6 +10,10 @@ import structlog
 import uvicorn
 
 from services.api.app import create_app
+from services.api.connections import MAX_HEAD_BYTES, patient
+from services.api.guard import GuardLimits, Hosts
+from services.api.predictions import Predictor
+from services.api.rates import REQUESTS, SUBMISSIONS, RateLimits
 from services.api.webhooks import WebhookPolicy
 from services.runtime.lifecycle import Stop
 from services.runtime.process import run_process
@@ -28,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 GRACE_S = 7  # for requests in flight, of the 10 s that a supervisor waits
 _KEEP_ALIVE_S = 15
+# How long threads that talk to the store may keep the one that answers requests from going on; 5 ms by default.
+_SWITCH_S = 0.001
 
 
 class ApiServer(uvicorn.Server):
@@ -72,9 +78,14 @@ def serve(settings: Settings) -> int:
         write_token=_revealed(settings.write_token),
         read_token=_revealed(settings.read_token),
         named_tokens={name: token.get_secret_value() for name, token in settings.tokens.items()},
+        guard=GuardLimits(hosts=Hosts(bound=settings.api_host, more=settings.allowed_hosts.split(","))),
+        rates=RateLimits({REQUESTS: settings.rate_limit, SUBMISSIONS: settings.submit_limit}),
         on_unsafe=on_unsafe,
         stop=stop,
+        predictor=Predictor(settings.predictor_url, token=_revealed(settings.predictor_token)),
     )
+    sys.setswitchinterval(_SWITCH_S)
+    app.state.catalog.index.wake()  # the first list should not have to read every run
     app.state.webhooks = WebhookPolicy(
         is_on=settings.webhook_secret is not None, allow_private=settings.webhook_allow_private
     )
@@ -96,6 +107,8 @@ def _revealed(secret: SecretStr | None) -> str | None:
 def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=patient(),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         host=settings.api_host,
         port=settings.api_port,
         server_header=False,

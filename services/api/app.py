@@ -6,23 +6,47 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from services.api import problems
 from services.api.auth import Tokens, require_token
-from services.api.body import AverageAddition
+from services.api.body import AverageAddition, PredictionRequest, WantedRule
 from services.api.catalog import Catalog
+from services.api.dashboard import routes as pages
+from services.api.dashboard.static_files import PageFiles
+from services.api.description import complete
+from services.api.guard import Guard, GuardLimits
+from services.api.headers import SecurityHeaders
+from services.api.history import History
 from services.api.observation import ObservationMiddleware, RequestMetrics
 from services.api.patience import BriefStore
+from services.api.predictions import Predictor
+from services.api.rates import RateLimits
 from services.api.readiness import Readiness
-from services.api.routes import averages, feeds, packages, runs, service
+from services.api.routes import (
+    averages,
+    feeds,
+    formats,
+    insight,
+    landscapes,
+    packages,
+    predictions,
+    runs,
+    service,
+    session,
+    tokens,
+)
 from services.api.schemas import Problem
+from services.api.token_book import TokenBook
+from services.api.watching import Watches
 from services.api.webhooks import WebhookPolicy
+from services.api.weights import MAX_DOWNLOADS
 from services.runtime.lifecycle import Stop
 from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock
-from wa_core.records import Resumption, RunRequest
+from wa_core.records import LandscapeRequest, Resumption, RunRequest, TokenRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,7 +56,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_ROUTERS = (service.router, runs.router, packages.router, feeds.router, averages.router)
+_ROUTERS = (
+    service.router,
+    runs.router,
+    packages.router,
+    feeds.router,
+    averages.router,
+    insight.router,
+    landscapes.router,
+    pages.router,
+    tokens.router,
+    session.router,
+    predictions.router,
+    formats.router,
+)
 _DESCRIPTION = (
     "Submit training runs, watch them, and download weights that were averaged outside the training job. "
     "Errors are problem documents (RFC 9457) with a stable `code`."
@@ -46,23 +83,35 @@ class Api(FastAPI):
         """The OpenAPI description."""
         schema = super().openapi()
         known = schema["components"]["schemas"]
-        for model in (Problem, RunRequest, Resumption, AverageAddition):
+        for model in (
+            Problem,
+            RunRequest,
+            Resumption,
+            AverageAddition,
+            PredictionRequest,
+            WantedRule,
+            LandscapeRequest,
+            TokenRequest,
+        ):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             known.update(definition.pop("$defs", {}))
             known.setdefault(model.__name__, definition)
-        return schema
+        return complete(schema, is_open=self.state.tokens.is_open)
 
 
-def create_app(
+def create_app(  # noqa: PLR0913  one parameter for each thing that it is put together from
     *,
     store: ObjectStore,
     token: str | None = None,
     write_token: str | None = None,
     read_token: str | None = None,
     named_tokens: Mapping[str, str] | None = None,
+    guard: GuardLimits | None = None,
+    rates: RateLimits | None = None,
     clock: Clock | None = None,
     on_unsafe: Callable[[str], None] | None = None,
     stop: Stop | None = None,
+    predictor: Predictor | None = None,
 ) -> FastAPI:
     """The API over one bucket.
 
@@ -72,9 +121,12 @@ def create_app(
         write_token: what callers may send instead who submit and cancel runs, but send no code.
         read_token: what callers may send instead who only read.
         named_tokens: owner -> what callers may send instead whose runs are that owner's.
+        guard: what one request may take.
+        rates: how often each caller may ask; without it, as often as it likes.
         clock: the time; the machine's by default.
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
         stop: once set, waiting requests are answered, so that the process can end.
+        predictor: the way to what answers predictions; none by default.
     """
     app = Api(
         title="weight-averaging",
@@ -82,6 +134,7 @@ def create_app(
         description=_DESCRIPTION,
         dependencies=[Depends(require_token)],
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
         openapi_url=None,  # it is a route of ours, behind the token as all others
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
@@ -90,23 +143,36 @@ def create_app(
     brief = BriefStore(MeteredStore(store, metrics.store))
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
     app.state.clock = clock or SystemClock()
+    app.state.token_book = TokenBook(brief, clock=app.state.clock)
+    app.state.rates = rates or RateLimits({})
     app.state.stop = stop or Stop()
     app.state.webhooks = WebhookPolicy()  # none may be asked for, until whoever starts the process says otherwise
     app.state.catalog = Catalog(brief, clock=app.state.clock)
+    app.state.history = History(app.state.catalog)
+    app.state.watches = Watches()
+    app.state.download_threads = CapacityLimiter(MAX_DOWNLOADS)
     app.state.readiness = Readiness(store, brief, on_unsafe=on_unsafe or _log_unsafe)
+    app.state.predictor = predictor or Predictor(None)
     app.state.metrics = metrics
     app.state.methods_at = methods_at
     for router in _ROUTERS:
         app.include_router(router)
+    app.mount("/static", PageFiles(), name="static")
     problems.install(app)
-    app.add_middleware(ObservationMiddleware, metrics=metrics)  # last: the last added is the outermost
+    app.add_middleware(Guard, limits=guard or GuardLimits())
+    app.add_middleware(ObservationMiddleware, metrics=metrics)
+    app.add_middleware(SecurityHeaders)  # the outermost, so that no answer is without
     return app
 
 
 def methods_at(path: str) -> list[str]:
     """The methods that any route takes at `path`, for `Allow`."""
     routes = (route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute))
-    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
+    found = [route for route in routes if route.path_regex.match(path)]
+    named = [
+        route for route in found if ":" in route.path
+    ]  # a run's id has no colon, so `:cancel` is no part of one
+    return sorted({method for route in named or found for method in route.methods or ()})
 
 
 @asynccontextmanager
@@ -115,6 +181,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.readiness.stop()
     app.state.catalog.close()
+    await app.state.predictor.close()
 
 
 def _log_unsafe(message: str) -> None:

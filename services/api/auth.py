@@ -13,26 +13,48 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.problems import HttpProblem
+from services.api.rates import REQUESTS
+from services.api.session import check_same_origin, token_in_cookie
 from wa_core.records import DEFAULT_OWNER
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-READ, WRITE, CODE = "runs:read", "runs:write", "runs:code"
+READ, WRITE, CODE, MODELS, ADMIN = "runs:read", "runs:write", "runs:code", "models:read", "admin"
 
 _PUBLIC: set[Callable[..., Any]] = set()
 _SCOPES: dict[Callable[..., Any], str] = {}
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_ALL = frozenset({READ, WRITE, CODE})
+_ALL = frozenset({READ, WRITE, CODE, MODELS, ADMIN})
+#: Who may read runs may read what came out of them.
+_IMPLIED = {READ: frozenset({MODELS})}
 
-_bearer = HTTPBearer(auto_error=False, description="the token that the service was started with (WA_TOKEN)")
+_bearer = HTTPBearer(auto_error=False, description="WA_TOKEN, or a token made by `wa tokens create`")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is, and what it may do."""
+
+    owner: str
+    scopes: frozenset[str]
+
+    @classmethod
+    def holding(cls, scopes: frozenset[str], *, owner: str = DEFAULT_OWNER) -> "Caller":
+        """A caller with `scopes` and what they imply."""
+        implied = (_IMPLIED.get(name, frozenset()) for name in scopes)
+        return cls(owner, scopes.union(*implied))
+
+
+EVERYBODY = Caller.holding(_ALL)
+NOBODY = Caller.holding(frozenset())
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What callers may send: `full` opens everything, `write` all but sending code, `read` only looks.
+    """What callers may send: `full` opens everything, `write` all but code and tokens, `read` only looks.
 
     Those in `named` (owner -> token) open everything as well, and say whose the runs are that are submitted. With
-    none of them, everybody is let in.
+    none of them, everybody is let in. Further tokens are in the bucket (`services.api.token_book`).
     """
 
     full: str | None = None
@@ -45,22 +67,26 @@ class Tokens:
         """Whether no token is wanted."""
         return self.full is None and self.write is None and self.read is None and not self.named
 
-    def scopes_of(self, sent: str) -> frozenset[str]:
-        """What a token opens; nothing when it is none of these."""
-        known = ((self.full, _ALL), (self.write, frozenset({READ, WRITE})), (self.read, frozenset({READ})))
-        if self.owner_of(sent) is not None:
-            return _ALL
-        return next((scopes for token, scopes in known if _is_same(sent, token)), frozenset())
-
-    def owner_of(self, sent: str) -> str | None:
-        """Whose token it is, if it has a name."""
-        return next((owner for owner, token in self.named.items() if _is_same(sent, token)), None)
+    def caller_of(self, sent: str) -> Caller | None:
+        """Who sends this token; None when it is none of these."""
+        known = [
+            *((token, Caller.holding(_ALL, owner=owner)) for owner, token in self.named.items()),
+            (self.full, Caller.holding(_ALL)),
+            (self.write, Caller.holding(frozenset({READ, WRITE}))),
+            (self.read, Caller.holding(frozenset({READ}))),
+        ]
+        return next((caller for token, caller in known if _is_same(sent, token)), None)
 
 
 def public(endpoint: F) -> F:
     """Open a route to callers without a token. Goes below the route decorator."""
     _PUBLIC.add(endpoint)
     return endpoint
+
+
+def is_public(endpoint: Callable[..., Any] | None) -> bool:
+    """Whether a route is open to callers without a token."""
+    return endpoint in _PUBLIC
 
 
 def scope(name: str) -> Callable[[F], F]:
@@ -73,37 +99,65 @@ def scope(name: str) -> Callable[[F], F]:
     return mark
 
 
-def require_token(
+def scope_of(endpoint: Callable[..., Any] | None, method: str) -> str:
+    """Which scope a route needs."""
+    by_method = READ if method in _READING else WRITE
+    return _SCOPES.get(endpoint, by_method) if endpoint else by_method
+
+
+async def find_caller(request: Request, sent: str | None) -> Caller | None:
+    """Who sends this token; None when it is not this service's, and everybody where none is wanted."""
+    tokens: Tokens = request.app.state.tokens
+    if tokens.is_open:
+        return EVERYBODY
+    if sent is None:
+        return None
+    return tokens.caller_of(sent) or await request.app.state.token_book.caller_of(sent)
+
+
+async def is_signed_in(request: Request) -> bool:
+    """Whether a public page's request comes with a session that still opens something, or needs none."""
+    return await find_caller(request, token_in_cookie(request)) is not None
+
+
+async def require_token(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     """Refuse a caller without a token for the route, when the service has tokens.
 
+    A bearer token counts before a session's cookie. What a cookie changes must be asked for by a page of ours.
+
     Raises:
-        HttpProblem: 401 ``auth_missing`` or ``auth_invalid``; 403 ``scope_missing``.
+        HttpProblem: 401 ``auth_missing`` or ``auth_invalid``; 403 ``scope_missing`` or ``cross_site``; 429
+            ``rate_limited``.
     """
-    tokens: Tokens = request.app.state.tokens
     endpoint = request.scope.get("endpoint")
-    if tokens.is_open or endpoint in _PUBLIC:
-        request.state.scopes = _ALL
+    request.state.caller = EVERYBODY
+    if is_public(endpoint):
         return
-    if credentials is None:
+    sent = credentials.credentials if credentials else token_in_cookie(request)
+    caller = await find_caller(request, sent)
+    await _count(request, caller)
+    if caller is EVERYBODY:
+        return
+    if sent is None:
         raise HttpProblem(
             "this service wants a token and the request has none",
             status=401,
             code="auth_missing",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    request.state.owner = tokens.owner_of(credentials.credentials) or DEFAULT_OWNER
-    request.state.scopes = tokens.scopes_of(credentials.credentials)
-    if not request.state.scopes:
+    if caller is None:
         raise HttpProblem(
-            "the request's token is not this service's",
+            "the request's token is not this service's, or it has expired or was revoked",
             status=401,
             code="auth_invalid",
             headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
         )
-    by_method = READ if request.method in _READING else WRITE
-    require_scope(request, _SCOPES.get(endpoint, by_method) if endpoint else by_method)
+    if credentials is None and request.method not in _READING:
+        check_same_origin(request)
+    request.state.caller = caller
+    require_scope(request, scope_of(endpoint, request.method))
 
 
 def require_scope(request: Request, name: str) -> None:
@@ -112,7 +166,7 @@ def require_scope(request: Request, name: str) -> None:
     Raises:
         HttpProblem: 403 ``scope_missing``.
     """
-    if name not in request.state.scopes:
+    if name not in request.state.caller.scopes:
         raise HttpProblem(
             _WITHOUT[name],
             status=403,
@@ -121,16 +175,28 @@ def require_scope(request: Request, name: str) -> None:
         )
 
 
+async def _count(request: Request, caller: Caller | None) -> None:
+    """Count the request for its caller, or for its address where nobody has a name."""
+    if caller is None or caller is EVERYBODY:
+        who = request.client.host if request.client else ""
+    else:
+        who = caller.owner
+    request.state.counted_as = who
+    await request.app.state.rates.take(request, REQUESTS, who=who)
+
+
 def owner_of(request: Request) -> str:
     """Whose the runs are that this request submits."""
-    owner: str = getattr(request.state, "owner", DEFAULT_OWNER)
-    return owner
+    caller: Caller = request.state.caller
+    return caller.owner
 
 
 _WITHOUT = {
-    READ: "this token may not read",
+    READ: "this token may not read runs",
     WRITE: "this token may only read, and the request changes something",
     CODE: "this token may not send code to be run; ask for the service's full token",
+    MODELS: "this token may not read models",
+    ADMIN: "this token may not manage tokens",
 }
 
 

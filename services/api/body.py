@@ -9,28 +9,35 @@ import json
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
 from services.api.problems import HttpProblem
 from services.recipes.registry import recipe_names
+from services.runtime.prediction import MAX_INSTANCES
 from wa_core.packages import MAX_PACKAGE_BYTES, TOO_LARGE
 from wa_core.records import (
     AverageRequest,
     CheckpointPolicy,
     Deadlines,
+    LandscapeRequest,
     Resumption,
     RunRequest,
     Scaling,
+    TokenRequest,
     TrainingOptions,
     Webhook,
 )
+from wa_core.records import Request as BodyRequest
 
 MAX_BODY_BYTES = 1 << 20
+MAX_FORM_BYTES = 16 << 10
+MAX_FORM_FIELDS = 16
 PACKAGE_DEADLINE_S = 120.0
 _ZIP_TYPES = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 MAX_DEPTH = 64
@@ -55,6 +62,18 @@ class AverageAddition(AverageRequest):
     dry_run: bool = False
 
 
+class WantedRule(BodyRequest):
+    """The body of a preview."""
+
+    rule: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class PredictionRequest(BodyRequest):
+    """The body of a prediction, as in KServe's V1 protocol: what is asked, each as the run's recipe wants it."""
+
+    instances: list[JsonValue] = Field(min_length=1, max_length=MAX_INSTANCES)
+
+
 async def read_run_request(request: Request) -> RunRequest:
     """The submission in a request's body.
 
@@ -71,6 +90,56 @@ async def read_addition(request: Request) -> AverageAddition:
         HttpProblem: as for `read_run_request`.
     """
     return parse_body(await _read_json(request), AverageAddition)
+
+
+async def read_wanted_rule(request: Request) -> WantedRule:
+    """The rule that a request's body asks about.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), WantedRule)
+
+
+async def read_landscape_request(request: Request) -> LandscapeRequest:
+    """The landscape that a request's body asks for.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), LandscapeRequest)
+
+
+async def read_token_request(request: Request) -> TokenRequest:
+    """The token that a request's body asks for.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), TokenRequest)
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a page's form; of one that comes twice, the last.
+
+    Raises:
+        HttpProblem: 400, 408, 413 or 415.
+    """
+    _check_type(request, ("application/x-www-form-urlencoded",))
+    body = await _read(request, max_bytes=MAX_FORM_BYTES, deadline_s=BODY_DEADLINE_S, code="body_too_large")
+    try:
+        return dict(parse_qsl(body.decode(), max_num_fields=MAX_FORM_FIELDS))
+    except ValueError as error:
+        raise HttpProblem(f"the form cannot be read: {error}", status=400, code="body_not_a_form") from None
+
+
+async def read_prediction(request: Request) -> PredictionRequest:
+    """What a request's body asks an average.
+
+    Raises:
+        HttpProblem: as for `read_run_request`.
+    """
+    return parse_body(await _read_json(request), PredictionRequest)
 
 
 async def read_resumption(request: Request) -> Resumption:

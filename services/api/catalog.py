@@ -1,42 +1,56 @@
 """What the API knows of runs, read from the bucket and kept only to read less of it again.
 
 Everything here can be thrown away at any moment: logs grow by appending, specs and generations never change, so
-a cache only ever lags, and every look at a run asks the bucket what is new. An API replica holds no state.
+a cache only ever lags. Every look at a run asks the bucket what is new, until looks take up too much of the time:
+then what was seen a moment ago must do (`services.api.budget`). An API replica holds no state.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import structlog
 from pydantic import ValidationError
 
+from services.api.budget import Budget
+from services.api.index import MAX_LAG_S, UNDATED_MARKS, Index
+from services.api.kept import Kept
+from services.api.keys import KeysInUse
 from services.api.patience import DEADLINE_S, StoreAwayError
 from wa_core import layout
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.holdings import fetch_holdings
-from wa_core.catalog.runs import RunLog, add_average, fetch_spec, lineage, list_run_ids, requested_averages
-from wa_core.errors import AverageNotFoundError, ObjectNotFoundError, RunNotFoundError
+from wa_core.catalog.runs import RunLog, add_average, fetch_spec, lineage, requested_averages
+from wa_core.errors import AverageNotFoundError, CorruptError, ObjectNotFoundError, RunNotFoundError
 from wa_core.records import WAITING, CheckpointCommitted, Entry, Heartbeat, RunSpec, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from services.api.index import Row
     from wa_core.catalog.catch_up import Holdings
     from wa_core.clock import Clock
     from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
     from wa_core.store.base import ObjectStore
+
+log = structlog.get_logger(__name__)
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
+MAX_PAGES_KEPT = 1024
 NUM_READERS = 8
+
+#: A page of a run's lines: its run, kind, rank, attempt, position and limit.
+PageKey = tuple[str, str, str, int | None, Hashable, int]
 
 _WAITING = frozenset({RunState.QUEUED, RunState.RECOVERING})
 
@@ -82,30 +96,6 @@ class RunSnapshot:
         return lineage(self.entries)
 
 
-class _Kept(Generic[K, V]):
-    """The most recently used values of a function, safe for threads."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        """The value kept for `key`, or a new one. Two threads may make it; the first stays. None is not kept."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        made = make()
-        if made is None:
-            return made
-        with self._lock:
-            kept = self._values.setdefault(key, made)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return kept
-
-
 @dataclass(slots=True)
 class _Seen:
     """The highest numbers seen so far of one average; listings need not begin before them."""
@@ -122,6 +112,12 @@ class _KnownRun:
         self.log = log
         self.lock = threading.Lock()
         self.averages: defaultdict[str, _Seen] = defaultdict(_Seen)
+        self.seen: tuple[float, RunSnapshot] | None = None
+
+    def keep(self, run: RunSnapshot, *, read_at: float) -> None:
+        """Remember what was seen, unless a later look has been made."""
+        if self.seen is None or self.seen[0] <= read_at:
+            self.seen = (read_at, run)
 
 
 class Catalog:
@@ -129,14 +125,19 @@ class Catalog:
 
     def __init__(self, store: ObjectStore, *, clock: Clock) -> None:
         self.store = store
-        self._clock = clock
-        self._runs: _Kept[str, _KnownRun] = _Kept(MAX_RUNS_KEPT)
-        self._manifests: _Kept[tuple[str, str, int], AverageManifest] = _Kept(MAX_MANIFESTS_KEPT)
-        self._assessments: _Kept[tuple[str, str, int], AssessmentRecord | None] = _Kept(MAX_MANIFESTS_KEPT)
+        self.clock = clock
+        self.keys_in_use = KeysInUse()
+        self._runs: Kept[str, _KnownRun] = Kept(MAX_RUNS_KEPT)
+        self._manifests: Kept[tuple[str, str, int], AverageManifest] = Kept(MAX_MANIFESTS_KEPT)
+        self._assessments: Kept[tuple[str, str, int], AssessmentRecord | None] = Kept(MAX_MANIFESTS_KEPT)
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="catalog")
+        self.pages_of_ended: Kept[PageKey, bytes] = Kept(MAX_PAGES_KEPT)
+        self._looks = Budget(share=0.1, most_s=1.0, clock=clock)
+        self.index = Index(store, read=self.snapshots, clock=clock)
 
     def close(self) -> None:
         """Let the reading threads end."""
+        self.index.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     def spec(self, run_id: str) -> RunSpec:
@@ -147,43 +148,92 @@ class Catalog:
         """
         return self._known(run_id).spec
 
-    def entries(self, run_id: str) -> tuple[Entry, ...]:
-        """A run's whole log as of now."""
-        with self._fresh(run_id) as run:
+    def entries(self, run_id: str, *, anew: bool = False) -> tuple[Entry, ...]:
+        """A run's whole log as of now, or a moment ago when there is no time to look; `anew` looks in any case."""
+        if not anew and (seen := self.recent(run_id)) is not None:
+            return seen.entries
+        with self._looking(), self._fresh(run_id) as run:
             return tuple(run.log.entries)
 
-    def snapshot(self, run_id: str) -> RunSnapshot:
-        """All that a run resource is made of.
+    def recent(self, run_id: str) -> RunSnapshot | None:
+        """What was seen of a run a moment ago, if that must do; None: ask the bucket. Never waits."""
+        known = self._runs.peek(run_id)
+        if known is None or known.seen is None or self._looks.take():
+            return None
+        self.index.wake()
+        seen_at, run = known.seen
+        is_recent = self.clock.monotonic() - seen_at < MAX_LAG_S
+        return run if is_recent or self.index.confirmed(run_id) else None
+
+    def recent_row(self, run_id: str) -> Row | None:
+        """A run's row as seen a moment ago, if that must do; None: ask the bucket. Never waits."""
+        row = self.index.row(run_id)
+        if row is None or self._looks.take():
+            return None
+        self.index.wake()
+        is_recent = self.clock.monotonic() - row.read_at < MAX_LAG_S
+        return row if is_recent else self.index.confirmed(run_id)
+
+    def row(self, run_id: str) -> Row:
+        """The row of a run as the bucket has it now.
 
         Raises:
             RunNotFoundError: there is no such run.
         """
-        with self._fresh(run_id) as run:
-            entries, desired = tuple(run.log.entries), run.log.desired_state
-        is_over = bool(entries) and entries[-1].state.is_terminal
-        return RunSnapshot(
-            spec=run.spec,
-            entries=entries,
-            desired_state=desired,
-            heartbeat=None if is_over else self._heartbeat(run_id, "trainer"),
-            averages=tuple(self._average(run_id, wanted.name) for wanted in requested_averages(run.spec, entries)),
-            waiting=self._heartbeat(run_id, WAITING) if entries and entries[-1].state in _WAITING else None,
-        )
+        self.snapshot(run_id, anew=True)
+        row = self.index.row(run_id)
+        assert row is not None  # noqa: S101  the look has just put it there
+        return row
+
+    def snapshot(self, run_id: str, *, anew: bool = False) -> RunSnapshot:
+        """All that a run resource is made of: as of now, or a moment ago when there is no time to look.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        if not anew and (seen := self.recent(run_id)) is not None:
+            return seen
+        marks, read_at = self.index.marks_of(run_id), self.clock.monotonic()
+        with self._looking():
+            with self._fresh(run_id) as known:
+                entries, desired = tuple(known.log.entries), known.log.desired_state
+            run = self._look(known.spec, entries, desired=desired)
+        known.keep(run, read_at=read_at)
+        self.index.keep(run, marks=marks, read_at=read_at)
+        return run
 
     def snapshots(self, run_ids: Iterable[str]) -> list[RunSnapshot]:
-        """Several runs, read side by side; a run that was never wholly created is left out."""
+        """Several runs, read side by side; one that was never wholly created, or that is damaged, is left out."""
 
         def read(run_id: str) -> RunSnapshot | None:
             try:
-                return self.snapshot(run_id)
+                return self.snapshot(run_id, anew=True)
             except RunNotFoundError:
+                return None
+            except CorruptError as error:
+                log.warning("run_unreadable", run_id=run_id, error=error.message, code=error.code)
                 return None
 
         return [found for found in self._readers.map(read, run_ids) if found is not None]
 
-    def run_ids(self, *, before: str | None) -> list[str]:
-        """Ids of runs older than `before` (None: of all), newest first."""
-        return [run_id for run_id in list_run_ids(self.store) if before is None or run_id < before]
+    def side_by_side(self, read: Callable[[K], V], items: Iterable[K]) -> list[V]:
+        """What `read` gives for each item, in order, several at a time."""
+        return list(self._readers.map(read, items))
+
+    def is_known(self, run_id: str) -> bool:
+        """Whether a run's log has been seen here, so that the run is wholly created."""
+        known = self._runs.peek(run_id)
+        return known is not None and bool(known.log.entries)
+
+    def adopt(self, spec: RunSpec, log: RunLog) -> RunSnapshot:
+        """Know a run that was created just now, without reading it."""
+        known = self._runs.get(spec.run_id, lambda: _KnownRun(spec, log))
+        read_at = self.clock.monotonic()
+        empty = tuple(AverageSnapshot(average.name, None, None) for average in spec.request.averages)
+        run = RunSnapshot(spec, tuple(log.entries), log.desired_state, heartbeat=None, averages=empty)
+        known.keep(run, read_at=read_at)
+        self.index.keep(run, marks=UNDATED_MARKS, read_at=read_at)
+        return run
 
     def generation(self, run_id: str, name: str, number: int) -> AverageManifest:
         """One generation of an average.
@@ -234,6 +284,10 @@ class Catalog:
             AverageNotFoundError: the run has no average of this name.
         """
         self.wanted(run_id, name)
+        if (seen := self.recent(run_id)) is not None:
+            return next(
+                (known for known in seen.averages if known.name == name), AverageSnapshot(name, None, None)
+            )
         return self._average(run_id, name)
 
     def _average(self, run_id: str, name: str) -> AverageSnapshot:
@@ -260,18 +314,45 @@ class Catalog:
         """What there is of a run that an average could be made from."""
         return fetch_holdings(self.store, run.spec, run.entries)
 
-    def add_average(self, run_id: str, average: AverageRequest) -> None:
-        """Ask for one more average of a run.
+    def add_average(self, run_id: str, average: AverageRequest) -> RunSnapshot:
+        """Ask for one more average of a run; the run thereafter.
 
         Raises:
             ConflictError: it has one of this name.
         """
-        add_average(self.store, run_id, average, clock=self._clock)
+        add_average(self.store, run_id, average, clock=self.clock)
+        return self.snapshot(run_id, anew=True)
 
-    def ask(self, run_id: str, wish: Callable[[ObjectStore, RunSpec, RunLog], None]) -> None:
-        """Let `wish` say something in the log of a run (`services.api.wishes`)."""
+    def ask(self, run_id: str, wish: Callable[[ObjectStore, RunSpec, RunLog], None]) -> RunSnapshot:
+        """Let `wish` say something in the log of a run (`services.api.wishes`); the run thereafter."""
         with self._fresh(run_id) as run:
             wish(self.store, run.spec, run.log)
+        return self.snapshot(run_id, anew=True)
+
+    def _look(self, spec: RunSpec, entries: tuple[Entry, ...], *, desired: str) -> RunSnapshot:
+        """What there is of a run beside its log. One that never started has no trainer and no generation."""
+        state = entries[-1].state if entries else RunState.QUEUED
+        has_started = len(entries) > 1
+        names = [wanted.name for wanted in requested_averages(spec, entries)]
+        return RunSnapshot(
+            spec=spec,
+            entries=entries,
+            desired_state=desired,
+            heartbeat=self._heartbeat(spec.run_id, "trainer") if has_started and not state.is_terminal else None,
+            averages=tuple(
+                self._average(spec.run_id, name) if has_started else AverageSnapshot(name, None, None)
+                for name in names
+            ),
+            waiting=self._heartbeat(spec.run_id, WAITING) if entries and state in _WAITING else None,
+        )
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        began = self.clock.monotonic()
+        try:
+            yield
+        finally:
+            self._looks.spent(self.clock.monotonic() - began)
 
     @contextmanager
     def _fresh(self, run_id: str) -> Iterator[_KnownRun]:
@@ -290,7 +371,7 @@ class Catalog:
             raise RunNotFoundError(f"there is no run {run_id[:100]!r}")
         return self._runs.get(
             run_id,
-            lambda: _KnownRun(fetch_spec(self.store, run_id), RunLog(self.store, run_id, clock=self._clock)),
+            lambda: _KnownRun(fetch_spec(self.store, run_id), RunLog(self.store, run_id, clock=self.clock)),
         )
 
     def _generations(self, run_id: str, name: str) -> Generations:

@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from services.api.problems import HttpProblem
 from services.api.schemas import Feed, LogLine
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from wa_core.store.base import ObjectStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,50 +50,49 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """Where the parts of one feed are: the folder of an attempt, and the key of a part in it."""
+class LineFeed(Generic[T]):
+    """One feed of a run: the folder of an attempt's parts, the key of a part in it, and how a line is shown."""
 
     prefix: Callable[[int], str]
     key: Callable[[int, int], str]
+    show: Callable[[Position, str], T]
+
+    def read(
+        self, store: ObjectStore, attempts: Iterable[int], *, after: Position, limit: int
+    ) -> tuple[list[tuple[Position, T]], bool]:
+        """Up to `limit` lines of `attempts` with where each ends, and whether there are more."""
+        found = list(islice(_lines(store, self, attempts, after=after), limit + 1))
+        return [(position, self.show(position, text)) for position, text in found[:limit]], len(found) > limit
+
+    def page(self, store: ObjectStore, attempts: Iterable[int], *, after: Position, limit: int) -> Feed[T]:
+        """The same as a page."""
+        lines, has_more = self.read(store, attempts, after=after, limit=limit)
+        last = lines[-1][0] if lines else after
+        return Feed(
+            data=[line for _, line in lines], has_more=has_more, next=str(last) if last != Position() else None
+        )
 
 
-def log_feed(
-    store: ObjectStore, run_id: str, *, rank: str, attempts: Iterable[int], after: Position, limit: int
-) -> Feed[LogLine]:
-    """One page of the lines that `rank` wrote in `attempts`."""
-    parts = _Parts(
+def log_feed(run_id: str, *, rank: str) -> LineFeed[LogLine]:
+    """The lines that `rank` wrote."""
+    return LineFeed(
         prefix=lambda attempt: layout.logs_prefix(run_id, attempt=attempt, rank=rank),
         key=lambda attempt, part: layout.logs_part(run_id, attempt=attempt, rank=rank, part=part),
+        show=lambda position, text: LogLine(attempt=position.attempt, rank=rank, text=text),
     )
-    lines, has_more, following = _page(_lines(store, parts, attempts, after=after), after=after, limit=limit)
-    data = [LogLine(attempt=position.attempt, rank=rank, text=text) for position, text in lines]
-    return Feed(data=data, has_more=has_more, next=following)
 
 
-def metric_feed(
-    store: ObjectStore, run_id: str, *, attempts: Iterable[int], after: Position, limit: int
-) -> Feed[dict[str, Any]]:
-    """One page of the metric lines of `attempts`."""
-    parts = _Parts(
+def metric_feed(run_id: str) -> LineFeed[dict[str, Any]]:
+    """The metric lines."""
+    return LineFeed(
         prefix=lambda attempt: layout.metrics_prefix(run_id, attempt=attempt),
         key=lambda attempt, part: layout.metrics_part(run_id, attempt=attempt, part=part),
+        show=lambda position, text: _metric(text) | {"attempt": position.attempt},
     )
-    lines, has_more, following = _page(_lines(store, parts, attempts, after=after), after=after, limit=limit)
-    data = [_metric(text) | {"attempt": position.attempt} for position, text in lines]
-    return Feed(data=data, has_more=has_more, next=following)
-
-
-def _page(
-    lines: Iterator[tuple[Position, str]], *, after: Position, limit: int
-) -> tuple[list[tuple[Position, str]], bool, str | None]:
-    found = list(islice(lines, limit + 1))
-    page = found[:limit]
-    last = page[-1][0] if page else after
-    return page, len(found) > limit, str(last) if last != Position() else None
 
 
 def _lines(
-    store: ObjectStore, parts: _Parts, attempts: Iterable[int], *, after: Position
+    store: ObjectStore, parts: LineFeed[Any], attempts: Iterable[int], *, after: Position
 ) -> Iterator[tuple[Position, str]]:
     for attempt in attempts:
         if attempt < after.attempt:

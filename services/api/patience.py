@@ -4,8 +4,8 @@ The processes that hold work wait minutes for a store that is away. The API hold
 and Retry-After, and lets the caller decide. To keep `wa_core.catalog.commit.patiently` from waiting on, what is
 raised here is no `TransientError`.
 
-A store that accepts connections and never answers would hold an adapter for minutes, so every call runs in a
-daemon thread of its own, which is left behind at the deadline and cannot keep the process from ending.
+A store that accepts connections and never answers would hold an adapter for minutes, so every call runs in another
+thread, which is left behind at the deadline and, being a daemon, cannot keep the process from ending.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from services.api.problems import RETRY_AFTER_S, HttpProblem
@@ -29,6 +30,7 @@ T = TypeVar("T")
 PATIENCE_S = 1.5
 DEADLINE_S = 5.0
 MAX_CALLS = 64
+_IDLE_S = 10.0
 MAX_FRUITLESS_READS = 3  # in a row: a store that opens an object and then gives none of it
 
 
@@ -42,6 +44,34 @@ class StoreAwayError(HttpProblem):
             code="storage_unavailable",
             headers={"Retry-After": str(RETRY_AFTER_S)},
         )
+
+
+class _Callers:
+    """Threads that make calls, kept a while for the next ones: starting one takes as long as a quick call.
+
+    `concurrent.futures` has the same, but its threads keep the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Let a thread that has nothing to do make a call, or a new one."""
+        self._calls.put(call)
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._work, name="store-call", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=_IDLE_S)
+            except Empty:
+                if self._idle.acquire(blocking=False):
+                    return
+                continue  # a call is on its way
+            call()
+            self._idle.release()
 
 
 class BriefStore:
@@ -58,6 +88,7 @@ class BriefStore:
         self._patience_s = patience_s
         self._deadline_s = deadline_s
         self._slots = threading.BoundedSemaphore(MAX_CALLS)
+        self._callers = _Callers()
 
     def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
         """Read an object."""
@@ -98,7 +129,7 @@ class BriefStore:
         if not self._slots.acquire(timeout=self._deadline_s):
             raise StoreAwayError(f"all {MAX_CALLS} calls to it are waiting for an answer")
         answer: Future[T] = Future()
-        threading.Thread(target=self._call, args=(call, answer), name="store-call", daemon=True).start()
+        self._callers.submit(partial(self._call, call, answer))
         try:
             return answer.result(self._deadline_s)
         except TransientError as error:

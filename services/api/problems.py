@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+_HINT = "GET /openapi.json describes every request"
 
 _STATUS: dict[type[errors.WeightAveragingError], int] = {
     errors.NotFoundError: 404,
@@ -36,9 +37,58 @@ _STATUS: dict[type[errors.WeightAveragingError], int] = {
 _FRAMEWORK_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _CODES = {"store_unavailable": "storage_unavailable", "transient": "storage_unavailable"}
 _HINTS = {
+    "body_incomplete": "send the whole body; Content-Length says how much was announced",
+    "body_not_json": "send JSON as RFC 8259 has it: double quotes, no trailing commas, no comments",
+    "body_not_utf8": "encode the body as UTF-8",
+    "body_too_deep": "nest objects and lists less deeply",
+    "body_too_slow": "send the body at once; try again over a faster connection",
+    "package_too_large": "leave data and weights out of the package; recipes read them from elsewhere",
+    "unsupported_media_type": "set Content-Type to what the answer's detail names",
+    "average_not_found": "GET /v1/runs/{run_id}/averages lists the run's averages",
+    "file_not_found": "ask for one of the files that the detail names",
+    "generation_not_found": "GET /v1/runs/{run_id}/averages/{name} names the newest generation",
+    "object_not_found": "the file was removed by retention; ask for the newest generation",
+    "method_not_allowed": "use one of the methods in Allow",
+    "already_finalizing": "wait for the run's end; its averages are being published",
+    "already_finished": "submit a new run, or add an average to this one",
+    "average_exists": "give the average another name",
+    "being_cancelled": "submit a new run",
+    "cannot_rebuild": "choose another rule, or keep more checkpoints next time (keep_last, keep_every_steps)",
+    "conflict": "read the resource again, and decide anew",
+    "no_evaluation": "ask for at=latest",
+    "not_paused": "give from_step to go back to a step",
+    "not_own_run": "give the run of a trainer of your own, or submit one",
+    "still_pausing": "try again in a moment",
+    "submission_in_progress": "send the same request again after the seconds in Retry-After",
+    "too_many_averages": "submit another run for more averages",
+    "content_changed": "ask again without If-Match for what there is now",
+    "range_not_satisfiable": "Content-Range says how long the file is",
+    "before_start": "choose a rule that counts a checkpoint which is kept",
+    "duplicate_key": "write each key once",
+    "idempotency_key_reused": "send a new key with a new submission",
+    "invalid_config": "correct the fields of config that the detail names",
+    "invalid_idempotency_key": "send 1 to 200 printable ASCII characters, such as a UUID",
+    "invalid_input": "correct what the detail names",
+    "invalid_number": "write a finite number of at most 100 digits, or null",
+    "invalid_package": "send a zip of Python files with relative paths and no links",
+    "invalid_request": "correct what `errors` points at",
+    "needs_total_steps": "give the window in steps: last_steps=N",
+    "no_such_step": "GET /v1/runs/{run_id}/checkpoints lists the steps",
+    "not_a_lerp_rule": "choose swa, ema or power",
+    "package_not_found": "POST /v1/packages takes the zip, and answers with its name",
+    "recipe_not_allowed": "send your own code as a package, and name its module",
+    "step_not_kept": "choose one of kept_steps, or 0 to begin anew",
+    "unknown_recipe": "choose one of the recipes that the detail names",
+    "degraded": "GET /readyz says which check fails; try again after the seconds in Retry-After",
+    "internal": "tell an operator; the service's log has the reason under this time",
+    "unsafe_store": "an operator must use a store with conditional writes; `wa doctor` names the failed check",
     "auth_missing": "send the header `Authorization: Bearer TOKEN`; `wa up` prints the token",
     "auth_invalid": "check WA_TOKEN; `wa up` prints the token of the service it started",
-    "scope_missing": "use the service's full token (WA_TOKEN)",
+    "scope_missing": "use a token with the scope that WWW-Authenticate names, or WA_TOKEN",
+    "cross_site": "send the token as `Authorization: Bearer TOKEN`; cookies are for the service's own page",
+    "unknown_host": "call the service by a name that it knows, or add this one to its WA_ALLOWED_HOSTS",
+    "rate_limited": "try again after the seconds in Retry-After; RateLimit says how much is left",
+    "token_not_found": "GET /v1/tokens lists the tokens",
     "run_not_found": "GET /v1/runs lists the runs",
     "route_not_found": "GET /openapi.json describes every route",
     "storage_unavailable": "nothing is lost; try again after the seconds in Retry-After",
@@ -46,6 +96,9 @@ _HINTS = {
     "no_average_yet": "try again once a checkpoint has been folded and assessed",
     "body_too_large": "put large things into the bucket, not into the submission",
     "webhooks_off": "submit without `webhooks`, and ask with GET /v1/runs/{id}?wait=30 instead",
+    "prediction_not_supported": "download the weights, or give the recipe an Instance and predict()",
+    "predictor_busy": "try again after the seconds in Retry-After",
+    "predictor_unavailable": "try again after the seconds in Retry-After; an operator starts the predictor",
     "invalid_rule": "write for example swa:start_step=100 or ema:half_life=60",
 }
 
@@ -88,8 +141,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation)
 
 
-def problem_response(problem: HttpProblem) -> Response:
-    """The answer for a problem."""
+def problem_document(problem: HttpProblem) -> dict[str, Any]:
+    """A problem as JSON."""
     document: dict[str, Any] = {
         "type": f"urn:wa:problem:{problem.code}",
         "title": HTTPStatus(problem.status).phrase,
@@ -97,13 +150,17 @@ def problem_response(problem: HttpProblem) -> Response:
         "detail": problem.message,
         "code": problem.code,
     }
-    if hint := _HINTS.get(problem.code):
-        document["hint"] = hint
+    document["hint"] = _HINTS.get(problem.code, _HINT)
     if request_id := current_request_id():
         document |= {"instance": f"urn:wa:request:{request_id}", "request_id": request_id}
     document["errors"] = [{"pointer": pointer, "message": message} for pointer, message in problem.faults]
+    return document | problem.extra
+
+
+def problem_response(problem: HttpProblem) -> Response:
+    """The answer for a problem."""
     # Escaped to ASCII: a detail may quote input that has no UTF-8 form, such as a lone surrogate.
-    body = json.dumps(document | problem.extra, ensure_ascii=True).encode()
+    body = json.dumps(problem_document(problem), ensure_ascii=True).encode()
     return Response(body, status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 

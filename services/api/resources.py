@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from services.api.schemas import (
+    AveragePreview,
     AverageResource,
     CheckpointResource,
     EvaluationSet,
@@ -18,7 +19,7 @@ from services.recipes import registry
 from wa_core import layout
 from wa_core.averaging.rules import SwaRule, parse_run_rule
 from wa_core.averaging.windows import WindowRule
-from wa_core.catalog.catch_up import Replay
+from wa_core.catalog.catch_up import Replay, plan_catch_up
 from wa_core.catalog.runs import lineage
 from wa_core.errors import InvalidInputError
 from wa_core.records import (
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from services.api.catalog import AverageSnapshot, RunSnapshot
-    from wa_core.catalog.catch_up import Rebuild
+    from wa_core.averaging.rules import AnyRule
+    from wa_core.catalog.catch_up import Holdings, Rebuild
     from wa_core.records import (
         Assessment,
         AssessmentRecord,
@@ -146,8 +148,9 @@ def average_resource(
         last_step=shown.last_step if shown else None,
         behind=behind(shown, checkpoints),
         coefficients=shown.coefficients if shown else {},
-        evaluation=_evaluation_set(assessment) if assessment else EvaluationSet(),
+        evaluation=evaluation_set(assessment),
         batchnorm=assessment.batchnorm if assessment else None,
+        layers=assessment.layers if assessment else [],
         rejected=shown.rejected if shown else [],
         skipped=shown.skipped if shown else [],
         weights=_weights(run_id, served),
@@ -158,6 +161,21 @@ def average_resource(
     )
 
 
+def average_resources(run: RunSnapshot) -> list[AverageResource]:
+    """A run's averages, in the order in which they were asked for."""
+    return [
+        average_resource(
+            run.spec.run_id,
+            wanted,
+            shown=average.newest,
+            served=average.served,
+            best=average.served.best if average.served else None,
+            checkpoints=run.lineage,
+        )
+        for wanted, average in zip(run.wanted, run.averages, strict=True)
+    ]
+
+
 def prediction_resource(plan: Replay | Rebuild) -> Prediction:
     """How an average that is added catches up, as the API shows it."""
     return Prediction(
@@ -166,6 +184,21 @@ def prediction_resource(plan: Replay | Rebuild) -> Prediction:
         noise_gain=plan.noise_gain,
         reads=len(plan.files),
         read_bytes=plan.read_bytes,
+    )
+
+
+def preview_resource(held: Holdings, rule: AnyRule) -> AveragePreview:
+    """What an average by `rule` would be, as the API shows it."""
+    prediction, reason = None, None
+    try:
+        prediction = prediction_resource(plan_catch_up(held, rule))
+    except InvalidInputError as error:
+        reason = Reason(code=error.code, message=error.message)
+    return AveragePreview(
+        rule=rule.spelling,
+        coefficients=rule.coefficients([entry.step for entry in held.sound() if rule.counts(entry.step)]),
+        prediction=prediction,
+        reason=reason,
     )
 
 
@@ -218,7 +251,10 @@ def _rebuilt(shown: AverageManifest | None) -> RebuiltFrom | None:
     return RebuiltFrom(num_parts=len(found.parts), profile_error=found.profile_error, noise_gain=found.noise_gain)
 
 
-def _evaluation_set(assessment: Assessment) -> EvaluationSet:
+def evaluation_set(assessment: Assessment | None) -> EvaluationSet:
+    """How a generation measures, as the API shows it; empty before it was assessed."""
+    if assessment is None:
+        return EvaluationSet()
     return EvaluationSet(
         raw=_flat(assessment.raw),
         averaged=_flat(assessment.averaged),

@@ -15,8 +15,13 @@ from wa_core.records import (
     CheckpointPolicy,
     Comparison,
     Deadlines,
+    LandscapeKind,
+    LayerDistance,
+    Losses,
+    MarkedPoint,
     RunState,
     Scaling,
+    Scope,
     SetAside,
     TrainingOptions,
 )
@@ -126,6 +131,7 @@ class AverageResource(Resource):
     coefficients: dict[int, float]
     evaluation: EvaluationSet
     batchnorm: BatchNormSummary | None
+    layers: list[LayerDistance] = Field(default_factory=list, description="how far it is from the raw weights")
     rejected: list[SetAside]
     skipped: list[SetAside]
     weights: Weights | None
@@ -133,6 +139,25 @@ class AverageResource(Resource):
     best_generation: int | None = Field(description="the one with the lowest held-out loss so far")
     rebuilt: RebuiltFrom | None = Field(description="null where every checkpoint in it was folded")
     warnings: list[str] = Field(default_factory=list, description="what may make it worse than it could be")
+
+
+class Coefficient(Resource):
+    """One checkpoint in an average, and its part in it."""
+
+    step: int
+    coefficient: float
+    sha256: str | None = Field(description="of the checkpoint's weights, where they were folded one by one")
+
+
+class Coefficients(Resource):
+    """What published weights are made of: the coefficients sum to 1, and are ordered by step."""
+
+    run_id: str
+    average: str
+    generation: int
+    rule: str
+    sha256: str = Field(description="of the published weights")
+    data: list[Coefficient]
 
 
 class Prediction(Resource):
@@ -154,6 +179,75 @@ class AddedAverage(AverageResource):
     """An average that was added, or would be, with what that takes."""
 
     prediction: Prediction
+
+
+class AveragePreview(Resource):
+    """What an average by `rule` would be of the checkpoints so far, and what adding it would take.
+
+    `prediction` is null where it cannot be made from what is kept; `reason` then says why, and what to ask for.
+    """
+
+    rule: str
+    coefficients: dict[int, float]
+    prediction: Prediction | None
+    reason: Reason | None
+
+
+class GenerationResource(Resource):
+    """One generation in an average's history.
+
+    `step` is that of the newest checkpoint it has looked at, `last_step` that of the newest one in it.
+    `checkpoint_committed_at` is when the latter was whole in the bucket, `created_at` when the generation was,
+    and `published_at` when its weights could be downloaded: `lag_s` is from the first to the last of these.
+    `batchnorm` is without layers; the average itself shows those.
+    """
+
+    generation: int
+    step: int | None
+    n_averaged: int
+    created_at: AwareDatetime
+    last_step: int | None
+    checkpoint_committed_at: AwareDatetime | None
+    published_at: AwareDatetime | None
+    lag_s: float | None
+    evaluation: EvaluationSet
+    batchnorm: BatchNormSummary | None
+
+
+class GenerationPage(Resource):
+    """Part of an average's history, the oldest first; `next` is the generation to go on after, also at the end."""
+
+    data: list[GenerationResource]
+    has_more: bool
+    next: int
+
+
+class LandscapeResource(Resource):
+    """The loss along a line, or over a plane, through weights of a run.
+
+    A line goes from the raw weights (0 on its `axis`) to the average (1) and a quarter beyond both; `losses` is a
+    list. A plane has coordinates `axis` and `axis_y` in the distance of weights; `losses` has a row for each of
+    `axis_y`. `train_losses` are on calibration data, in the same form. A loss that is not finite is null. In a
+    list of landscapes these are empty.
+    """
+
+    landscape_id: str
+    kind: LandscapeKind
+    points: int = Field(description="of the line, or of one side of the plane")
+    state: Literal["queued", "running", "succeeded", "failed"]
+    progress: float = Field(ge=0, le=1)
+    reason: Reason | None = Field(description="why it failed")
+    generation: int | None = Field(description="of the average that it goes through")
+    axis: list[float] = Field(default_factory=list)
+    axis_y: list[float] = Field(default_factory=list)
+    losses: Losses | list[Losses] = Field(default_factory=list)
+    train_losses: Losses | list[Losses] = Field(default_factory=list)
+    markers: list[MarkedPoint] = Field(default_factory=list)
+    is_recalibrated: bool = Field(default=False, description="whether BatchNorm was, at every point")
+    num_heldout: int = Field(default=0, description="samples behind each of `losses`")
+    num_train: int = Field(default=0, description="samples behind each of `train_losses`")
+    created_at: AwareDatetime
+    finished_at: AwareDatetime | None = None
 
 
 class LogLine(Resource):
@@ -209,6 +303,24 @@ class PackageResource(BaseModel):
     unpacked_bytes: int
     num_files: int
     modules: list[str]
+
+
+class TokenResource(Resource):
+    """A token that was made here. Its secret begins with `prefix` and ends with `last_four`."""
+
+    token_id: str
+    name: str = Field(description="the owner of the runs that it submits")
+    prefix: str
+    last_four: str
+    scopes: list[Scope]
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None
+
+
+class NewToken(TokenResource):
+    """A token that was just made; `secret` is what callers send as bearer token, and is never shown again."""
+
+    secret: str
 
 
 class Problem(Resource):

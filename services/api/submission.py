@@ -6,21 +6,25 @@ can do: its recipes and its rules.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from services.api.keys import check_key
 from services.api.problems import HttpProblem
 from services.recipes.registry import check_recipe
+from wa_core import layout
 from wa_core.averaging.rules import parse_run_rule
 from wa_core.catalog.packages import NOT_FOUND, fetch_package
+from wa_core.catalog.runs import create_run
+from wa_core.catalog.submissions import claim_key, finish
 from wa_core.errors import ConflictError, InvalidInputError
 from wa_core.packages import find_recipe
-from wa_core.records import MAX_AVERAGES
-
-MAX_KEY_CHARS = 200
+from wa_core.records import MAX_AVERAGES, RunSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from services.api.catalog import Catalog, RunSnapshot
     from wa_core.averaging.rules import AnyRule
     from wa_core.records import AverageRequest, RunRequest
     from wa_core.store.base import ObjectStore
@@ -51,16 +55,45 @@ def check_submission(request: RunRequest, store: ObjectStore) -> None:
         raise HttpProblem(detail, status=422, code="invalid_rule", faults=faults)
 
 
-def check_key(key: str) -> None:
-    """Refuse an Idempotency-Key that says too little, or more than a header should.
+def submitted_run(
+    catalog: Catalog, request: RunRequest, *, key: str | None, owner: str, traceparent: str | None = None
+) -> RunSnapshot:
+    """A new run; or, with an Idempotency-Key, the one run that the key stands for.
+
+    A run joins the trace of the request that creates it, a `traceparent`.
 
     Raises:
-        HttpProblem: 422 ``invalid_idempotency_key``.
+        HttpProblem: 422 ``invalid_idempotency_key``, 409 ``submission_in_progress``.
+        InvalidInputError: the key stands for another submission (`idempotency_key_reused`).
     """
-    if not 1 <= len(key) <= MAX_KEY_CHARS or not (key.isascii() and key.isprintable()):
-        detail = f"the Idempotency-Key must be 1 to {MAX_KEY_CHARS} printable ASCII characters, such as a UUID"
-        faults = [("header.Idempotency-Key", detail)]
-        raise HttpProblem(detail, status=422, code="invalid_idempotency_key", faults=faults)
+    store, clock = catalog.store, catalog.clock
+    if key is None:
+        now = clock.now()
+        run_id = layout.new_run_id(now)
+        spec = RunSpec(run_id=run_id, created_at=now, traceparent=traceparent, owner=owner, request=request)
+        return catalog.adopt(spec, create_run(store, spec, clock=clock))
+    check_key(key)
+    with catalog.keys_in_use.using(owner, key):
+        claim = claim_key(store, request, key=key, clock=clock, owner=owner)
+        claim = replace(claim, spec=claim.spec.model_copy(update={"traceparent": traceparent}))
+        if claim.is_new:
+            return catalog.adopt(claim.spec, create_run(store, claim.spec, clock=clock))
+        if not catalog.is_known(claim.spec.run_id):
+            finish(store, claim, clock=clock)
+        return catalog.snapshot(claim.spec.run_id)
+
+
+def check_rule(spelling: str) -> AnyRule:
+    """The rule that is spelled so.
+
+    Raises:
+        HttpProblem: 422 ``invalid_rule``.
+    """
+    try:
+        return parse_run_rule(spelling)
+    except InvalidInputError as error:
+        faults = [("rule", error.message)]
+        raise HttpProblem(f"rule: {error.message}", status=422, code="invalid_rule", faults=faults) from None
 
 
 def check_addition(average: AverageRequest, *, existing: Sequence[AverageRequest]) -> AnyRule:
@@ -70,11 +103,7 @@ def check_addition(average: AverageRequest, *, existing: Sequence[AverageRequest
         HttpProblem: 422 ``invalid_rule``.
         ConflictError: ``average_exists``, or ``too_many_averages``.
     """
-    try:
-        rule = parse_run_rule(average.rule)
-    except InvalidInputError as error:
-        faults = [("rule", error.message)]
-        raise HttpProblem(f"rule: {error.message}", status=422, code="invalid_rule", faults=faults) from None
+    rule = check_rule(average.rule)
     if average.name in {known.name for known in existing}:
         raise ConflictError(f"the run has an average {average.name!r} already", code="average_exists")
     if len(existing) >= MAX_AVERAGES:

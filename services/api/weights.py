@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
+from anyio import to_thread
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from services.api.problems import HttpProblem
@@ -21,12 +22,16 @@ from services.api.ranges import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from anyio import CapacityLimiter
     from starlette.requests import Request
 
     from wa_core.records import FileRef
     from wa_core.store.base import ObjectStore
 
 PRESIGNED_FOR_S = 3600
+MAX_DOWNLOADS = 64  # more wait for their turn, chunk by chunk
 
 
 def weights_response(request: Request, store: ObjectStore, file: FileRef, *, filename: str) -> Response:
@@ -51,7 +56,14 @@ def weights_response(request: Request, store: ObjectStore, file: FileRef, *, fil
     headers["Content-Length"] = str((span or whole).length)
     if span is not None:
         headers["Content-Range"] = span.content_range
-    return StreamingResponse(chunks, status_code=206 if span else 200, headers=headers)
+    threads: CapacityLimiter = request.app.state.download_threads
+    return StreamingResponse(_sent(chunks, threads), status_code=206 if span else 200, headers=headers)
+
+
+async def _sent(chunks: Iterator[bytes], threads: CapacityLimiter) -> AsyncIterator[bytes]:
+    """The chunks, read in threads of the downloads' own: however many there are, other requests have theirs."""
+    while (chunk := await to_thread.run_sync(next, chunks, None, limiter=threads)) is not None:
+        yield chunk
 
 
 def redirect_response(store: ObjectStore, file: FileRef) -> Response | None:

@@ -13,6 +13,8 @@ import structlog
 import torch
 
 from services.averager.assessor import ProcessAssessor
+from services.averager.landscape_job import Limits
+from services.averager.landscaper import Landscaper
 from services.averager.scratch import Scratch
 from services.averager.worker import Averager
 from services.runtime.exposition import exposed
@@ -40,12 +42,15 @@ def serve(settings: Settings) -> int:
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(settings))
         assessor = stack.enter_context(_assessor(settings))
+        landscaper = Landscaper(store, clock=SystemClock(), scratch=scratch, limits=_landscape_limits(settings))
+        stack.callback(landscaper.close)
         averager = Averager(
             store,
             clock=SystemClock(),
             assessor=assessor,
             scratch=scratch,
             should_stop=lambda: stop.is_set,
+            landscaper=landscaper,
         )
         if settings.averager_port is not None:
             port, variable = settings.averager_port, "WA_AVERAGER_PORT"
@@ -77,6 +82,10 @@ def _assessor(settings: Settings) -> ProcessAssessor:
     return ProcessAssessor(
         time_limit_s=settings.assess_time_limit_s, memory_limit_bytes=settings.assess_memory_mb << 20
     )
+
+
+def _landscape_limits(settings: Settings) -> Limits:
+    return Limits(time_s=settings.landscape_time_limit_s, memory_bytes=settings.landscape_memory_mb << 20)
 
 
 def _scratch(settings: Settings) -> Scratch:

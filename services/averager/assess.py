@@ -8,20 +8,18 @@ measure again: weights, recipe, config, seed and data all being the same, the an
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import os
-import signal
 import sys
 import traceback
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
+from services.averager.layers import measure_distances
 from services.averager.measuring import (
     Measured,
     Trial,
@@ -44,6 +42,7 @@ from services.averager.protocol import (
     value_path,
 )
 from services.recipes.loader import load_recipe
+from services.runtime.confined import take_stdout, yield_to_others
 from wa_core.averaging.files.sources import open_source, specs_of
 from wa_core.records import BatchNormSummary
 from wa_core.tensors import map_checkpoint, serialize
@@ -55,20 +54,20 @@ if TYPE_CHECKING:
 
     from services.averager.protocol import Finding
     from wa_core.recipe import Recipe
+    from wa_core.records import LayerDistance
 
 T = TypeVar("T")
 
 NICENESS = 10
 MAX_RESULTS_KEPT = 32
 _BLOCK_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1
 
 
 def main(load: Load = load_recipe) -> int:
     """Serve jobs until stdin ends; `load` finds the recipe that a job names."""
-    _yield_to_others()
+    yield_to_others(niceness=NICENESS)  # measuring must not slow the trainer down
     torch.set_num_threads(1)
-    answers = _take_stdout()
+    answers = take_stdout()
     assessing = Assessing(load)
     for line in sys.stdin:
         for finding in assessing.findings(Path(json.loads(line))):
@@ -107,7 +106,7 @@ class Assessing:
         raw = self._measure_raw(setting, raw_path(folder)) if job.has_raw else None
         yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=setting.data_sha256)
         for name in job.averages:
-            yield self._assess(setting, name, folder, raw)
+            yield self._assess(setting, name, folder, raw, has_raw=job.has_raw)
         yield JobDone()
 
     def _set_up(self, job: JobFile) -> _Setting:
@@ -125,7 +124,9 @@ class Assessing:
             _describe(error)
             return None
 
-    def _assess(self, setting: _Setting, name: str, folder: Path, raw: Measured | None) -> AverageFound:
+    def _assess(
+        self, setting: _Setting, name: str, folder: Path, raw: Measured | None, *, has_raw: bool
+    ) -> AverageFound:
         path = value_path(folder, name)
         try:
             trial = self._trials.get(
@@ -139,6 +140,7 @@ class Assessing:
                 after=finite(trial.after.metrics) if trial.after else None,
                 batchnorm=trial.batchnorm,
                 comparison=compare_measured(trial.after, raw),
+                layers=_distances(setting.model, path, raw_path(folder)) if has_raw else [],
                 has_buffers=bool(trial.buffers),
             )
         except Exception as error:  # noqa: BLE001  user code may raise anything; the other averages are not held up
@@ -192,27 +194,13 @@ def weights_digest(path: Path) -> str:
         source.close()
 
 
+def _distances(model: nn.Module, averaged: Path, raw: Path) -> list[LayerDistance]:
+    return measure_distances(model, map_checkpoint(averaged), map_checkpoint(raw))
+
+
 def _describe(error: Exception) -> str:
     traceback.print_exception(error)  # for whoever wrote the recipe
     return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
-
-
-def _yield_to_others() -> None:
-    """Measuring must not slow the trainer down, take the averager's memory, or outlive the averager."""
-    os.nice(NICENESS)
-    score = Path("/proc/self/oom_score_adj")  # Linux; elsewhere the parent's limit must do
-    if score.exists():
-        score.write_text("1000")
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _take_stdout() -> Any:  # noqa: ANN401  a text stream
-    """Keep stdout for answers, and send what user code prints to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
 
 
 if __name__ == "__main__":

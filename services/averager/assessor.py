@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import structlog
 from pydantic import ValidationError
 
-from services.averager.child import COMMAND, Child
+from services.averager.child import COMMAND, AssessChild
 from services.averager.protocol import (
     MESSAGE_LIMIT,
     AverageFound,
@@ -149,7 +149,7 @@ class ProcessAssessor:
         self._memory_limit_bytes = memory_limit_bytes
         self._clock = clock or SystemClock()
         self._command = command
-        self._child: Child | None = None
+        self._child: AssessChild | None = None
         self._package: str | None = None
         self._hearing: _Hearing | None = None
         self._writing: _Writing | None = None
@@ -177,8 +177,8 @@ class ProcessAssessor:
             # What one package has imported must not stand in for another's modules, nor see another's weights.
             if self._child is None or not self._child.is_ready or self._package != job.request.package:
                 self._end_child()
-                self._child, self._package = Child(self._command), job.request.package
-            self._child.ask(job.folder)
+                self._child, self._package = AssessChild(self._command), job.request.package
+            self._child.ask_job(job.folder)
         except OSError as error:
             self._give_up("assess_failed", f"the assess process could not be asked ({error})")
 
@@ -351,6 +351,7 @@ class _Writing:
             batchnorm=found.batchnorm,
             comparison=found.comparison,
             data_sha256=raw.data_sha256 if raw else None,
+            layers=found.layers,
             took_s=self._took_s,
         )
 

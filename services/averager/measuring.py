@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.averager.layers import measure_drift
 from wa_core.batchnorm import recalibrate
 from wa_core.calibration import count_samples
 from wa_core.comparison import compare
@@ -101,6 +102,7 @@ def try_average(recipe: Recipe, model: nn.Module, weights: Mapping[str, Tensor])
         num_batches=report.num_batches,
         num_samples=report.num_samples,
         message="the model has no BatchNorm layers" if report.skipped else "",
+        layers=measure_drift(model, weights),
     )
     return Trial(before, measure(recipe, model), summary, _changed(model, weights))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from wa_core.records import BatchNormSummary, Comparison, Record, Sha256
+from wa_core.records import MAX_LAYERS, BatchNormSummary, Comparison, LayerDistance, Record, Sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,7 @@ class AverageFound(Record):
     after: dict[str, float] | None = None
     batchnorm: BatchNormSummary
     comparison: Comparison | None = None
+    layers: list[LayerDistance] = Field(default_factory=list, max_length=MAX_LAYERS)
     has_buffers: bool = False
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from services.averager.assessor import Assessor
+    from services.averager.landscaper import Landscaper
     from services.averager.scratch import Scratch
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
@@ -45,6 +46,7 @@ class Averager:
         should_stop: asked in the middle of long work; when true, the work is given up.
         publish_every_folds: while behind, a generation comes after so many checkpoints.
         assess_interval_s: while training goes on, assessing starts at most so often.
+        landscaper: works landscapes out in between; closed by its owner.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Averager:
         should_stop: Callable[[], bool] = lambda: False,
         publish_every_folds: int = 8,
         assess_interval_s: float = 5.0,
+        landscaper: Landscaper | None = None,
     ) -> None:
+        self._landscaper = landscaper
         self._store = store
         self._clock = clock
         self._assessor = assessor
@@ -94,6 +98,8 @@ class Averager:
         did = [self._step(run_id) for run_id in in_turn]
         self._janitor.sweep_if_due(held=self._followers.keys(), active=active)
         self._observe()
+        if self._landscaper is not None:
+            self._landscaper.work(is_idle=not any(did))
         return any(did)
 
     def close(self) -> None:

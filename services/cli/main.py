@@ -61,6 +61,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "checkpoints": "results:checkpoints",
         "averages": "results:averages",
         "download": "results:download",
+        "export": "export:export",
         "rebuild": "rebuild:rebuild",
         "verify": "verify:verify",
     },

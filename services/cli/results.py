@@ -67,8 +67,8 @@ def download(
     Example: wa download RUN --average swa -o swa.safetensors
     """
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S) as client:
-        name = average or _only_average(client, run_id)
-        download_weights(client, run_id, name, output, file=f"weights.{file_format}", at=_at(at))
+        name = average or only_average(client, run_id)
+        download_weights(client, run_id, name, output, file=f"weights.{file_format}", at=chosen_state(at))
     answer(str(output))
 
 
@@ -79,7 +79,8 @@ def download_weights(
     output: Path,
     *,
     file: str = "weights.safetensors",
-    at: str | int = "latest",
+    at: str | int | None = None,
+    generation: int | None = None,
 ) -> None:
     """Download with a bar, if a terminal is there."""
     console = notices()
@@ -89,10 +90,11 @@ def download_weights(
         on_progress: Callable[[int, int], None] = lambda done, total: progress.update(  # noqa: E731
             task, completed=done, total=total
         )
-        client.download(run_id, name, output, file=file, at=at, on_progress=on_progress)
+        client.download(run_id, name, output, file=file, at=at, generation=generation, on_progress=on_progress)
 
 
-def _at(text: str) -> str | int:
+def chosen_state(text: str) -> str | int:
+    """What `--at` means: best, latest, or the number of a step."""
     if text in {"best", "latest"}:
         return text
     if text.isdecimal():
@@ -100,7 +102,8 @@ def _at(text: str) -> str | int:
     raise typer.BadParameter(f"{text!r} is none of: best, latest, the number of a step.", param_hint="'--at'")
 
 
-def _only_average(client: Client, run_id: str) -> str:
+def only_average(client: Client, run_id: str) -> str:
+    """The average that is meant when none is named."""
     names = [str(one["name"]) for one in client.averages(run_id)]
     if not names:
         raise AverageNotFoundError(f"run {run_id} has no averages; submit with --average to get some")

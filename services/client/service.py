@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from services.client.download import fetch_file
-from services.client.transport import Transport
+from services.client.transport import Query, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -227,6 +227,43 @@ class Client:
         """One average: its newest state, or that of a generation, of a step, or ``at="best"``."""
         return self._object(_average(run_id, name), generation=generation, step=step, at=at)
 
+    def predict(
+        self,
+        run_id: str,
+        name: str,
+        instances: list[Any],
+        *,
+        generation: int | None = None,
+        step: int | None = None,
+        at: str | None = None,
+    ) -> Json:
+        """Ask published weights; ``predictions`` has one for each of `instances`, and the rest names the weights.
+
+        `ApiError` with the code ``invalid_instances`` says what is wrong with which, ``prediction_not_supported``
+        that the run's recipe cannot be asked.
+        """
+        query: Query = {"generation": generation, "step": step, "at": at}
+        body = {"instances": instances}
+        return dict(self._transport.post(f"{_average(run_id, name)}:predict", body=body, query=query))
+
+    def model_card(self, run_id: str, name: str, *, generation: int | None = None) -> str:
+        """The model card of published weights: Markdown, with the front matter of a Hugging Face repository."""
+        path = f"{_average(run_id, name)}/model-card"
+        with self._transport.stream(path, query={"generation": generation}) as response:
+            return response.read().decode()
+
+    def model_config(self, run_id: str, name: str, *, generation: int | None = None) -> Json:
+        """What it takes to build the model of published weights: recipe, package, config, seed."""
+        return self._object(f"{_average(run_id, name)}/config.json", generation=generation)
+
+    def coefficients(self, run_id: str, name: str, *, generation: int | None = None) -> Json:
+        """The checkpoints in published weights, each with its coefficient and sha256, as ``data``."""
+        return self._object(f"{_average(run_id, name)}/coefficients", generation=generation)
+
+    def provenance(self, run_id: str, name: str, *, generation: int | None = None) -> Json:
+        """What published weights were made of, and how: an in-toto statement."""
+        return self._object(f"{_average(run_id, name)}/provenance", generation=generation)
+
     def download(
         self,
         run_id: str,
@@ -235,6 +272,7 @@ class Client:
         *,
         file: str = "weights.safetensors",
         at: str | int | None = None,
+        generation: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Download averaged weights to `path`, going on with a partial download and checking the digest.
@@ -245,6 +283,7 @@ class Client:
             path: the file to write; it appears whole or not at all (``PATH.part`` until then).
             file: ``weights.safetensors`` or ``weights.pt``.
             at: ``"latest"`` (also None), ``"best"``, or the step of the last checkpoint in it.
+            generation: the generation, instead of `at`.
             on_progress: told (bytes so far, bytes in all) after each piece.
 
         Raises:
@@ -252,6 +291,7 @@ class Client:
             InvalidInputError: `path` cannot be written.
         """
         query: dict[str, str | int | float | None] = {"step": at} if isinstance(at, int) else {"at": at}
+        query["generation"] = generation
         return fetch_file(
             self._transport, f"{_average(run_id, name)}/{quote(file)}", path, query=query, on_progress=on_progress
         )

@@ -65,15 +65,15 @@ class Transport:
         """
         return self._patiently(lambda: self._exchange("GET", path, query=query, extra_s=extra_s))
 
-    def post(self, path: str, *, body: object = None, key: str | None = None) -> Any:  # noqa: ANN401  JSON
+    def post(self, path: str, *, body: object = None, key: str | None = None, query: Query | None = None) -> Any:  # noqa: ANN401  JSON
         """POST, and return the JSON that it answers.
 
         With an Idempotency-Key `key` it is tried again while the service is away; without one it is sent once.
         """
         if key is None:
-            return self._exchange("POST", path, body=body)
+            return self._exchange("POST", path, body=body, query=query)
         headers = {"Idempotency-Key": key}
-        return self._patiently(lambda: self._exchange("POST", path, body=body, headers=headers))
+        return self._patiently(lambda: self._exchange("POST", path, body=body, query=query, headers=headers))
 
     def upload(self, path: str, *, body: bytes, content_type: str) -> Any:  # noqa: ANN401  JSON
         """POST bytes once, and return the JSON that it answers."""

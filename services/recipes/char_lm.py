@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from services.recipes.char_lm_config import CONTEXT, NUM_HELDOUT_SAMPLES, NUM_TRAIN_SAMPLES, CharLmConfig
+from services.recipes.char_lm_config import (
+    CONTEXT,
+    NUM_HELDOUT_SAMPLES,
+    NUM_TRAIN_SAMPLES,
+    CharLmConfig,
+    CharLmInstance,
+)
 from wa_core.errors import ConfigurationError
 from wa_core.recipe import Recipe
 
@@ -38,6 +44,7 @@ EVAL_BATCH_SIZE = 64
 HELDOUT_EVERY = 10
 _NEWLINE = NUM_CHARACTERS - 1
 _FIRST = 0x20
+_NUM_LIKELIEST = 5
 
 
 class Block(nn.Module):
@@ -95,6 +102,7 @@ class CharLm(Recipe):
     """Predict the next character; the same split and the same samples in every run."""
 
     Config: ClassVar[type[RecipeConfig]] = CharLmConfig
+    Instance: ClassVar[type[CharLmInstance]] = CharLmInstance
     config: CharLmConfig
 
     def __init__(self, config: CharLmConfig, *, seed: int = 0) -> None:
@@ -169,6 +177,34 @@ class CharLm(Recipe):
         loss = torch.cat(losses)
         return {"loss": loss, "bits_per_char": loss / math.log(2), "accuracy": torch.cat(hits)}
 
+    def predict(self, model: nn.Module, instances: list[CharLmInstance]) -> list[dict[str, object]]:
+        """The likeliest ``continuation``, and the likeliest ``next`` characters with their probabilities."""
+        texts = [_codes(one.prompt).tolist() for one in instances]
+        values, codes = _next_logits(model, texts).double().softmax(dim=1).topk(_NUM_LIKELIEST)
+        likeliest = [
+            dict(zip(_text(row), values_of_row, strict=True))
+            for row, values_of_row in zip(codes.tolist(), values.tolist(), strict=True)
+        ]
+        for _ in range(max(one.max_new_characters for one in instances)):
+            for text, following in zip(texts, _next_logits(model, texts).argmax(dim=1).tolist(), strict=True):
+                text.append(following)
+        return [
+            {"continuation": _text(text[len(one.prompt) :][: one.max_new_characters]), "next": found}
+            for one, text, found in zip(instances, texts, likeliest, strict=True)
+        ]
+
+    def example_inputs(self) -> tuple[Tensor]:
+        """Two held-out stretches: int64 (2, 64)."""
+        return (self._heldout[:2, :-1],)
+
+
+def _next_logits(model: nn.Module, texts: list[list[int]]) -> Tensor:
+    """Logits of the characters after each text, (n, 96). What fills up short ones comes later, and is not seen."""
+    seen = [text[-CONTEXT:] for text in texts]
+    longest = max(map(len, seen))
+    logits: Tensor = model(torch.tensor([text + [0] * (longest - len(text)) for text in seen]))
+    return logits[torch.arange(len(seen)), torch.tensor([len(text) - 1 for text in seen])]
+
 
 def read_text() -> str:
     """The whole text: printable ASCII and newlines, runs of blanks shortened to one."""
@@ -181,8 +217,7 @@ def read_text() -> str:
 
 @cache
 def _load_split() -> tuple[Tensor, Tensor]:
-    codes = torch.tensor(list(read_text().encode("ascii")))
-    codes = torch.where(codes == ord("\n"), _NEWLINE, codes - _FIRST)
+    codes = _codes(read_text())
     # Stretches share no character, so nothing that is held out is ever seen, not even as context.
     num_all, length = NUM_TRAIN_SAMPLES + NUM_HELDOUT_SAMPLES, CONTEXT + 1
     if len(codes) < num_all * length:
@@ -193,3 +228,12 @@ def _load_split() -> tuple[Tensor, Tensor]:
     samples = codes[: num_all * length].reshape(num_all, length)
     is_heldout = torch.arange(num_all) % HELDOUT_EVERY == HELDOUT_EVERY - 1
     return samples[~is_heldout], samples[is_heldout]
+
+
+def _codes(text: str) -> Tensor:
+    codes = torch.tensor(list(text.encode("ascii")))
+    return torch.where(codes == ord("\n"), _NEWLINE, codes - _FIRST)
+
+
+def _text(codes: Iterable[int]) -> str:
+    return "".join("\n" if code == _NEWLINE else chr(code + _FIRST) for code in codes)

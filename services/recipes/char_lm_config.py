@@ -1,10 +1,12 @@
-"""What the char_lm recipe can be told; free of torch, so that the API can check it."""
+"""What the char_lm recipe can be told and asked; free of torch, so that the API can check it."""
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
 
-from wa_core.records import RecipeConfig
+from pydantic import Field, StringConstraints, model_validator
+
+from wa_core.records import RecipeConfig, Request
 
 NUM_TRAIN_SAMPLES = 549
 NUM_HELDOUT_SAMPLES = 61
@@ -34,3 +36,10 @@ class CharLmConfig(RecipeConfig):
                 f"width {self.width} cannot be shared by {self.heads} heads; make it a multiple of heads"
             )
         return self
+
+
+class CharLmInstance(Request):
+    """A text to go on with, of printable ASCII and newlines; its last 64 characters are what the model sees."""
+
+    prompt: Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[\x20-\x7e\n]+$")]
+    max_new_characters: int = Field(default=32, ge=0, le=256)

@@ -7,6 +7,7 @@ Handwritten Digits", UCI; the schedule: Izmailov et al. 2018, section 3.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from services.recipes.digits_config import NUM_HELDOUT_SAMPLES, NUM_TRAIN_SAMPLES, DigitsConfig
+from services.recipes.digits_config import (
+    MAX_GREY,
+    NUM_HELDOUT_SAMPLES,
+    NUM_TRAIN_SAMPLES,
+    DigitsConfig,
+    DigitsInstance,
+)
 from wa_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -79,11 +86,12 @@ class Digits(Recipe):
     """Classify handwritten digits; the same split and the same samples in every run."""
 
     Config: ClassVar[type[RecipeConfig]] = DigitsConfig
+    Instance: ClassVar[type[DigitsInstance]] = DigitsInstance
     config: DigitsConfig
 
     def __init__(self, config: DigitsConfig, *, seed: int = 0) -> None:
         super().__init__(config, seed=seed)
-        self._train, self._heldout = _load_split()
+        self._train, self._heldout, self._scale = _load_split()
 
     @property
     def num_train_samples(self) -> int:
@@ -154,6 +162,28 @@ class Digits(Recipe):
             for module, training in modes.items():
                 module.training = training
 
+    def predict(self, model: nn.Module, instances: list[DigitsInstance]) -> list[dict[str, object]]:
+        """The likeliest ``digit``, and the ``probabilities`` of 0 to 9."""
+        images = torch.tensor([one.image for one in instances]).div(MAX_GREY).unsqueeze(1)
+        found = model(self._scale.apply(images)).double().softmax(dim=1)
+        return [{"digit": int(each.argmax()), "probabilities": each.tolist()} for each in found]
+
+    def example_inputs(self) -> tuple[Tensor]:
+        """Two held-out images, standardised: float32 (2, 1, 8, 8)."""
+        return (self._heldout[0][:2],)
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What images are standardised by: the training images' mean and deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the model takes them."""
+        return (images - self.mean) / self.std
+
 
 @torch.no_grad()
 def _measure(model: nn.Module, batches: Iterable[Labelled]) -> dict[str, Tensor]:
@@ -169,9 +199,9 @@ def _batches(data: Labelled) -> Iterator[Labelled]:
     return zip(torch.split(data[0], EVAL_BATCH_SIZE), torch.split(data[1], EVAL_BATCH_SIZE), strict=True)
 
 
-def _load_split() -> tuple[Labelled, Labelled]:
+def _load_split() -> tuple[Labelled, Labelled, Standard]:
     bundle = load_digits()
-    images = torch.from_numpy(bundle.images).float().div(16).unsqueeze(1)
+    images = torch.from_numpy(bundle.images).float().div(MAX_GREY).unsqueeze(1)
     labels = torch.from_numpy(bundle.target).long()
     train, heldout = train_test_split(
         torch.arange(len(labels)).numpy(),
@@ -180,6 +210,6 @@ def _load_split() -> tuple[Labelled, Labelled]:
         stratify=labels.numpy(),
         random_state=SPLIT_SEED,
     )
-    mean, std = images[train].mean(), images[train].std()
-    standardised = (images - mean) / std
-    return (standardised[train], labels[train]), (standardised[heldout], labels[heldout])
+    scale = Standard(images[train].mean(), images[train].std())
+    standardised = scale.apply(images)
+    return (standardised[train], labels[train]), (standardised[heldout], labels[heldout]), scale

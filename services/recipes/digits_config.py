@@ -1,13 +1,20 @@
-"""What the digits recipe can be told; free of torch, so that the API can check it."""
+"""What the digits recipe can be told and asked; free of torch, so that the API can check it."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from wa_core.records import RecipeConfig
+from wa_core.records import RecipeConfig, Request
 
 NUM_TRAIN_SAMPLES = 1437
 NUM_HELDOUT_SAMPLES = 360
+IMAGE_SIZE = 8
+MAX_GREY = 16.0
+
+Grey = Annotated[float, Field(ge=0, le=MAX_GREY)]
+Row = Annotated[list[Grey], Field(min_length=IMAGE_SIZE, max_length=IMAGE_SIZE)]
 
 
 class DigitsConfig(RecipeConfig):
@@ -24,3 +31,9 @@ class DigitsConfig(RecipeConfig):
     weight_decay: float = Field(default=5e-4, ge=0, le=1)
     warmup_steps: int = Field(default=20, ge=0, le=1_000_000)
     width: int = Field(default=16, ge=1, le=512)
+
+
+class DigitsInstance(Request):
+    """What to recognise: rows of grey values, 0 for paper and 16 for ink, as in the data set."""
+
+    image: list[Row] = Field(min_length=IMAGE_SIZE, max_length=IMAGE_SIZE)

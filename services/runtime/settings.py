@@ -22,20 +22,28 @@ class Settings(BaseSettings):
     send `token`; or `write_token`, which opens all but the sending of code; or `read_token` if they only read; or
     one of `tokens` (JSON: owner -> token), whose runs are that owner's; with none set the API is open.
 
+    The API answers to loopback names, the one that it is bound to, and `allowed_hosts` (with commas between); with
+    `api_host` 0.0.0.0 to every address as well. Each owner may send `rate_limit` requests (such as 600/minute; no
+    limit when not set or empty) and `submit_limit` submissions to each replica.
+
     `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too small for it, since nodes may be
     on their way. A runner trains `max_concurrent_runs` at a time, and of each owner at most `max_runs_per_owner`.
 
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
-    process `assess_memory_mb` MiB. With `averager_port` it answers `/livez`, `/readyz` and
-    `/metrics` on that port of `averager_host`; a runner does the same with `runner_port` and `runner_host`,
-    a notifier with `notifier_port` and `notifier_host`.
+    process `assess_memory_mb` MiB; one landscape `landscape_time_limit_s` and `landscape_memory_mb`. With
+    `averager_port` it answers `/livez`, `/readyz` and `/metrics` on that port of `averager_host`; a runner does
+    the same with `runner_port` and `runner_host`, a notifier with `notifier_port` and `notifier_host`.
 
     With `tracing`, or an OTEL_EXPORTER_OTLP_ENDPOINT, spans are sent there; `tracing=0` keeps them here.
 
     Webhooks are told by a notifier, which signs with `webhook_secret`; the API takes none without it. Private
     addresses are called only if `webhook_allow_private`. Links in messages begin with `public_url`, the API's
     address as others reach it.
+
+    The API asks the predictor at `predictor_url`, and both know `predictor_token`; without a URL there are no
+    predictions. A process that holds models loads `predictor_models_mb` MiB of weights at a time, the last used
+    ones, and is killed when it takes `predictor_memory_mb` MiB of memory, or `predictor_time_limit_s` for a batch.
     """
 
     model_config = SettingsConfigDict(env_prefix="WA_", extra="ignore", frozen=True)
@@ -53,6 +61,9 @@ class Settings(BaseSettings):
     write_token: SecretStr | None = None
     read_token: SecretStr | None = None
     tokens: dict[Name, SecretStr] = Field(default_factory=dict)
+    allowed_hosts: str = ""
+    rate_limit: str | None = None
+    submit_limit: str | None = "6000/minute"
 
     ray_address: str | None = None
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)
@@ -64,6 +75,8 @@ class Settings(BaseSettings):
     accumulator_memory_mb: int = Field(default=256, ge=0)
     assess_time_limit_s: float = Field(default=300.0, gt=0)
     assess_memory_mb: int = Field(default=4096, ge=1)
+    landscape_time_limit_s: float = Field(default=900.0, gt=0)
+    landscape_memory_mb: int = Field(default=4096, ge=1)
     averager_host: str = "127.0.0.1"
     averager_port: int | None = Field(default=None, ge=0, le=65535)
 
@@ -72,6 +85,14 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = False
     notifier_host: str = "127.0.0.1"
     notifier_port: int | None = Field(default=None, ge=0, le=65535)
+
+    predictor_url: str | None = None
+    predictor_token: SecretStr | None = None
+    predictor_host: str = "127.0.0.1"
+    predictor_port: int = Field(default=8002, ge=0, le=65535)
+    predictor_models_mb: int = Field(default=1024, ge=1)
+    predictor_memory_mb: int = Field(default=4096, ge=1)
+    predictor_time_limit_s: float = Field(default=30.0, gt=0)
 
     poll_interval_s: float = Field(default=0.25, gt=0)
     tracing: bool | None = None

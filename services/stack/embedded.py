@@ -8,6 +8,7 @@ what was left.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -244,8 +245,9 @@ def _plan(folder: DataFolder, options: StackOptions) -> StackPlan:
         raise ConfigurationError(f"port {options.api_port} is taken; choose another with --port, or none")
     known = folder.credentials()
     # All at once, so that none is handed out twice.
-    ports = seaweedfs.free_ports(seaweedfs.NUM_PORTS + ray_head.NUM_PORTS + 1)
-    api_port, ray_ports, store_ports = ports[0], ports[1 : ray_head.NUM_PORTS + 1], ports[ray_head.NUM_PORTS + 1 :]
+    ports = seaweedfs.free_ports(seaweedfs.NUM_PORTS + ray_head.NUM_PORTS + 2)
+    (api_port, predictor_port), ports = ports[:2], ports[2:]
+    ray_ports, store_ports = ports[: ray_head.NUM_PORTS], ports[ray_head.NUM_PORTS :]
     store = _store_config(folder.store, store_ports, known)
     # Always below /tmp: a unix socket's path must stay under 104 bytes, and Ray adds about 65.
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir="/tmp"))
@@ -257,6 +259,8 @@ def _plan(folder: DataFolder, options: StackOptions) -> StackPlan:
         store=store,
         ray=ray_head.RayHeadConfig(temp_dir=scratch / "ray", ports=ray_ports, token=known.ray_token),
         api_port=options.api_port or api_port,
+        predictor_port=predictor_port,
+        predictor_token=secrets.token_urlsafe(24),
         temp_dir=temp_dir,
     )
 

@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from services.stack.seaweedfs import SeaweedConfig
     from services.stack.state import Credentials
 
-STOP_ORDER: tuple[tuple[str, ...], ...] = (("runner", "averager", "notifier"), ("api",), ("ray",), ("store",))
-_OURS = ("WA_STORE_URL", "WA_S3_", "WA_API_", "WA_TOKEN", "WA_RAY_", "AWS_", "RAY_")
+STOP_ORDER: tuple[tuple[str, ...], ...] = (
+    ("runner", "averager", "notifier"),
+    ("api",),
+    ("predictor",),
+    ("ray",),
+    ("store",),
+)
+# Where the predictor is, and what the API shows it; how much it may take can be set from outside.
+_BETWEEN = ("WA_PREDICTOR_URL", "WA_PREDICTOR_HOST", "WA_PREDICTOR_PORT", "WA_PREDICTOR_TOKEN")
+_OURS = ("WA_STORE_URL", "WA_S3_", "WA_API_", "WA_TOKEN", "WA_RAY_", "AWS_", "RAY_", *_BETWEEN)
 # What callers send instead of the stack's own token; nobody else needs to know, user code in Ray workers least.
 _OTHER_TOKENS = ("WA_TOKENS", "WA_WRITE_TOKEN", "WA_READ_TOKEN")
 _WEBHOOK_SECRET = "WA_WEBHOOK_SECRET"  # noqa: S105  the variable's name
@@ -42,7 +50,8 @@ class ChildSpec:
 class StackPlan:
     """Everything that the children's command lines and environments follow from.
 
-    `temp_dir` is where children make temporary files, so that those of a killed one are found and removed.
+    `predictor_token` is between the API and the predictor, and new at every start. `temp_dir` is where children
+    make temporary files, so that those of a killed one are found and removed.
     """
 
     stack_id: str
@@ -50,6 +59,8 @@ class StackPlan:
     store: SeaweedConfig
     ray: RayHeadConfig
     api_port: int
+    predictor_port: int
+    predictor_token: str
     temp_dir: Path
 
     @property
@@ -72,13 +83,20 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
     webhooks = {_WEBHOOK_SECRET: inherited[_WEBHOOK_SECRET]} if inherited.get(_WEBHOOK_SECRET) else {}
     base |= {MARKER: plan.stack_id, "TMPDIR": str(plan.temp_dir), "PYTHONUNBUFFERED": "1"}
     service = base | settings_of(plan)
+    predictor = {
+        "WA_PREDICTOR_URL": f"http://127.0.0.1:{plan.predictor_port}",
+        "WA_PREDICTOR_HOST": "127.0.0.1",
+        "WA_PREDICTOR_PORT": str(plan.predictor_port),
+        "WA_PREDICTOR_TOKEN": plan.predictor_token,
+    }
     specs = [
         ChildSpec("store", tuple(seaweedfs.argv(plan.store)), base | seaweedfs.environment(plan.store)),
         # Ray holds nothing worth waiting for, and outstays any grace while workers are around.
         ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray_head.environment(plan.ray), grace_s=2.0),
         ChildSpec("runner", _module("services.trainer"), service | ray_head.environment(plan.ray)),
         ChildSpec("averager", _module("services.averager"), service),
-        ChildSpec("api", _module("services.api"), service | tokens | webhooks),
+        ChildSpec("api", _module("services.api"), service | tokens | webhooks | predictor),
+        ChildSpec("predictor", _module("services.predictor"), service | predictor),
     ]
     if webhooks:
         specs.append(ChildSpec("notifier", _module("services.notifier"), service | webhooks))

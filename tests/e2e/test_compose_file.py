@@ -26,7 +26,7 @@ each_dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda 
 
 def test_every_process_of_the_stack_is_a_service() -> None:
     """The containers are the processes of the embedded stack, with one more Ray node; the notifier is optional."""
-    assert set(SERVICES) == {"store", "ray-head", "ray-worker", "averager", "api", "notifier"}
+    assert set(SERVICES) == {"store", "ray-head", "ray-worker", "averager", "predictor", "api", "notifier"}
     assert [name for name, service in SERVICES.items() if "profiles" in service] == ["notifier"]
 
 
@@ -50,7 +50,7 @@ def test_no_service_has_rights_it_does_not_need(name: str) -> None:
     assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & set(service)
 
 
-@pytest.mark.parametrize("name", ["store", "averager", "api", "notifier"])
+@pytest.mark.parametrize("name", ["store", "averager", "predictor", "api", "notifier"])
 def test_services_that_run_no_training_code_cannot_write_to_their_image(name: str) -> None:
     """Their root file system is read-only; what they write goes to a volume or to memory."""
     assert SERVICES[name]["read_only"] is True

@@ -33,8 +33,11 @@ from wa_core.records import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator, Mapping
 
+    from services.api.guard import GuardLimits
+    from services.api.predictions import Predictor
     from wa_core.store.base import ObjectStore
 
 DIGITS = "services.recipes.digits:Digits"
@@ -156,12 +159,24 @@ class ApiRun:
 
 
 @contextmanager
-def serving(store: ObjectStore, *, token: str | None = None) -> Iterator[str]:
-    """The API's address, while it serves on a free loopback port in a thread."""
+def serving(
+    store: ObjectStore,
+    *,
+    token: str | None = None,
+    guard: GuardLimits | None = None,
+    predictor: Predictor | None = None,
+    protocol: type[asyncio.Protocol] | None = None,
+    port: int = 0,
+) -> Iterator[str]:
+    """The API's address, while it serves on a loopback port, free unless given, in a thread."""
     stop = Stop()
-    app = create_app(store=store, token=token, stop=stop)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    app = create_app(store=store, token=token, stop=stop, guard=guard, predictor=predictor)
+    listener = socket.create_server(("127.0.0.1", port))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, http=protocol or "auto", log_config=None, access_log=False, timeout_graceful_shutdown=2
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

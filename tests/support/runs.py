@@ -33,7 +33,12 @@ class HandmadeRun:
     """A run with one attempt started, to which a test commits checkpoints."""
 
     def __init__(
-        self, store: ObjectStore, *, averages: Mapping[str, str | AverageRequest], **request: object
+        self,
+        store: ObjectStore,
+        *,
+        averages: Mapping[str, str | AverageRequest],
+        recipe: str = DIGITS,
+        **request: object,
     ) -> None:
         self.store = store
         self.clock = ManualClock()
@@ -41,7 +46,7 @@ class HandmadeRun:
             wanted if isinstance(wanted, AverageRequest) else AverageRequest(name=name, rule=wanted)
             for name, wanted in averages.items()
         ]
-        spec = submit(store, RunRequest(recipe=DIGITS, averages=requested, **request), clock=self.clock)  # type: ignore[arg-type]
+        spec = submit(store, RunRequest(recipe=recipe, averages=requested, **request), clock=self.clock)  # type: ignore[arg-type]
         self.run_id = spec.run_id
         self.log = RunLog(store, self.run_id, clock=self.clock)
         self.start_attempt()

@@ -18,8 +18,34 @@ from wa_core.errors import AlreadyExistsError, ConflictError, CorruptError, Tran
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wa_core.records import AssessmentRecord, AverageManifest, Delivery, KeyedSubmission, LogEntry, RunSpec
+    from wa_core.records import (
+        AssessmentRecord,
+        AverageManifest,
+        Delivery,
+        KeyedSubmission,
+        LandscapeAttempt,
+        LandscapeRecord,
+        LandscapeResult,
+        LogEntry,
+        RunSpec,
+        TokenRecord,
+        TokenRevocation,
+    )
     from wa_core.store.base import ObjectStore
+
+    Committed = (
+        LogEntry
+        | AverageManifest
+        | AssessmentRecord
+        | RunSpec
+        | KeyedSubmission
+        | Delivery
+        | LandscapeRecord
+        | LandscapeAttempt
+        | LandscapeResult
+        | TokenRecord
+        | TokenRevocation
+    )
 
 T = TypeVar("T")
 
@@ -51,11 +77,11 @@ def patiently(call: Callable[[], T], *, patience_s: float = COMMIT_PATIENCE_S) -
 def commit(
     store: ObjectStore,
     key: str,
-    record: LogEntry | AverageManifest | AssessmentRecord | RunSpec | KeyedSubmission | Delivery,
+    record: Committed,
     *,
     patience_s: float = COMMIT_PATIENCE_S,
-) -> None:
-    """Make `record` the one and only content of `key`.
+) -> bytes:
+    """Make `record` the one and only content of `key`; what is stored there, by this try or by an earlier one.
 
     Raises:
         ConflictError: another write has the key; read it and decide anew.
@@ -69,6 +95,8 @@ def commit(
         found = patiently(lambda: store.get(key), patience_s=patience_s)
         if _write_id(found) != record.write_id:
             raise ConflictError(f"{key} was written by somebody else first") from None
+        return found
+    return body
 
 
 def parse(parser: Callable[[bytes], T], body: bytes, *, key: str) -> T:

@@ -119,24 +119,16 @@ def requested_averages(spec: RunSpec, entries: Iterable[LogEntry]) -> list[Avera
     return list(wanted.values())
 
 
-def submit(
-    store: ObjectStore,
-    request: RunRequest,
-    *,
-    clock: Clock,
-    owner: str = DEFAULT_OWNER,
-    traceparent: str | None = None,
-) -> RunSpec:
+def submit(store: ObjectStore, request: RunRequest, *, clock: Clock, owner: str = DEFAULT_OWNER) -> RunSpec:
     """Create a run, queued."""
     now = clock.now()
-    run_id = layout.new_run_id(now)
-    spec = RunSpec(run_id=run_id, created_at=now, traceparent=traceparent, owner=owner, request=request)
+    spec = RunSpec(run_id=layout.new_run_id(now), created_at=now, owner=owner, request=request)
     create_run(store, spec, clock=clock)
     return spec
 
 
-def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> None:
-    """Write all that makes a run. Doing so again with the same spec, or at once with another, changes nothing.
+def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> RunLog:
+    """Write all that makes a run, and return its log. Doing so again, or at once with another, changes nothing.
 
     The markers come first: a crash in between leaves markers without a run, which readers ignore, and never a
     run that no runner will find. One that its owner trains has no place in the queue.
@@ -147,7 +139,9 @@ def create_run(store: ObjectStore, spec: RunSpec, *, clock: Clock) -> None:
     if spec.trainer == "service":
         store.put(layout.queue_marker(spec.run_id, priority=spec.request.priority), marker)
     commit(store, layout.run_spec(spec.run_id), spec)
-    RunLog(store, spec.run_id, clock=clock).append(Submitted(write_id=spec.write_id))
+    log = RunLog(store, spec.run_id, clock=clock)
+    log.append(Submitted(write_id=spec.write_id), is_first=True)
+    return log
 
 
 def add_average(store: ObjectStore, run_id: str, request: AverageRequest, *, clock: Clock) -> AverageAdded:
@@ -292,7 +286,14 @@ class RunLog:
             write_log_hint(self._store, self.run_id, self._entries)
             self._hinted = len(self._entries)
 
-    def append(self, entry: E, *, attempt: int | None = None, expect: Collection[RunState] | None = None) -> E:
+    def append(
+        self,
+        entry: E,
+        *,
+        attempt: int | None = None,
+        expect: Collection[RunState] | None = None,
+        is_first: bool = False,
+    ) -> E:
         """Commit `entry` as the next one, and return it as written.
 
         Appending the same entry again, after an answer that was lost, finds it in the log and changes nothing.
@@ -301,6 +302,7 @@ class RunLog:
             entry: what happened; its seq, time, attempt and state are filled in here.
             attempt: on whose behalf it is said, when that is an attempt.
             expect: the states in which saying it makes sense; None for any that is not final.
+            is_first: the log is probably empty, so it is not read before the first try.
 
         Raises:
             FencedError: a newer attempt has started.
@@ -310,7 +312,8 @@ class RunLog:
             TransientError: the store is away; the entry may or may not be in the log, and appending the same
                 entry again is safe.
         """
-        patiently(self.refresh, patience_s=self._patience_s)
+        if not is_first:
+            patiently(self.refresh, patience_s=self._patience_s)
         while True:
             if (written := self._find(entry)) is not None:
                 return written
@@ -318,14 +321,16 @@ class RunLog:
             stamped = self._stamp(entry)
             key = layout.log_entry(self.run_id, stamped.seq)
             try:
-                commit(self._store, key, stamped, patience_s=self._patience_s)
+                body = commit(self._store, key, stamped, patience_s=self._patience_s)
             except ConflictError:
                 # Somebody else's entry has this seq. Read it before deciding again: it may have fenced us.
                 patiently(self._read_next, patience_s=self._patience_s)
                 continue
-            # Every LogEntry with a kind is an Entry.
-            self._add(stamped, sha256=digest_of(stamped.model_dump_json().encode()))  # type: ignore[arg-type]
-            return stamped
+            # Another process that finishes the same submission may have stored it with another time.
+            stored = stamped if body == stamped.model_dump_json().encode() else parse_entry(body, key=key)
+            # Every LogEntry with a kind is an Entry, and the same write is of the same kind.
+            self._add(stored, sha256=digest_of(body))  # type: ignore[arg-type]
+            return stored  # type: ignore[return-value]
 
     def _find(self, entry: E) -> E | None:
         for known in reversed(self._entries):

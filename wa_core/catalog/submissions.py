@@ -8,6 +8,7 @@ at once write the same bytes.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wa_core import layout
@@ -22,26 +23,41 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a key stands for; `is_new` when this call has given it its meaning: nothing of the run exists yet."""
+
+    spec: RunSpec
+    is_new: bool
+
+
 def submit_once(
-    store: ObjectStore,
-    request: RunRequest,
-    *,
-    key: str,
-    clock: Clock,
-    owner: str = DEFAULT_OWNER,
-    traceparent: str | None = None,
+    store: ObjectStore, request: RunRequest, *, key: str, clock: Clock, owner: str = DEFAULT_OWNER
 ) -> RunSpec:
     """The run of an owner's key: created, finished if it was only begun, or found.
-
-    It joins the trace of whoever sent the key first; all else about it is the same whoever creates it.
 
     Raises:
         InvalidInputError: the key stands for another submission (`idempotency_key_reused`).
         TransientError: the store is away; submitting with the same key again is safe.
     """
+    claim = claim_key(store, request, key=key, clock=clock, owner=owner)
+    finish(store, claim, clock=clock)
+    return claim.spec
+
+
+def claim_key(
+    store: ObjectStore, request: RunRequest, *, key: str, clock: Clock, owner: str = DEFAULT_OWNER
+) -> Claim:
+    """Let an owner's key stand for a submission, or find what it stands for.
+
+    Raises:
+        InvalidInputError: it stands for another submission (`idempotency_key_reused`).
+        TransientError: the store is away.
+    """
     digest = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
     body_sha256 = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
-    keyed = _keyed(store, layout.keyed_submission(digest), body_sha256=body_sha256, clock=clock)
+    mine = _new_record(body_sha256, clock=clock)
+    keyed = _keyed(store, layout.keyed_submission(digest), mine=mine)
     if keyed.body_sha256 != body_sha256:
         raise InvalidInputError(
             f"this Idempotency-Key stands for run {keyed.run_id}, which was submitted with another body; send a "
@@ -49,24 +65,32 @@ def submit_once(
             code="idempotency_key_reused",
         )
     spec = RunSpec(
-        run_id=keyed.run_id,
-        write_id=keyed.write_id,
-        created_at=keyed.created_at,
-        traceparent=traceparent,
-        owner=owner,
-        request=request,
+        run_id=keyed.run_id, write_id=keyed.write_id, created_at=keyed.created_at, owner=owner, request=request
     )
-    log = RunLog(store, spec.run_id, clock=clock)
+    return Claim(spec, is_new=keyed.write_id == mine.write_id)
+
+
+def finish(store: ObjectStore, claim: Claim, *, clock: Clock) -> RunLog:
+    """Create the run that a key stands for, unless it is whole; its log.
+
+    Raises:
+        TransientError: the store is away; doing so again is safe.
+    """
+    if claim.is_new:
+        return create_run(store, claim.spec, clock=clock)
+    log = RunLog(store, claim.spec.run_id, clock=clock)
     patiently(log.refresh)
-    if not log.entries:  # else it is whole, and its markers are others' business by now
-        create_run(store, spec, clock=clock)
-    return spec
+    # A run with a log is whole, and its markers are others' business by now.
+    return log if log.entries else create_run(store, claim.spec, clock=clock)
 
 
-def _keyed(store: ObjectStore, name: str, *, body_sha256: str, clock: Clock) -> KeyedSubmission:
-    """The record of a key, made if there is none."""
+def _new_record(body_sha256: str, *, clock: Clock) -> KeyedSubmission:
     now = clock.now()
-    mine = KeyedSubmission(run_id=layout.new_run_id(now), created_at=now, body_sha256=body_sha256)
+    return KeyedSubmission(run_id=layout.new_run_id(now), created_at=now, body_sha256=body_sha256)
+
+
+def _keyed(store: ObjectStore, name: str, *, mine: KeyedSubmission) -> KeyedSubmission:
+    """The record of a key; `mine` if there is none."""
     try:
         return _fetch(store, name)
     except ObjectNotFoundError:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from wa_core.records.base import FORMAT, Name, Record, Sha256, new_write_id
 from wa_core.records.entries import FileRef
+
+#: What is told apart in one record; of models with more layers, those under one path are told together.
+MAX_LAYERS = 512
+MAX_LAYER_CHARS = 300
+
+LayerName = Annotated[str, StringConstraints(max_length=MAX_LAYER_CHARS)]
 
 
 class SetAside(Record):
@@ -26,6 +32,31 @@ class Evaluation(Record):
     metrics: dict[str, float]
 
 
+class BatchNormDrift(Record):
+    """How far the statistics that came with an average were from those of its own weights, in one BatchNorm layer.
+
+    `mean_shift` is the root mean square over channels of the difference of the means, in units of the new standard
+    deviation. `variance_ratio` is the geometric mean over channels of new variance by old; channels without
+    variance are left out, and it is None where all are.
+    """
+
+    name: LayerName
+    mean_shift: float = Field(ge=0)
+    variance_ratio: float | None = Field(default=None, gt=0)
+
+
+class LayerDistance(Record):
+    """The L2 distance between averaged and raw parameters of one module (or of several under one path).
+
+    `relative` is the distance by the norm of the raw ones, None where that is 0. `size` counts numbers.
+    """
+
+    name: LayerName
+    distance: float = Field(ge=0)
+    relative: float | None = Field(default=None, ge=0)
+    size: int = Field(ge=0)
+
+
 class BatchNormSummary(Record):
     """What recalibration did: ``recalibrated``, ``skipped`` (no BatchNorm layers) or ``failed``."""
 
@@ -35,6 +66,7 @@ class BatchNormSummary(Record):
     num_samples: int = Field(default=0, ge=0)
     code: str | None = None
     message: str = ""
+    layers: list[BatchNormDrift] = Field(default_factory=list, max_length=MAX_LAYERS)
 
 
 class Comparison(Record):
@@ -70,6 +102,7 @@ class Assessment(Record):
     When `batchnorm.status` is ``failed``, the published weights carry pooled BatchNorm statistics. Metrics that
     are not finite are left out. `comparison` is None where there was nothing to compare with, or too little.
     `data_sha256` is a digest of the held-out and calibration batches: only assessments on the same data compare.
+    `layers` says where the average is away from the raw weights; it is empty without those, or without a recipe.
     """
 
     raw: Evaluation | None = None
@@ -78,6 +111,7 @@ class Assessment(Record):
     batchnorm: BatchNormSummary
     comparison: Comparison | None = None
     data_sha256: Sha256 | None = None
+    layers: list[LayerDistance] = Field(default_factory=list, max_length=MAX_LAYERS)
     took_s: float = Field(default=0.0, ge=0)
 
 

@@ -343,7 +343,7 @@ def _client(
         retries={"mode": "standard", "total_max_attempts": tries},
         connect_timeout=5,
         read_timeout=read_timeout_s,
-        max_pool_connections=32,
+        max_pool_connections=128,  # the API serves that many downloads at once, each on a connection of its own
         tcp_keepalive=True,
     )
     try:

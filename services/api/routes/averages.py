@@ -1,20 +1,25 @@
 """A run's averages, and their weights to download."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
+from services.api.auth import MODELS, scope
 from services.api.body import AverageAddition, read_addition
+from services.api.catalog import AverageSnapshot, Catalog
+from services.api.provenance import averaged_stem
 from services.api.resources import average_resource, prediction_resource
-from services.api.routes.dependencies import CatalogDep, problems
-from services.api.schemas import AddedAverage, AverageResource, Listing
+from services.api.routes.dependencies import UNCHANGED, CatalogDep, RunDep, json_response, problems
+from services.api.schemas import AddedAverage, AverageResource, Page
 from services.api.selection import Selection, best_generation, select, select_file
 from services.api.submission import check_addition
 from services.api.weights import redirect_response, weights_response
 from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.runs import lineage
-from wa_core.records import AverageRequest
+from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted
 
 router = APIRouter(prefix="/v1/runs/{run_id}/averages", tags=["averages"])
 
@@ -28,7 +33,7 @@ _FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def selection(
+async def selection(
     generation: Annotated[int | None, Query(ge=1, le=_MAX_GENERATION)] = None,
     step: Annotated[int | None, Query(ge=0, lt=10**12, description="step of the last checkpoint in it")] = None,
     at: Annotated[Literal["latest", "best"] | None, Query(description="best: lowest held-out loss")] = None,
@@ -40,23 +45,20 @@ def selection(
 SelectionDep = Annotated[Selection, Depends(selection)]
 
 
-@router.get("", responses=problems(404))
-def list_averages(run_id: str, catalog: CatalogDep) -> Listing[AverageResource]:
+@router.get("", response_model=Page[AverageResource], responses=problems(404, 422) | UNCHANGED)
+async def list_averages(
+    run_id: str,
+    run: RunDep,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=MAX_AVERAGES)] = MAX_AVERAGES,
+    after: Annotated[int, Query(ge=0, le=MAX_AVERAGES, description="the `next` of the page before")] = 0,
+) -> Response:
     """List a run's averages, in the order in which they were asked for."""
-    run = catalog.snapshot(run_id)
-    return Listing(
-        data=[
-            average_resource(
-                run_id,
-                wanted,
-                shown=average.newest,
-                served=average.served,
-                best=average.served.best if average.served else None,
-                checkpoints=run.lineage,
-            )
-            for wanted, average in zip(run.wanted, run.averages, strict=True)
-        ]
-    )
+    there = list(zip(run.wanted, run.averages, strict=True))
+    end = after + limit
+    page = [_resource(run_id, *each, checkpoints=run.lineage) for each in there[after:end]]
+    has_more = end < len(there)
+    return json_response(request, Page(data=page, has_more=has_more, next=str(end) if has_more else None))
 
 
 @router.post(
@@ -87,15 +89,36 @@ def add_average(
     if wanted.dry_run:
         response.status_code = 200
     else:
-        catalog.add_average(run_id, average)
+        run = catalog.add_average(run_id, average)
         response.headers["Location"] = f"/v1/runs/{run_id}/averages/{average.name}"
     resource = average_resource(run_id, average, shown=None, served=None, best=None, checkpoints=run.lineage)
     return AddedAverage(**dict(resource), prediction=prediction_resource(plan))
 
 
-@router.get("/{name}", responses=problems(404, 409, 422))
-def show_average(run_id: str, name: str, catalog: CatalogDep, chosen: SelectionDep) -> AverageResource:
+@router.get("/{name}", response_model=AverageResource, responses=problems(404, 409, 422) | UNCHANGED)
+async def show_average(
+    run_id: str, name: str, request: Request, catalog: CatalogDep, chosen: SelectionDep
+) -> Response:
     """Show an average: its newest generation, or the one asked for."""
+    run = catalog.recent(run_id) if chosen.is_newest else None
+    if run is not None:
+        for wanted, average in zip(run.wanted, run.averages, strict=True):
+            if wanted.name == name:
+                return json_response(request, _resource(run_id, wanted, average, checkpoints=run.lineage))
+    resource = await run_in_threadpool(_chosen, run_id, name, catalog=catalog, chosen=chosen)
+    return json_response(request, resource)
+
+
+def _resource(
+    run_id: str, wanted: AverageRequest, average: AverageSnapshot, *, checkpoints: Sequence[CheckpointCommitted]
+) -> AverageResource:
+    best = average.served.best if average.served else None
+    return average_resource(
+        run_id, wanted, shown=average.newest, served=average.served, best=best, checkpoints=checkpoints
+    )
+
+
+def _chosen(run_id: str, name: str, *, catalog: Catalog, chosen: Selection) -> AverageResource:
     wanted = catalog.wanted(run_id, name)
     shown, served = select(catalog, run_id, name, chosen)
     # The newest assessment and the best one name the best; an older one may name one that has been beaten since.
@@ -121,7 +144,8 @@ class Download:
         served, ref = select_file(self.catalog, self.run_id, self.name, self.chosen, file=file)
         if self.redirect and (elsewhere := redirect_response(self.catalog.store, ref)):
             return elsewhere
-        filename = f"{self.name}-{self.run_id}-{served.generation}.{file.rpartition('.')[2]}"
+        stem = averaged_stem(self.run_id, self.name, served.generation)
+        filename = f"{stem}.{file.rpartition('.')[2]}"
         return weights_response(self.request, self.catalog.store, ref, filename=filename)
 
 
@@ -131,6 +155,7 @@ DownloadDep = Annotated[Download, Depends()]
 # One route for each file and not a pattern: what can be downloaded is a short list, and it is in the description.
 @router.head("/{name}/weights.safetensors", include_in_schema=False)  # noqa: FAST003  Download takes it
 @router.get("/{name}/weights.safetensors", response_class=Response, responses=_FILE_ANSWERS)
+@scope(MODELS)
 def download_safetensors(download: DownloadDep) -> Response:
     """Download averaged weights as safetensors. Ranges, If-Range and digests work."""
     return download.of("weights.safetensors")
@@ -138,6 +163,7 @@ def download_safetensors(download: DownloadDep) -> Response:
 
 @router.head("/{name}/weights.pt", include_in_schema=False)  # noqa: FAST003  Download takes it
 @router.get("/{name}/weights.pt", response_class=Response, responses=_FILE_ANSWERS)
+@scope(MODELS)
 def download_pickle(download: DownloadDep) -> Response:
     """Download averaged weights as a state dict for `torch.load(..., weights_only=True)`."""
     return download.of("weights.pt")

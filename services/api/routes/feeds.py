@@ -1,111 +1,177 @@
 """What grows while a run trains: its events, its log text and its metrics."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 
-from services.api.catalog import Catalog
-from services.api.feeds import Position, log_feed, metric_feed
-from services.api.routes.dependencies import CatalogDep, problems
+from services.api.catalog import Catalog, PageKey
+from services.api.feeds import LineFeed, Position, log_feed, metric_feed
+from services.api.problems import HttpProblem
+from services.api.routes.dependencies import (
+    UNCHANGED,
+    CatalogDep,
+    body_response,
+    entries_of,
+    json_response,
+    problems,
+)
 from services.api.schemas import EventFeed, Feed, LogLine
-from wa_core.errors import WeightAveragingError
+from services.api.streams import EVENT_STREAM, line_events, log_events, stream_response, wants_stream
 from wa_core.records import Entry
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["feeds"])
 
-EVENT_STREAM = "text/event-stream"
 MAX_LINES = 10_000
 _MAX_EVENTS = 1000
-_POLL_S = 0.5
-_KEEPALIVE_S = 15.0
 _MAX_SEQ = 10**10 - 1
+_SETTLED_AFTER = timedelta(minutes=1)  # what a run wrote in its last moments may arrive after its end
+_MAX_BYTES_KEPT = 32 << 10
 
 Limit = Annotated[int, Query(ge=1, le=MAX_LINES)]
-After = Annotated[str | None, Query(description="the `next` of the page before")]
+After = Annotated[
+    str | None, Query(pattern=r"^[0-9]{1,4}-[0-9]{1,8}-[0-9]{1,9}$", description="the `next` of the page before")
+]
 
 
-@router.get("/events", response_model=EventFeed, responses=problems(404, 422))
+Follow = Annotated[bool, Query(description="server-sent events until the run has ended, instead of a page")]
+
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "a page, or a stream of events",
+        "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.get("/events", response_model=EventFeed, responses=problems(404, 422) | UNCHANGED | _STREAM)
 async def list_events(
     run_id: str,
     request: Request,
     catalog: CatalogDep,
     after: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="entries after this seq")] = 0,
     limit: Annotated[int, Query(ge=1, le=_MAX_EVENTS)] = 100,
-) -> Response | EventFeed:
+) -> Response:
     """The run's log: a JSON page, or server-sent events when asked for `text/event-stream`.
 
     A stream goes on after `Last-Event-ID` (or `after`) and ends with the run.
     """
-    entries = await run_in_threadpool(catalog.entries, run_id)
-    if EVENT_STREAM in request.headers.get("accept", ""):
-        last_id = request.headers.get("last-event-id", "")
-        seq = int(last_id) if re.fullmatch(r"\d{1,10}", last_id, re.ASCII) else after
-        stream = _event_stream(request, catalog, run_id, after=seq)
-        return StreamingResponse(stream, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
+    if wants_stream(request):
+        # Asked for before the answer begins, so that a run that does not exist is 404.
+        await run_in_threadpool(catalog.spec, run_id)
+        return stream_response(log_events(request.app.state, run_id, after=_seq_after(request, after)))
+    entries = await entries_of(run_id, catalog)
     page = entries[after : after + limit]
-    return EventFeed(
-        data=[_event(entry) for entry in page],
-        has_more=after + limit < len(entries),
-        next=page[-1].seq if page else after,
-    )
+    data = [_event(entry) for entry in page]
+    has_more, following = after + limit < len(entries), page[-1].seq if page else after
+    return json_response(request, EventFeed(data=data, has_more=has_more, next=following))
 
 
-@router.get("/logs", responses=problems(404, 422))
-def read_logs(
+@router.get("/logs", response_model=Feed[LogLine], responses=problems(404, 422) | UNCHANGED | _STREAM)
+async def read_logs(
     run_id: str,
+    request: Request,
     catalog: CatalogDep,
     rank: Annotated[str, Query(pattern=r"^[a-z0-9-]{1,32}$", description="a rank, or `driver`")] = "0",
     attempt: Annotated[int | None, Query(ge=1, le=9999, description="one attempt; all without it")] = None,
+    *,
+    follow: Follow = False,
     after: After = None,
     limit: Limit = 1000,
-) -> Feed[LogLine]:
-    """The lines that one rank wrote."""
-    position = Position.parse(after)
-    attempts = range(1, _last_attempt(catalog, run_id) + 1) if attempt is None else [attempt]
-    return log_feed(catalog.store, run_id, rank=rank, attempts=attempts, after=position, limit=limit)
+) -> Response:
+    """The lines that one rank wrote: a JSON page, or with `follow` server-sent events until the run has ended."""
+    lines = _Lines(run_id, log_feed(run_id, rank=rank), catalog, rank=rank, attempt=attempt, limit=limit)
+    return await lines.answer(request, after=after, follow=follow, event="log")
 
 
-@router.get("/metrics", responses=problems(404, 422))
-def read_metrics(
-    run_id: str, catalog: CatalogDep, after: After = None, limit: Limit = 1000
-) -> Feed[dict[str, Any]]:
-    """The metric lines of a run: `attempt`, `step`, and whatever the recipe measures."""
-    position = Position.parse(after)
-    attempts = range(1, _last_attempt(catalog, run_id) + 1)
-    return metric_feed(catalog.store, run_id, attempts=attempts, after=position, limit=limit)
+@router.get("/metrics", response_model=Feed[dict[str, Any]], responses=problems(404, 422) | UNCHANGED | _STREAM)
+async def read_metrics(
+    run_id: str,
+    request: Request,
+    catalog: CatalogDep,
+    *,
+    follow: Follow = False,
+    after: After = None,
+    limit: Limit = 1000,
+) -> Response:
+    """The metric lines of a run: `attempt`, `step`, and whatever the recipe measures. `follow` as for logs."""
+    lines = _Lines(run_id, metric_feed(run_id), catalog, limit=limit)
+    return await lines.answer(request, after=after, follow=follow, event="metrics")
 
 
-def _last_attempt(catalog: Catalog, run_id: str) -> int:
-    entries = catalog.entries(run_id)
-    return entries[-1].attempt if entries else 0
+class _Lines:
+    """A feed of lines as it was asked for."""
+
+    def __init__(
+        self,
+        run_id: str,
+        feed: LineFeed[Any],
+        catalog: Catalog,
+        *,
+        rank: str = "",
+        attempt: int | None = None,
+        limit: int,
+    ) -> None:
+        self._run_id = run_id
+        self._feed = feed
+        self._catalog = catalog
+        self._rank = rank
+        self._attempt = attempt
+        self._limit = limit
+
+    async def answer(self, request: Request, *, after: str | None, follow: bool, event: str) -> Response:
+        """A page, or a stream."""
+        position = Position.parse(after)
+        if not (follow or wants_stream(request)):
+            key = (self._run_id, event, self._rank, self._attempt, position, self._limit)
+            body = self._catalog.pages_of_ended.peek(key)
+            if body is None:
+                body = await run_in_threadpool(self._page, position, key)
+            return body_response(request, body)
+        # Asked before the answer begins, so that a run that does not exist is 404.
+        await run_in_threadpool(self._catalog.spec, self._run_id)
+        position = _position_after(request, position)
+        events = line_events(request.app.state, self._run_id, self._read, after=position, event=event)
+        return stream_response(events)
+
+    def _page(self, position: Position, key: PageKey) -> bytes:
+        entries = self._catalog.entries(self._run_id)
+        attempts = self._attempts(entries)
+        page = self._feed.page(self._catalog.store, attempts, after=position, limit=self._limit)
+        body = page.model_dump_json().encode()
+        if not _ended_before(entries, self._catalog.clock.now() - _SETTLED_AFTER) or len(body) > _MAX_BYTES_KEPT:
+            return body
+        return self._catalog.pages_of_ended.get(key, lambda: body)
+
+    def _read(self, position: Position) -> tuple[list[tuple[Position, Any]], bool]:
+        attempts = self._attempts(self._catalog.entries(self._run_id))
+        return self._feed.read(self._catalog.store, attempts, after=position, limit=self._limit)
+
+    def _attempts(self, entries: Sequence[Entry]) -> list[int]:
+        last = entries[-1].attempt if entries else 0
+        return list(range(1, last + 1)) if self._attempt is None else [self._attempt]
+
+
+def _ended_before(entries: Sequence[Entry], moment: datetime) -> bool:
+    end = next((entry for entry in entries if entry.state.is_terminal), None)
+    return end is not None and end.at is not None and end.at < moment
 
 
 def _event(entry: Entry) -> dict[str, Any]:
     return entry.model_dump(mode="json", exclude={"write_id", "format"})
 
 
-async def _event_stream(request: Request, catalog: Catalog, run_id: str, *, after: int) -> AsyncIterator[bytes]:
-    clock = request.app.state.clock
-    seq, spoke_at = after, clock.monotonic()
-    while not request.app.state.stop.is_set:
-        try:
-            entries = await run_in_threadpool(catalog.entries, run_id)
-        except WeightAveragingError:
-            return  # the store is away: the client comes back with Last-Event-ID
-        for entry in entries[seq:]:
-            data = entry.model_dump_json(exclude={"write_id", "format"})
-            yield format_sse_event(data_str=data, event=entry.kind, id=str(entry.seq))
-        if len(entries) > seq:
-            seq, spoke_at = len(entries), clock.monotonic()
-        if entries and entries[-1].state.is_terminal:
-            return
-        if clock.monotonic() - spoke_at > _KEEPALIVE_S:
-            yield KEEPALIVE_COMMENT
-            spoke_at = clock.monotonic()
-        await asyncio.sleep(_POLL_S)
+def _seq_after(request: Request, after: int) -> int:
+    last_id = request.headers.get("last-event-id", "")
+    return int(last_id) if re.fullmatch(r"\d{1,10}", last_id, re.ASCII) else after
+
+
+def _position_after(request: Request, after: Position) -> Position:
+    last_id = request.headers.get("last-event-id")
+    try:
+        return Position.parse(last_id) if last_id else after
+    except HttpProblem:
+        return after

@@ -1,43 +1,42 @@
 """Submit, list and watch runs, and say what is to become of them."""
 
-import asyncio
-import hashlib
-from collections.abc import Iterator
+import json
 from functools import partial
-from itertools import islice
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import Query as Param
 from starlette.concurrency import run_in_threadpool
 
 from services.api import wishes
 from services.api.auth import CODE, owner_of, require_scope
 from services.api.body import read_resumption, read_run_request
-from services.api.catalog import Catalog, RunSnapshot
+from services.api.filters import RUN_ID, run_query
+from services.api.index import Query, Row
+from services.api.keys import MAX_KEY_CHARS
 from services.api.observation import traceparent_of
-from services.api.problems import HttpProblem
 from services.api.ranges import etag_matches
+from services.api.rates import limit_submissions
 from services.api.resources import checkpoint_resources, run_resource
-from services.api.routes.dependencies import CatalogDep, problems
-from services.api.schemas import CheckpointResource, Listing, Page, RunResource
-from services.api.submission import check_key, check_submission
+from services.api.routes.dependencies import UNCHANGED, CatalogDep, entries_of, json_response, problems
+from services.api.schemas import CheckpointResource, Page, RunResource
+from services.api.submission import check_submission, submitted_run
+from services.api.watching import POLL_S
 from services.api.webhooks import check_webhooks
-from wa_core import layout
-from wa_core.catalog.runs import submit
-from wa_core.catalog.submissions import submit_once
-from wa_core.records import Resumption, RunRequest, RunState
+from wa_core.records import Resumption, RunRequest
 
 router = APIRouter(prefix="/v1", tags=["runs"])
 
 MAX_WAIT_S = 60
 MAX_PAGE = 200
-_POLL_S = 0.5
+MAX_CHECKPOINTS = 10_000
 
 
 @router.post(
     "/runs",
     status_code=202,
-    responses=problems(400, 403, 408, 413, 415, 422),
+    dependencies=[Depends(limit_submissions)],
+    responses=problems(400, 403, 408, 409, 413, 415, 422),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -51,7 +50,11 @@ def submit_run(
     response: Response,
     catalog: CatalogDep,
     idempotency_key: Annotated[
-        str | None, Header(description="sent again with the same body, it names the same run")
+        str | None,
+        Header(
+            description="sent again with the same body, it names the same run",
+            json_schema_extra={"minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[ -~]+$"},
+        ),
     ] = None,
 ) -> RunResource:
     """Submit a run. It waits until a runner takes it."""
@@ -59,75 +62,65 @@ def submit_run(
         require_scope(request, CODE)
     check_submission(wanted, catalog.store)
     check_webhooks(wanted.webhooks, request.app.state.webhooks)
-    store, clock, owner = catalog.store, request.app.state.clock, owner_of(request)
-    trace = traceparent_of(request)
-    if idempotency_key is None:
-        spec = submit(store, wanted, clock=clock, owner=owner, traceparent=trace)
-    else:
-        check_key(idempotency_key)
-        spec = submit_once(store, wanted, key=idempotency_key, clock=clock, owner=owner, traceparent=trace)
-    response.headers["Location"] = f"/v1/runs/{spec.run_id}"
-    return run_resource(catalog.snapshot(spec.run_id))
+    run = submitted_run(
+        catalog, wanted, key=idempotency_key, owner=owner_of(request), traceparent=traceparent_of(request)
+    )
+    response.headers["Location"] = f"/v1/runs/{run.spec.run_id}"
+    return run_resource(run)
 
 
-@router.get("/runs", responses=problems(422))
-def list_runs(
+@router.get("/runs", response_model=Page[RunResource], responses=problems(422))
+async def list_runs(
     catalog: CatalogDep,
-    state: Annotated[RunState | None, Query(description="only runs in this state")] = None,
-    label: Annotated[list[str] | None, Query(description="only runs with this `key:value`; may repeat")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
-    after: Annotated[str | None, Query(description="the `next` of the page before")] = None,
-) -> Page[RunResource]:
-    """List runs, newest first."""
-    if after is not None and not layout.is_run_id(after):
-        raise _invalid("query.after", f"{after[:100]!r} is no cursor; use the `next` of a page")
-    labels = dict(_label(text) for text in label or [])
-    found = list(islice(_matching(catalog, state=state, labels=labels, after=after), limit + 1))
-    page = found[:limit]
-    has_more = len(found) > limit
-    return Page(data=page, has_more=has_more, next=page[-1].run_id if has_more else None)
+    wanted: Annotated[Query, Depends(run_query)],
+    limit: Annotated[int, Param(ge=1, le=MAX_PAGE)] = 50,
+    after: Annotated[str | None, Param(pattern=RUN_ID, description="the `next` of the page before")] = None,
+) -> Response:
+    """List runs, newest first; the filters narrow the list down together."""
+    found = catalog.index.recent_page(wanted, before=after, limit=limit + 1)
+    if found is None:
+        found = await run_in_threadpool(catalog.index.page, wanted, before=after, limit=limit + 1)
+    page, has_more = found[:limit], len(found) > limit
+    following = json.dumps(page[-1].run_id if has_more else None)
+    rows = b",".join(row.body for row in page)
+    end = f'],"has_more":{json.dumps(has_more)},"next":{following}}}'
+    return Response(b'{"data":[' + rows + end.encode(), media_type="application/json")
 
 
-@router.get("/runs/{run_id}", response_model=RunResource, responses=problems(404, 422))
+@router.get(
+    "/runs/{run_id}",
+    response_model=RunResource,
+    responses=problems(404, 422) | UNCHANGED,
+)
 async def show_run(
     run_id: str,
     request: Request,
     catalog: CatalogDep,
-    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a change")] = 0,
+    wait: Annotated[float, Param(ge=0, le=MAX_WAIT_S, description="seconds to wait for a change")] = 0,
 ) -> Response:
     """Show a run; with `wait`, once it differs from `If-None-Match` (or from what it is now)."""
-    clock = request.app.state.clock
-    deadline = clock.monotonic() + wait
     known = request.headers.get("if-none-match")
-    body, is_over = await run_in_threadpool(_run_body, catalog, run_id)
-    known_or_first = known or _etag(body)
-    while (
-        etag_matches(known_or_first, _etag(body))
-        and not is_over
-        and clock.monotonic() < deadline
-        and not request.app.state.stop.is_set
-        and not await request.is_disconnected()
-    ):
-        await asyncio.sleep(_POLL_S)
-        body, is_over = await run_in_threadpool(_run_body, catalog, run_id)
-    headers = {"ETag": _etag(body), "Cache-Control": "private, no-cache"}
-    if etag_matches(known, headers["ETag"]):
+    recent = catalog.recent_row(run_id)
+    row = await run_in_threadpool(catalog.row, run_id) if recent is None else recent
+    known_or_first = known or row.etag
+    if wait and not row.is_over and etag_matches(known_or_first, row.etag):
+        row = await _changed(request, row, unlike=known_or_first, wait_s=wait)
+    headers = {"ETag": row.etag, "Cache-Control": "private, no-cache"}
+    if etag_matches(known, row.etag):
         return Response(status_code=304, headers=headers)
-    return Response(body, media_type="application/json", headers=headers)
+    return Response(row.body, media_type="application/json", headers=headers)
 
 
 @router.post("/runs/{run_id}:cancel", status_code=202, responses=problems(404, 409))
 def cancel_run(run_id: str, catalog: CatalogDep) -> RunResource:
     """Ask for a run's end: at once when it waits, at a step boundary when it trains."""
-    catalog.ask(run_id, wishes.cancel)
-    return run_resource(catalog.snapshot(run_id))
+    return run_resource(catalog.ask(run_id, wishes.cancel))
 
 
 @router.post("/runs/{run_id}:pause", status_code=202, responses=problems(404, 409))
 def pause_run(run_id: str, catalog: CatalogDep) -> RunResource:
     """Ask for a pause: at once when a run waits, at a step boundary after a last checkpoint when it trains."""
-    catalog.ask(run_id, wishes.pause)
-    return run_resource(catalog.snapshot(run_id))
+    return run_resource(catalog.ask(run_id, wishes.pause))
 
 
 @router.post(
@@ -145,45 +138,40 @@ def resume_run(
     run_id: str, wanted: Annotated[Resumption, Depends(read_resumption)], catalog: CatalogDep
 ) -> RunResource:
     """Let a paused run go on; with `from_step`, let any run that trains go back to an older step."""
-    catalog.ask(run_id, partial(wishes.resume, wanted=wanted))
-    return run_resource(catalog.snapshot(run_id))
+    return run_resource(catalog.ask(run_id, partial(wishes.resume, wanted=wanted)))
 
 
-@router.get("/runs/{run_id}/checkpoints", responses=problems(404))
-def list_checkpoints(run_id: str, catalog: CatalogDep) -> Listing[CheckpointResource]:
+@router.get(
+    "/runs/{run_id}/checkpoints",
+    response_model=Page[CheckpointResource],
+    responses=problems(404, 422) | UNCHANGED,
+)
+async def list_checkpoints(
+    run_id: str,
+    request: Request,
+    catalog: CatalogDep,
+    limit: Annotated[int, Param(ge=1, le=MAX_CHECKPOINTS)] = 1000,
+    after: Annotated[int, Param(ge=0, lt=10**10, description="the `next` of the page before")] = 0,
+) -> Response:
     """List a run's committed checkpoints, in order; those of abandoned branches are marked."""
-    return Listing(data=checkpoint_resources(catalog.entries(run_id)))
+    entries = await entries_of(run_id, catalog)
+    found = [checkpoint for checkpoint in checkpoint_resources(entries) if checkpoint.seq > after]
+    page, has_more = found[:limit], len(found) > limit
+    return json_response(request, Page(data=page, has_more=has_more, next=str(page[-1].seq) if has_more else None))
 
 
-def _run_body(catalog: Catalog, run_id: str) -> tuple[bytes, bool]:
-    resource = run_resource(catalog.snapshot(run_id))
-    return resource.model_dump_json().encode(), resource.state.is_terminal
-
-
-def _etag(body: bytes) -> str:
-    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-
-
-def _matching(
-    catalog: Catalog, *, state: RunState | None, labels: dict[str, str], after: str | None
-) -> Iterator[RunResource]:
-    run_ids = catalog.run_ids(before=after)
-    for start in range(0, len(run_ids), MAX_PAGE // 4):
-        for run in catalog.snapshots(run_ids[start : start + MAX_PAGE // 4]):
-            if _has_labels(run, labels) and (state is None or run_resource(run).state is state):
-                yield run_resource(run)
-
-
-def _has_labels(run: RunSnapshot, labels: dict[str, str]) -> bool:
-    return labels.items() <= run.spec.request.labels.items()
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, colon, value = text.partition(":")
-    if not colon:
-        raise _invalid("query.label", f"{text[:100]!r} is no label; write key:value")
-    return key, value
-
-
-def _invalid(pointer: str, message: str) -> HttpProblem:
-    return HttpProblem(f"{pointer}: {message}", status=422, code="invalid_request", faults=[(pointer, message)])
+async def _changed(request: Request, row: Row, *, unlike: str, wait_s: float) -> Row:
+    """The run once its ETag is not in `unlike`, or as it is when the time is over or nobody waits any more."""
+    state = request.app.state
+    deadline, version = state.clock.monotonic() + wait_s, 0
+    look = partial(state.catalog.row, row.run_id)
+    async with state.watches.of(("row", row.run_id), look, mark=lambda seen: seen.etag) as watched:
+        while (left_s := deadline - state.clock.monotonic()) > 0:
+            if state.stop.is_set or await request.is_disconnected():
+                break
+            newer = await watched.newer_than(version, timeout_s=min(left_s, POLL_S))
+            if newer is not None:
+                row, version = newer, watched.version
+            if row.is_over or not etag_matches(unlike, row.etag):
+                break
+    return row

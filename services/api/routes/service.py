@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.api.auth import public
-from services.api.page import index_page
 from wa_core.records import FORMAT
 
 router = APIRouter(tags=["service"])
@@ -48,11 +47,3 @@ def openapi(request: Request) -> dict[str, Any]:
     """The OpenAPI description of every route."""
     description: dict[str, Any] = request.app.openapi()
     return description
-
-
-@router.get("/", response_class=Response, include_in_schema=False)
-@public
-async def index() -> Response:
-    """A page for people who open the service in a browser."""
-    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-    return Response(index_page(VERSION), media_type="text/html; charset=utf-8", headers=headers)

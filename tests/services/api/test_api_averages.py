@@ -29,6 +29,7 @@ FIELDS = {
     "last_step",
     "behind",
     "coefficients",
+    "layers",
     "evaluation",
     "batchnorm",
     "rejected",
@@ -200,6 +201,35 @@ def test_a_generation_that_was_not_assessed_has_no_weights(api: TestClient, run:
     assert api.get(f"{url}?step=40").json()["generation"] == 1
 
 
+def test_averages_come_in_pages(api: TestClient, store: MemoryStore) -> None:
+    """Following `next` gives every average once, as they were asked for."""
+    run = ApiRun(store, averages={"c": "swa", "a": "swa", "b": "swa"})
+
+    first = api.get(f"/v1/runs/{run.run_id}/averages?limit=2").json()
+    second = api.get(f"/v1/runs/{run.run_id}/averages?limit=2&after={first['next']}").json()
+
+    assert [one["name"] for one in first["data"] + second["data"]] == ["c", "a", "b"]
+    assert (first["has_more"], second["has_more"], second["next"]) == (True, False, None)
+
+
+def test_an_unchanged_average_is_not_sent_again(api: TestClient, store: MemoryStore) -> None:
+    """If-None-Match answers 304 for an average, and for all of them, until a checkpoint is folded."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    urls = [f"/v1/runs/{run.run_id}/averages/swa", f"/v1/runs/{run.run_id}/averages"]
+    etags = [api.get(url).headers["ETag"] for url in urls]
+
+    def statuses() -> list[int]:
+        known = zip(urls, etags, strict=True)
+        return [api.get(url, headers={"If-None-Match": etag}).status_code for url, etag in known]
+
+    unchanged = statuses()
+    run.fold()
+
+    assert unchanged == [304, 304]
+    assert statuses() == [200, 200]
+
+
 def test_a_failed_assessment_says_so_and_serves_all_the_same(api: TestClient, store: MemoryStore) -> None:
     """Weights that nobody could measure can be downloaded; nothing pretends that they were compared."""
     run = ApiRun(store).start()
@@ -296,7 +326,10 @@ def test_head_says_what_get_would(api: TestClient, url: str) -> None:
     head, get = api.head(url), api.get(url)
 
     assert (head.status_code, head.content) == (200, b"")
-    assert dict(head.headers) == dict(get.headers)
+    own = {"x-request-id"}
+    assert {name: head.headers[name] for name in {*head.headers} - own} == {
+        name: get.headers[name] for name in {*get.headers} - own
+    }
 
 
 def test_what_the_caller_has_is_not_sent_again(api: TestClient, url: str) -> None:
@@ -329,7 +362,7 @@ def test_hostile_ranges_get_the_whole_or_a_refusal(api: TestClient, url: str) ->
     """Bad input 33: no range makes the service send more than the file once."""
     many = "bytes=" + ",".join(f"{n}-{n}" for n in range(10_000))
     for header, status in [
-        (many[:60_000], 200),
+        (many, 200),
         ("bytes=0-0,-1", 200),
         ("bytes=x", 200),
         (f"bytes={1 << 40}-", 416),

@@ -272,7 +272,22 @@ def test_a_refused_submission_leaves_nothing(api: TestClient, store: MemoryStore
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=1000000000", "limit=0", "limit=x", "after=nonsense", "after=", "state=nonsense", "label=nocolon"],
+    [
+        "limit=1000000000",
+        "limit=0",
+        "limit=x",
+        "after=nonsense",
+        "after=",
+        "state=nonsense",
+        "state=queued&state=nonsense",
+        "label=nocolon",
+        "owner=../x",
+        "created_after=yesterday",
+        "created_after=2026-11-25",
+        "created_before=1764028800",
+        "created_before=2026-11-25T08:30:00",
+        "created_before=2026-13-25T08:30:00Z",
+    ],
 )
 def test_bad_pages_of_runs(api: TestClient, query: str) -> None:
     """Bad input 34: an impossible page size, cursor or filter answers 422."""
@@ -291,6 +306,11 @@ def test_bad_pages_of_runs(api: TestClient, query: str) -> None:
         "logs?after=../../x",
         "logs?attempt=0",
         "metrics?after=a-b-c",
+        "averages?limit=0",
+        "averages?after=swa",
+        "checkpoints?limit=1000000000",
+        "checkpoints?after=-1",
+        "logs?follow=1&after=x",
         "averages/swa?generation=0",
         "averages/swa?step=-1",
         "averages/swa?at=worst",

@@ -110,3 +110,59 @@ def test_metrics_are_paged_and_clean(api: TestClient, store: MemoryStore) -> Non
     assert first["has_more"]
     assert second["data"] == [{"unreadable": '{"step": 3, "lo', "attempt": 1}]
     assert not second["has_more"]
+
+
+def blocks(text: str) -> list[dict[str, str]]:
+    """The events of a stream."""
+    found = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    return [dict(line.split(": ", 1) for line in block.splitlines()) for block in found]
+
+
+def test_logs_can_be_followed(api: TestClient, store: MemoryStore) -> None:
+    """With `follow`, log lines come as events until the run has ended, those of its last moment included."""
+    run = ApiRun(store).start()
+    write_logs(run, "one\ntwo\n", part=1)
+
+    def end() -> None:
+        write_logs(run, "three\n", part=2)
+        run.log.append(Cancelled())
+
+    ending = threading.Timer(0.3, end)
+    ending.start()
+
+    answer = api.get(f"/v1/runs/{run.run_id}/logs?follow=1")
+
+    ending.join()
+    events = blocks(answer.text)
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    assert [json.loads(event["data"])["text"] for event in events] == ["one", "two", "three"]
+    assert [(event["event"], event["id"]) for event in events] == [
+        ("log", "1-1-1"),
+        ("log", "1-1-2"),
+        ("log", "1-2-1"),
+    ]
+
+
+def test_a_follower_that_comes_back_misses_nothing(api: TestClient, store: MemoryStore) -> None:
+    """Last-Event-ID, or `after`, goes on after that line, within pages and across them; metrics do likewise."""
+    run = ApiRun(store).start()
+    write_logs(run, "one\ntwo\nthree\n", part=1)
+    write_metrics(run, '{"step": 1}\n{"step": 2}\n', part=1)
+    run.log.append(Cancelled())
+
+    headers = {"Last-Event-ID": "1-1-1"}
+    logs = api.get(f"/v1/runs/{run.run_id}/logs?follow=1&limit=1", headers=headers)
+    metrics = api.get(f"/v1/runs/{run.run_id}/metrics?follow=1&after=1-1-1")
+
+    assert [json.loads(event["data"])["text"] for event in blocks(logs.text)] == ["two", "three"]
+    assert [json.loads(event["data"]) for event in blocks(metrics.text)] == [{"step": 2, "attempt": 1}]
+
+
+def test_nothing_is_followed_that_is_not_there(api: TestClient) -> None:
+    """A stream of an unknown run is 404 before it begins."""
+    unknown = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    paths = [f"/v1/runs/{unknown}/logs?follow=1", f"/v1/runs/{unknown}/metrics?follow=1"]
+    headers = {"Accept": "text/event-stream"}
+
+    assert [api.get(path).status_code for path in paths] == [404, 404]
+    assert api.get(f"/v1/runs/{unknown}/events", headers=headers).json()["code"] == "run_not_found"

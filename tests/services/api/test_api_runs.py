@@ -256,6 +256,47 @@ def test_runs_are_found_by_state_and_label(api: TestClient, store: MemoryStore) 
     assert by_both == []
 
 
+def test_runs_are_found_by_time_and_owner(api: TestClient, store: MemoryStore) -> None:
+    """`created_after` takes runs from that moment on, `created_before` those until just before it."""
+    first, second = (api.post("/v1/runs", json=submission()).json() for _ in range(2))
+
+    def found(**query: str) -> list[str]:
+        return [run["run_id"] for run in api.get("/v1/runs", params=query).json()["data"]]
+
+    ids = [second["run_id"], first["run_id"]]
+    assert found(created_after=first["created_at"]) == ids
+    assert found(created_after=second["created_at"]) == ids[:1]
+    assert found(created_before=second["created_at"]) == ids[1:]
+    assert found(created_after=first["created_at"], created_before=second["created_at"]) == ids[1:]
+    assert found(created_after="2020-01-01t00:00:00+02:00") == ids
+    assert found(owner="default") == ids
+    assert found(owner="alice") == []
+
+
+def test_several_states_are_alternatives(api: TestClient, store: MemoryStore) -> None:
+    """`state` may repeat; labels that may not both hold find nothing."""
+    queued, started = ApiRun(store, labels={"n": "1"}), ApiRun(store, labels={"n": "2"}).start()
+    ApiRun(store).start().log.append(Failed(reason="x"))
+
+    both = api.get("/v1/runs?state=queued&state=starting").json()["data"]
+
+    assert {run["run_id"] for run in both} == {queued.run_id, started.run_id}
+    assert api.get("/v1/runs?label=n:1&label=n:2").json()["data"] == []
+
+
+def test_checkpoints_come_in_pages(api: TestClient, store: MemoryStore) -> None:
+    """Following `next` gives every checkpoint once, in order."""
+    run = ApiRun(store).start()
+    for step in (20, 40, 60):
+        run.checkpoint(step)
+
+    first = api.get(f"/v1/runs/{run.run_id}/checkpoints?limit=2").json()
+    second = api.get(f"/v1/runs/{run.run_id}/checkpoints?limit=2&after={first['next']}").json()
+
+    assert [one["step"] for one in first["data"] + second["data"]] == [20, 40, 60]
+    assert (first["has_more"], second["has_more"], second["next"]) == (True, False, None)
+
+
 def test_a_run_that_was_never_wholly_created_is_not_listed(api: TestClient, store: MemoryStore) -> None:
     """What a crash left of a submission is no run."""
     run = ApiRun(store)

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from services.averager.assessor import AssessJob, ProcessAssessor, _Hearing
-from services.averager.child import environment_without_secrets
 from services.recipes.loader import load_recipe
+from services.runtime.child import environment_without_secrets
 from support.assessing import CHILD, finish, is_alive, make_job, tiny_request, tiny_weights, wait_for
 from support.averaging import same_bits
 from support.runs import DIGITS
@@ -90,6 +90,10 @@ def test_measures_raw_and_averaged_and_recalibrates(tmp_path: Path) -> None:
     difference = assessment.averaged.metrics["loss"] - assessment.raw.metrics["loss"]
     assert compared.difference == pytest.approx(difference)
     assert compared.low < compared.difference < compared.high
+    assert all(layer.distance == 0 == layer.relative for layer in assessment.layers)
+    assert {"stem.0", "blocks.1.shortcut.1", "head"} < {layer.name for layer in assessment.layers}
+    assert all(layer.variance_ratio and layer.variance_ratio != 1 for layer in assessment.batchnorm.layers)
+    assert len(assessment.batchnorm.layers) == assessment.batchnorm.num_layers
     served = load_file(found.files["model.safetensors"])
     assert served.keys() == weights.keys()
     changed = {name for name in weights if not torch.equal(served[name], weights[name])}
@@ -104,6 +108,7 @@ def test_averages_of_one_job_get_their_own_buffers(assessor: ProcessAssessor, tm
     another_seed = tiny_request().model_copy(update={"seed": 1})  # so that nothing is known from before
     alone = run(assessor, make_job(tmp_path, {"swa": swa}, request=another_seed))
     assert together["swa"].assessment.averaged == alone["swa"].assessment.averaged
+    assert together["swa"].assessment.layers == []  # there was no raw checkpoint to be away from
     both, one = (load_file(found["swa"].files["model.safetensors"]) for found in (together, alone))
     assert same_bits(both, one)
     # The oracle: calibration data of mean 3 and deviation 2, scaled.

@@ -28,6 +28,8 @@ PLAN = StackPlan(
         token="raytoken",
     ),
     api_port=22_000,
+    predictor_port=22_100,
+    predictor_token="predictor-token",
     temp_dir=Path("/tmp/wa-stack-x/tmp"),  # noqa: S108  only a name
 )
 
@@ -84,6 +86,14 @@ def test_a_notifier_is_there_for_whoever_gave_a_secret_and_ray_never_sees_it(
 
     assert knowing == {"notifier", "api"}
     assert "notifier" not in plan_children(PLAN, inherited={})
+
+
+def test_the_predictor_and_the_api_alone_know_their_token(children: dict[str, ChildSpec]) -> None:
+    """User code in Ray workers cannot show the predictor the API's token; both are told the same address."""
+    know = {name for name, child in children.items() if "WA_PREDICTOR_TOKEN" in child.environment}
+    assert know == {"api", "predictor"}
+    assert children["api"].environment["WA_PREDICTOR_URL"] == "http://127.0.0.1:22100"
+    assert children["predictor"].environment["WA_PREDICTOR_PORT"] == "22100"
 
 
 def test_settings_are_what_our_processes_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
 DEADLINE_S = 60.0
-PARTS = {"store", "ray", "runner", "averager", "api", "supervisor"}
+PARTS = {"store", "ray", "runner", "averager", "predictor", "api", "supervisor"}
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_detached_stack_repairs_itself_and_goes_without_a_trace(data: Path) ->
     assert again.returncode == 1
     assert "already runs" in again.stderr
 
-    for part in ("store", "ray", "averager", "runner", "api"):
+    for part in ("store", "ray", "averager", "predictor", "runner", "api"):
         os.kill(said["pids"][part], signal.SIGKILL)
     until(
         lambda: all(state_of(data).pids[part] != said["pids"][part] for part in PARTS - {"supervisor"}), "restart"

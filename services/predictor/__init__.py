@@ -1,0 +1,1 @@
+"""Answers questions with published averages: their weights loaded in child processes, fed in batches."""
