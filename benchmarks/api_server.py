@@ -59,6 +59,7 @@ def serving(seaweed: Seaweed, bucket: str, log: Path) -> Iterator[Server]:
         "WA_S3_ACCESS_KEY": seaweed.access_key,
         "WA_S3_SECRET_KEY": seaweed.secret_key,
         "WA_API_PORT": str(port),
+        "WA_LOG_FORMAT": "json",
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -85,7 +86,9 @@ def serve(settings: Settings) -> int:
         predictor=Predictor(settings.predictor_url, token=_revealed(settings.predictor_token)),
     )
     sys.setswitchinterval(_SWITCH_S)
+    gc.freeze()  # what was loaded by now stays; looking for garbage in it would stop all requests for a while
     app.state.catalog.index.wake()  # the first list should not have to read every run
+    app.state.max_queued_per_owner = settings.max_queued_per_owner
     app.state.webhooks = WebhookPolicy(
         is_on=settings.webhook_secret is not None, allow_private=settings.webhook_allow_private
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,14 @@ _DESCRIPTION = (
 class Api(FastAPI):
     """The application, whose description also holds the models that routes name without using them."""
 
+    _describing = threading.Lock()
+
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI description."""
+        with self._describing:
+            return self.openapi_schema or self._describe()
+
+    def _describe(self) -> dict[str, Any]:
         schema = super().openapi()
         known = schema["components"]["schemas"]
         for model in (
@@ -147,6 +154,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.rates = rates or RateLimits({})
     app.state.stop = stop or Stop()
     app.state.webhooks = WebhookPolicy()  # none may be asked for, until whoever starts the process says otherwise
+    app.state.max_queued_per_owner = None  # as many as they like, until the same says otherwise
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
     app.state.watches = Watches()

@@ -116,8 +116,9 @@ async def find_caller(request: Request, sent: str | None) -> Caller | None:
 
 
 async def is_signed_in(request: Request) -> bool:
-    """Whether a public page's request comes with a session that still opens something, or needs none."""
-    return await find_caller(request, token_in_cookie(request)) is not None
+    """Whether a public page's request comes with a session that still lets it read runs, or needs none."""
+    caller = await find_caller(request, token_in_cookie(request))
+    return caller is not None and READ in caller.scopes
 
 
 async def require_token(

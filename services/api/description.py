@@ -23,7 +23,7 @@ TAGS = [
     {"name": "packages", "description": "User code for runs to name."},
     {"name": "service", "description": "The service itself. These need no token."},
 ]
-_EVERYWHERE = ("400", "429", "500")  # of the service's guards, before any route
+_EVERYWHERE = ("400", "408", "413", "429", "431", "500", "503")  # of the service's guards, before any route
 _WITH_TOKEN = ("401", "403")
 _OPEN = frozenset({"/livez", "/readyz", "/version", "/metrics"})
 _WORDS = {
@@ -39,8 +39,12 @@ _WORDS = {
     "416": "the range is outside the file",
     "422": "the request makes no sense; `errors` points at what is wrong",
     "429": "too many requests; Retry-After says when to go on",
+    "431": "the headers are too large",
     "500": "something that nobody foresaw",
-    "503": "the object store is away; Retry-After says when to try again",
+    "501": "not for what this run trains",
+    "502": "what works for the service has failed",
+    "503": "the object store is away, or slow; Retry-After says when to try again",
+    "504": "what works for the service has taken too long",
 }
 
 

@@ -109,8 +109,55 @@ PACKAGE: Json = {
     "num_files": 2,
     "modules": ["moons"],
 }
+GENERATION: Json = {
+    "generation": 3,
+    "step": 140,
+    "n_averaged": 3,
+    "created_at": "2026-11-25T08:31:02Z",
+    "last_step": 140,
+    "checkpoint_committed_at": "2026-11-25T08:31:01Z",
+    "published_at": "2026-11-25T08:31:04Z",
+    "lag_s": 3.0,
+    "evaluation": AVERAGE["evaluation"],
+    "batchnorm": AVERAGE["batchnorm"],
+}
+LANDSCAPE: Json = {
+    "landscape_id": RUN_ID,
+    "kind": "line",
+    "points": 5,
+    "state": "succeeded",
+    "progress": 1.0,
+    "reason": None,
+    "generation": 3,
+    "axis": [-0.25, 0.125, 0.5, 0.875, 1.25],
+    "axis_y": [],
+    "losses": [0.16, 0.127, 0.12, 0.118, 0.119],
+    "train_losses": [],
+    "markers": [],
+    "is_recalibrated": True,
+    "num_heldout": 360,
+    "num_train": 0,
+    "created_at": "2026-11-25T08:40:00Z",
+    "finished_at": "2026-11-25T08:40:20Z",
+}
+TOKEN: Json = {
+    "token_id": "237b19ce33262c1e",
+    "name": "alice",
+    "prefix": "wa_237b19ce33262c1e",
+    "last_four": "ff36",
+    "scopes": ["runs:read"],
+    "created_at": "2026-11-25T08:30:00Z",
+    "expires_at": None,
+}
 
-REQUESTS: dict[str, Json] = {"submit_run": SUBMISSION, "resume_run": RESUMPTION, "add_average": ADDITION}
+REQUESTS: dict[str, Json] = {
+    "submit_run": SUBMISSION,
+    "resume_run": RESUMPTION,
+    "add_average": ADDITION,
+    "preview_average": {"rule": "ema:half_life=60"},
+    "ask_for_landscape": {"kind": "line", "points": 31},
+    "create_token": {"name": "alice", "scopes": ["runs:read"], "expires_in_s": 2_592_000},
+}
 
 ANSWERS: dict[str, Json] = {
     "submit_run": RUN | {"state": "queued", "averaging_state": "waiting", "step": 0, "attempt": 0, "eta_s": None},
@@ -127,6 +174,19 @@ ANSWERS: dict[str, Json] = {
     "show_average": AVERAGE,
     "add_average": AVERAGE | {"name": "late", "weights": None, "prediction": PREDICTION},
     "upload_package": PACKAGE,
+    "list_generations": {"data": [GENERATION], "has_more": False, "next": 3},
+    "preview_average": {
+        "rule": "ema:half_life=60",
+        "coefficients": {"20": 0.44, "40": 0.56},
+        "prediction": PREDICTION,
+        "reason": None,
+    },
+    "ask_for_landscape": LANDSCAPE
+    | {"state": "queued", "progress": 0.0, "axis": [], "losses": [], "generation": None, "finished_at": None},
+    "list_landscapes": {"data": [LANDSCAPE | {"axis": [], "losses": []}]},
+    "show_landscape": LANDSCAPE,
+    "create_token": TOKEN | {"secret": "wa_237b19ce33262c1e_…"},
+    "list_tokens": {"data": [TOKEN]},
     "livez": {"status": "ok"},
     "readyz": {"status": "ok", "checks": {"store_answers": "ok"}},
     "show_version": {"version": "0.1.0", "format": 1},
@@ -146,6 +206,10 @@ PROBLEM_CODES = {
     "416": "range_not_satisfiable",
     "422": "invalid_request",
     "429": "rate_limited",
+    "431": "headers_too_large",
     "500": "internal",
+    "501": "prediction_not_supported",
+    "502": "prediction_failed",
     "503": "storage_unavailable",
+    "504": "prediction_timeout",
 }

@@ -44,6 +44,7 @@ _ALL_IDS_EVERY_S = 30.0
 _READING_S = 0.6  # of each tick
 _MAX_READ_AHEAD = 2000  # of the newest runs; those before them are read when they are asked for
 _NUM_ROTATED = 5  # rows that nothing says have changed, read again in each tick
+_SIDE_BY_SIDE = 2  # in the background: more would take the interpreter's time from requests
 _FEW = 16
 _CHUNK = 32
 
@@ -301,8 +302,8 @@ class Index:
         self._look(since=began)
         pending = self._pending()
         while pending and self._clock.monotonic() - began < _READING_S:
-            self._read_rows(pending[:_FEW], since=began)  # few at a time: requests may want to read as well
-            pending = pending[_FEW:]
+            self._read_rows(pending[:_SIDE_BY_SIDE], since=began)
+            pending = pending[_SIDE_BY_SIDE:]
         return not pending
 
     def _pending(self) -> list[str]:

@@ -80,8 +80,18 @@ def _end_in_time(stop: Stop, assessor: ProcessAssessor) -> None:
 
 def _assessor(settings: Settings) -> ProcessAssessor:
     return ProcessAssessor(
-        time_limit_s=settings.assess_time_limit_s, memory_limit_bytes=settings.assess_memory_mb << 20
+        time_limit_s=settings.assess_time_limit_s,
+        memory_limit_bytes=settings.assess_memory_mb << 20,
+        on_ray=_on_ray(settings),
     )
+
+
+def _on_ray(settings: Settings) -> list[str] | None:
+    if not settings.assess_on_ray:
+        return None
+    if settings.ray_address is None:
+        raise ConfigurationError("WA_ASSESS_ON_RAY is set, but no cluster; name one by WA_RAY_ADDRESS (host:port)")
+    return [sys.executable, "-m", "services.averager.cluster", "--address", settings.ray_address]
 
 
 def _landscape_limits(settings: Settings) -> Limits:

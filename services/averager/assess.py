@@ -101,7 +101,7 @@ class Assessing:
             job = JobFile.model_validate_json(job_path(folder).read_bytes())
             setting = self._set_up(job)
         except Exception as error:  # noqa: BLE001  user code may raise anything; the parent records it
-            yield JobFailed(message=_describe(error))
+            yield JobFailed(message=describe(error))
             return
         raw = self._measure_raw(setting, raw_path(folder)) if job.has_raw else None
         yield RawFound(metrics=finite(raw.metrics) if raw else None, data_sha256=setting.data_sha256)
@@ -121,7 +121,7 @@ class Assessing:
                 setting.key(path), lambda: measure_weights(setting.recipe, setting.model, map_checkpoint(path))
             )
         except Exception as error:  # noqa: BLE001  user code may raise anything; the averages are measured all the same
-            _describe(error)
+            describe(error)
             return None
 
     def _assess(
@@ -132,19 +132,10 @@ class Assessing:
             trial = self._trials.get(
                 setting.key(path), lambda: try_average(setting.recipe, setting.model, map_checkpoint(path))
             )
-            if trial.buffers:
-                buffers_path(folder, name).write_bytes(serialize(trial.buffers))
-            return AverageFound(
-                name=name,
-                before=finite(trial.before),
-                after=finite(trial.after.metrics) if trial.after else None,
-                batchnorm=trial.batchnorm,
-                comparison=compare_measured(trial.after, raw),
-                layers=_distances(setting.model, path, raw_path(folder)) if has_raw else [],
-                has_buffers=bool(trial.buffers),
-            )
+            layers = _distances(setting.model, path, raw_path(folder)) if has_raw else []
+            return write_found(folder, name, trial, raw, layers=layers)
         except Exception as error:  # noqa: BLE001  user code may raise anything; the other averages are not held up
-            summary = BatchNormSummary(status="failed", code="assess_failed", message=_describe(error))
+            summary = BatchNormSummary(status="failed", code="assess_failed", message=describe(error))
             return AverageFound(name=name, batchnorm=summary)
 
 
@@ -194,11 +185,29 @@ def weights_digest(path: Path) -> str:
         source.close()
 
 
+def write_found(
+    folder: Path, name: str, trial: Trial, raw: Measured | None, *, layers: list[LayerDistance]
+) -> AverageFound:
+    """The finding of an average, whose recalibrated buffers are then in their file."""
+    if trial.buffers:
+        buffers_path(folder, name).write_bytes(serialize(trial.buffers))
+    return AverageFound(
+        name=name,
+        before=finite(trial.before),
+        after=finite(trial.after.metrics) if trial.after else None,
+        batchnorm=trial.batchnorm,
+        comparison=compare_measured(trial.after, raw),
+        layers=layers,
+        has_buffers=bool(trial.buffers),
+    )
+
+
 def _distances(model: nn.Module, averaged: Path, raw: Path) -> list[LayerDistance]:
     return measure_distances(model, map_checkpoint(averaged), map_checkpoint(raw))
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
+    """In a line for the record; the whole of it goes to stderr."""
     traceback.print_exception(error)  # for whoever wrote the recipe
     return f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
 

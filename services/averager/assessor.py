@@ -3,32 +3,22 @@
 A job is started and asked after; nothing here waits, and nothing the child does raises. The child starts with the
 first job (importing torch and a recipe costs seconds) and serves many. It is killed, and a new one serves the next
 job, when it dies, takes too long or too much memory, or talks nonsense; the outcome then says so, and the average
-is served with the BatchNorm statistics it came with.
+is served with the BatchNorm statistics it came with. Where there is a cluster, a child that measures on it comes
+first; whatever goes wrong with it, the job is done by a process here all the same (ADR 0030).
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
 import structlog
-from pydantic import ValidationError
 
-from services.averager.child import COMMAND, AssessChild
-from services.averager.protocol import (
-    MESSAGE_LIMIT,
-    AverageFound,
-    JobDone,
-    JobFailed,
-    JobFile,
-    RawFound,
-    buffers_path,
-    finding_adapter,
-    job_path,
-    raw_path,
-    value_path,
-)
+from services.averager.child import COMMAND, AssessChild, ray_environment
+from services.averager.hearing import Hearing
+from services.averager.protocol import AverageFound, JobFile, buffers_path, job_path, raw_path, value_path
 from services.averager.publication import Buffers, ServedWeights, provenance
 from wa_core import layout
 from wa_core.averaging.files.sources import open_source
@@ -40,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from services.averager.protocol import Finding
+    from services.averager.hearing import Where
     from wa_core.clock import Clock
     from wa_core.records import AverageManifest, RunRequest
 
@@ -48,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 TIME_LIMIT_S = 300.0
 MEMORY_LIMIT_BYTES = 4 << 30
+RAY_AGAIN_AFTER_S = 60.0
 _NO_RECIPE_MESSAGE = (
     "the run has no recipe, so nothing was recalibrated or measured: BatchNorm statistics are those pooled over "
     "the checkpoints; call recalibrate() after downloading, or register the run with a recipe"
@@ -135,6 +126,7 @@ class ProcessAssessor:
             where the system does not tell: no limit.
         clock: what the time limit goes by.
         command: what the child is.
+        on_ray: the child that measures on a cluster, tried first; None without one.
     """
 
     def __init__(
@@ -144,14 +136,16 @@ class ProcessAssessor:
         memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
         clock: Clock | None = None,
         command: Sequence[str] = COMMAND,
+        on_ray: Sequence[str] | None = None,
     ) -> None:
         self._time_limit_s = time_limit_s
         self._memory_limit_bytes = memory_limit_bytes
         self._clock = clock or SystemClock()
-        self._command = command
+        self._commands: dict[Where, Sequence[str] | None] = {"process": command, "ray": on_ray}
         self._child: AssessChild | None = None
-        self._package: str | None = None
-        self._hearing: _Hearing | None = None
+        self._serves: tuple[Where, str | None] = ("process", None)
+        self._ray_again_at = -math.inf
+        self._hearing: Hearing | None = None
         self._writing: _Writing | None = None
 
     def __enter__(self) -> Self:
@@ -168,19 +162,14 @@ class ProcessAssessor:
     def start(self, job: AssessJob) -> None:
         """Begin a job."""
         assert self.is_idle, "one job at a time"  # noqa: S101  programmer's error
-        self._hearing = _Hearing(job, started_at=self._clock.monotonic())
+        now = self._clock.monotonic()
+        is_on_ray = self._commands["ray"] is not None and now >= self._ray_again_at
+        hearing = self._hearing = Hearing(job, started_at=now, where="ray" if is_on_ray else "process")
         if job.request.recipe == NO_RECIPE:
-            self._hearing.fail("no_recipe", _NO_RECIPE_MESSAGE)
+            hearing.where = "process"
+            hearing.fail("no_recipe", _NO_RECIPE_MESSAGE)
             return
-        try:
-            _write_job(job)
-            # What one package has imported must not stand in for another's modules, nor see another's weights.
-            if self._child is None or not self._child.is_ready or self._package != job.request.package:
-                self._end_child()
-                self._child, self._package = AssessChild(self._command), job.request.package
-            self._child.ask_job(job.folder)
-        except OSError as error:
-            self._give_up("assess_failed", f"the assess process could not be asked ({error})")
+        self._ask(hearing)
 
     def poll(self) -> FinishedJob | None:
         """The job's outcome, once."""
@@ -200,19 +189,49 @@ class ProcessAssessor:
             self._writing.stop()
         self._hearing = self._writing = None
 
-    def _hear(self, hearing: _Hearing) -> bool:
-        """Take in what the child has said; whether that, or its end, was the last."""
-        if hearing.is_over or self._child is None:
-            return True
+    def _ask(self, hearing: Hearing) -> None:
+        """Give the child its job, which may need a new child."""
+        job, serves = hearing.job, (hearing.where, hearing.job.request.package)
         try:
-            hearing.take(self._child.lines())
-        except UserCodeError as error:
-            self._give_up("assess_failed", error.message)
-        else:
-            self._check_limits(hearing)
-        return hearing.is_over
+            _write_job(job)
+            # What one package has imported must not stand in for another's modules, nor see another's weights.
+            if self._child is None or not self._child.is_ready or self._serves != serves:
+                self._end_child()
+                self._child, self._serves = self._new_child(hearing.where), serves
+            self._child.ask_job(job.folder)
+        except OSError as error:
+            self._give_up("assess_failed", f"the assess process could not be asked ({error})")
 
-    def _check_limits(self, hearing: _Hearing) -> None:
+    def _new_child(self, where: Where) -> AssessChild:
+        command = self._commands[where]
+        assert command is not None  # noqa: S101  nobody asks on a cluster that is not there
+        # The child on the cluster runs no user code; it needs to say the cluster's token.
+        return AssessChild(command, environment=ray_environment() if where == "ray" else {})
+
+    def _hear(self, hearing: Hearing) -> bool:
+        """Take in what the child has said; whether that, or its end, was the last of the job."""
+        if not hearing.is_over and self._child is not None:
+            try:
+                hearing.take(self._child.lines())
+            except UserCodeError as error:
+                self._give_up("assess_failed", error.message)
+            else:
+                self._check_limits(hearing)
+        if hearing.has_failed and hearing.where == "ray":
+            self._do_it_here(hearing)
+            return False
+        return hearing.is_over or self._child is None
+
+    def _do_it_here(self, hearing: Hearing) -> None:
+        """Start a job anew that came to nothing on the cluster, and leave the cluster alone for a while."""
+        log.warning("assess_left_the_cluster", run_id=hearing.job.run_id, reason=hearing.failure.message)
+        self._end_child()
+        now = self._clock.monotonic()
+        self._ray_again_at = now + RAY_AGAIN_AFTER_S
+        self._hearing = Hearing(hearing.job, started_at=now)
+        self._ask(self._hearing)
+
+    def _check_limits(self, hearing: Hearing) -> None:
         if hearing.is_over or self._child is None:
             return
         held, limit = self._child.memory_bytes, self._memory_limit_bytes
@@ -240,56 +259,6 @@ class ProcessAssessor:
             self._child = None
 
 
-class _Hearing:
-    """What the child has said of a job so far."""
-
-    def __init__(self, job: AssessJob, *, started_at: float) -> None:
-        self.job = job
-        self.started_at = started_at
-        self.is_over = False
-        self.raw: RawFound | None = None
-        self._found: dict[str, AverageFound] = {}
-        self._failure = BatchNormSummary(status="failed", code="assess_failed", message="it was not assessed")
-
-    def take(self, lines: list[bytes]) -> None:
-        """Take in whole lines.
-
-        Raises:
-            UserCodeError: one of them is no finding.
-        """
-        for line in lines:
-            try:
-                self._take(finding_adapter.validate_json(line))
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]["msg"]
-                raise UserCodeError(
-                    f"the assess process talked nonsense ({line[:80]!r}: {first}); let the recipe print with "
-                    f"print(), and leave other files alone"
-                ) from None
-
-    def fail(self, code: str, message: str) -> None:
-        """There will be no more; averages without a finding get this one."""
-        self.is_over = True
-        self._failure = BatchNormSummary(status="failed", code=code, message=message[:MESSAGE_LIMIT])
-
-    def of(self, name: str) -> AverageFound:
-        """What was found out about an average."""
-        return self._found.get(name) or AverageFound(name=name, batchnorm=self._failure)
-
-    def _take(self, finding: Finding) -> None:
-        match finding:
-            case RawFound():
-                self.raw = finding
-            case AverageFound(name=name) if name in self.job.averages:
-                self._found[name] = finding
-            case AverageFound(name=name):
-                raise UserCodeError(f"the assess process spoke of {name!r}, which is no average of this job")
-            case JobFailed():
-                self.fail("assess_failed", finding.message)
-            case JobDone():
-                self.is_over = True
-
-
 class _Stopped(Exception):  # noqa: N818  no error: somebody wants the end
     """Writing was given up."""
 
@@ -297,7 +266,7 @@ class _Stopped(Exception):  # noqa: N818  no error: somebody wants the end
 class _Writing:
     """Writes the files to serve, in a thread: large models take long, and the averager has other things to do."""
 
-    def __init__(self, hearing: _Hearing, *, took_s: float) -> None:
+    def __init__(self, hearing: Hearing, *, took_s: float) -> None:
         self.outcome: FinishedJob | None = None
         self._hearing = hearing
         self._took_s = took_s
@@ -353,6 +322,7 @@ class _Writing:
             data_sha256=raw.data_sha256 if raw else None,
             layers=found.layers,
             took_s=self._took_s,
+            where=self._hearing.where,
         )
 
     def _go_on(self) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from wa_core.batchnorm import BatchNormReport
     from wa_core.recipe import Recipe
     from wa_core.records import Comparison
 
@@ -71,6 +72,18 @@ def measure(recipe: Recipe, model: nn.Module) -> Measured:
     each = recipe.evaluate_each(model, recipe.heldout_batches())
     if each is None:
         return _measure_batches(recipe, model)
+    return measured_of(each)
+
+
+def measured_of(each: Mapping[str, Tensor]) -> Measured:
+    """What samples' values amount to.
+
+    Args:
+        each: by metric, one value per sample, shape (n,).
+
+    Raises:
+        InvalidInputError: they are no such values, or the headline metric is not among them.
+    """
     values = {name: _checked(name, tensor) for name, tensor in each.items()}
     if HEADLINE_METRIC not in values:
         raise InvalidInputError(
@@ -96,15 +109,27 @@ def try_average(recipe: Recipe, model: nn.Module, weights: Mapping[str, Tensor])
         report = recalibrate(model, recipe.calibration_batches(), forward=recipe.forward)
     except InvalidInputError as error:
         return Trial(before, None, BatchNormSummary(status="failed", code=error.code, message=error.message))
-    summary = BatchNormSummary(
+    summary = summary_of(report, model, before=weights)
+    return Trial(before, measure(recipe, model), summary, changed_buffers(model, weights))
+
+
+def summary_of(report: BatchNormReport, model: nn.Module, *, before: Mapping[str, Tensor]) -> BatchNormSummary:
+    """What a recalibration that went well did, for the record: to `model`, which had the buffers in `before`."""
+    return BatchNormSummary(
         status="skipped" if report.skipped else "recalibrated",
         num_layers=report.num_layers,
         num_batches=report.num_batches,
         num_samples=report.num_samples,
         message="the model has no BatchNorm layers" if report.skipped else "",
-        layers=measure_drift(model, weights),
+        layers=measure_drift(model, before),
     )
-    return Trial(before, measure(recipe, model), summary, _changed(model, weights))
+
+
+def changed_buffers(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the buffers that recalibration has changed; the model goes on to the next average."""
+    # Buffers that are not persistent are in no checkpoint.
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in weights}
+    return {name: buffer.clone() for name, buffer in buffers.items() if not torch.equal(buffer, weights[name])}
 
 
 def compare_measured(averaged: Measured | None, raw: Measured | None) -> Comparison | None:
@@ -165,10 +190,3 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
             f"the recipe's evaluate_each gave {name!r} of shape {tuple(tensor.shape)}, not one value per sample"
         )
     return tensor.detach().cpu().double()
-
-
-def _changed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the buffers that recalibration has changed; the model goes on to the next average."""
-    # Buffers that are not persistent are in no checkpoint.
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in weights}
-    return {name: buffer.clone() for name, buffer in buffers.items() if not torch.equal(buffer, weights[name])}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _MAX_NAME = 63
 _NAME = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{_MAX_NAME - 1}}}")
+_AGE = re.compile(r"(\d{1,6})([smhdw])")
+_AGE_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -61,6 +64,18 @@ def parse_labels(items: Sequence[str]) -> dict[str, str]:
     for key in labels:
         check_name(key, place="--label")
     return labels
+
+
+def parse_since(text: str, *, now: datetime) -> str:
+    """The ISO time of an age before `now`, such as ``30m``, ``2h``, ``7d``, or of a date; UTC if not said."""
+    age = _AGE.fullmatch(text)
+    try:
+        at = now - timedelta(**{_AGE_UNITS[age[2]]: int(age[1])}) if age else datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise _refusal(
+            f"{text!r} is neither an age such as 30m, 2h or 7d nor a date such as 2026-11-01.", place="--since"
+        ) from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat(timespec="seconds")
 
 
 def parse_averages(items: Sequence[str]) -> list[dict[str, str]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from pathlib import Path  # noqa: TC003  Typer reads the annotations at run time
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 from services.cli.average_report import describe_plan, describe_report, print_plan
 from services.cli.connection import AsJson  # noqa: TC001  Typer reads the annotations at run time
-from services.cli.console import answer, notices, print_json, say
+from services.cli.console import answer, bytes_bar, print_json, say
 from services.cli.inputs import find_checkpoints
 from wa_core.averaging.rules import parse_rule
 from wa_core.errors import ConfigurationError, InvalidInputError
@@ -33,7 +32,6 @@ _UNITS = {
 }
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 _MAX_DIGITS = 19
-_SHOW_EVERY_S = 0.1
 _T = TypeVar("_T")
 
 
@@ -101,9 +99,10 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Average checkpoints that are files, into a file. Memory stays small, whatever the model's size.
+    """Average checkpoints that are files, into a file.
 
-    A killed or interrupted command goes on where it was when it is given again.
+    Memory stays small, whatever the model's size. A killed or interrupted command goes on where it
+    was when it is given again.
 
     Example: wa average 'run/step_*.safetensors' --rule ema:half_life=500 -o ema.safetensors
 
@@ -138,7 +137,7 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     target = _checked(
         "--output", lambda: Target.settle(output, file_format, max_shard_bytes=shard_bytes, fsync=fsync)
     )
-    with _bar(output.name) as on_progress:
+    with bytes_bar(output.name) as on_progress:
         report = merge(job, target, on_progress=on_progress)
     if as_json:
         print_json(describe_report(report, num_threads=threads))
@@ -146,36 +145,6 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     count = len(report.plan.sources)
     say(f"averaged {count} checkpoint{'s' if count > 1 else ''} with {report.plan.rule} in {report.seconds:.1f} s")
     answer(str(report.files[0] if len(report.files) == 1 else target.index or target.path))
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, if that is a terminal."""
-    console = notices()
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(name, total=None)
-        shown_at = 0.0
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal shown_at
-            if done == total or monotonic() - shown_at > _SHOW_EVERY_S:
-                shown_at = monotonic()
-                progress.update(task, completed=done, total=total)
-
-        yield on_progress
 
 
 @contextmanager
@@ -196,6 +165,9 @@ def _checked(place: str, make: Callable[[], _T]) -> _T:
         if error.code == "output_not_writable":
             raise
         raise typer.BadParameter(error.message, param_hint=f"'{place}'") from None
+    except OSError as error:
+        named = str(error.filename)[:100]
+        raise typer.BadParameter(f"{error.strerror}: {named}", param_hint=f"'{place}'") from None
 
 
 def _parse_steps(text: str | None) -> tuple[int, ...] | None:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.completion import complete_run
 from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from services.client import Client
 
 DEFAULT_DATA = Path(".wa")
@@ -35,11 +38,17 @@ Token = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, on stdout.")]
-RunId = Annotated[str, typer.Argument(help="The run's id, as `wa submit` and `wa runs` print it.", metavar="RUN")]
+RunId = Annotated[
+    str,
+    typer.Argument(
+        help="The run's id, as `wa submit` and `wa runs` print it.", metavar="RUN", autocompletion=complete_run
+    ),
+]
 
 
-def connect(api_url: str | None, token: str | None, *, patience_s: float = 0.0) -> Client:
-    """A client for the service that is meant.
+@contextlib.contextmanager
+def connect(api_url: str | None, token: str | None, *, patience_s: float = 0.0) -> Iterator[Client]:
+    """A client for the service that is meant. A refusal on the way out gets a suggestion, where there is one.
 
     Args:
         api_url: its address if the user gave one.
@@ -50,14 +59,26 @@ def connect(api_url: str | None, token: str | None, *, patience_s: float = 0.0) 
         ServiceUnreachableError: a patient client is asked for, and nobody is there to begin with: a service that
             restarts is waited for, a wrong address is not.
     """
+    from services.cli.suggestions import suggest_name
     from services.client import ApiError, Client
 
+    api_url, token = service_of(api_url, token)
+    if patience_s:
+        with Client(api_url, token=token, patience_s=0.0) as first, contextlib.suppress(ApiError):
+            first.version()
+    with Client(api_url, token=token, patience_s=patience_s) as client:
+        try:
+            yield client
+        except ApiError as error:
+            error.hint = suggest_name(client, error) or error.hint
+            raise
+
+
+def service_of(api_url: str | None, token: str | None) -> tuple[str | None, str | None]:
+    """Address and token of the service that is meant: those given, or else those of the stack of this folder."""
     if api_url is None and (found := _embedded()) is not None:
         api_url, token = found[0], token or found[1]
-    if patience_s:
-        with Client(api_url, token=token or None, patience_s=0.0) as first, contextlib.suppress(ApiError):
-            first.version()
-    return Client(api_url, token=token or None, patience_s=patience_s)
+    return api_url, token or None
 
 
 def _embedded() -> tuple[str, str] | None:

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_SHOW_EVERY_S = 0.1
 _PIPED_WIDTH = 240  # so that a piped table is never cut to the width of a terminal that is not there
 _SIMPLE_VALUES = (str, int, float, bool)
 
@@ -38,8 +45,8 @@ def answer(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on one line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON document on one line of stdout; the client's answers are such as the service gave them."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=dict) + "\n")
     sys.stdout.flush()
 
 
@@ -57,6 +64,36 @@ def print_table(columns: list[str], rows: list[list[object]], *, title: str | No
     with console.capture() as drawn:
         console.print(table)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+
+
+@contextmanager
+def bytes_bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
+    """What is told of (bytes done, bytes in all): a bar with the time left, on stderr; None without a terminal."""
+    console = notices()
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(name, total=None)
+        shown_at = 0.0
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal shown_at
+            if done == total or time.monotonic() - shown_at > _SHOW_EVERY_S:
+                shown_at = time.monotonic()
+                progress.update(task, completed=done, total=total)
+
+        yield on_progress
 
 
 def shown(value: object) -> str:

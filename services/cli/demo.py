@@ -27,7 +27,7 @@ from services.stack.embedded import StackOptions
 from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import FrameType
     from typing import NoReturn
 
@@ -51,7 +51,9 @@ def demo(
         bool, typer.Option("--keep", help="Keep runs and weights in ./.wa, for a later `wa up`.")
     ] = False,
 ) -> None:
-    """Everything from nothing: start the stack, train digits, average, download, stop. Under 3 minutes.
+    """Everything at once: start, train, average, download, stop.
+
+    A small net on handwritten digits, with two workers; under 3 minutes.
 
     Example: wa demo --out out
     """
@@ -82,7 +84,7 @@ def demo(
 _HEADINGS = ["ACCURACY\nbefore", "ACCURACY\nafter", "LOSS\nbefore", "LOSS\nafter"]
 
 
-def table_rows(run: Json, averages: list[Json]) -> list[list[object]]:
+def table_rows(run: Json, averages: Sequence[Json]) -> list[list[object]]:
     """One row for the newest raw weights, one for each average; raw weights need no recalibration."""
     raw = next((one["evaluation"]["raw"] for one in averages if one["evaluation"]["raw"]), None)
     rows: list[list[object]] = [[f"raw, step {run['step']}", None, *_numbers(raw, raw)]]

@@ -35,7 +35,9 @@ class Finding:
 
 
 def doctor(*, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
-    """Check this installation and the service: versions, disk, API, storage. Exit 1 if anything is wrong.
+    """Check this installation and the service.
+
+    Versions, disk, API, storage, token. Exit 1 if anything is wrong.
 
     Example: wa doctor
     """

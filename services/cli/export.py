@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from services.cli.completion import complete_average
 from services.cli.connection import ApiUrl, RunId, Token, connect
 from services.cli.console import answer, say
 from services.cli.local import installed
@@ -45,7 +46,12 @@ def export(
         ),
     ],
     average: Annotated[
-        str | None, typer.Option(help="Which average. Not needed when the run has one.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Which average. Not needed when the run has one.",
+            show_default=False,
+            autocompletion=complete_average,
+        ),
     ] = None,
     at: Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which of its published states.")] = "latest",
     output: Annotated[
@@ -59,7 +65,9 @@ def export(
     api_url: ApiUrl = None,
     token: Token = None,
 ) -> None:
-    """Write averaged weights as safetensors, .pt, a Hugging Face folder, a torch.export archive or ONNX.
+    """Write averaged weights in another form.
+
+    Safetensors, .pt, a Hugging Face folder, a torch.export archive or ONNX.
 
     Example: wa export RUN --average swa --format hf -o my-model
 

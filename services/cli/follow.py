@@ -15,10 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli.console import notices, shown
-from services.client.service import TERMINAL_STATES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from services.client import Client
+    from services.client.answers import Run
     from services.client.service import Json
 
 POLL_S = 0.5
@@ -37,21 +39,20 @@ class View(Protocol):
         """Leave the last picture standing."""
         ...
 
-    def update(self, run: Json, averages: list[Json]) -> None:
+    def update(self, run: Json, averages: Sequence[Json]) -> None:
         """Show how things are now."""
         ...
 
 
-def follow(client: Client, run_id: str) -> Json:
+def follow(client: Client, run_id: str) -> Run:
     """Show the run until it has ended, and return it."""
-    run: Json = {}
     with open_view() as view:
-        while run.get("state") not in TERMINAL_STATES:
-            if run:
-                time.sleep(POLL_S)
+        while True:
             run = client.run(run_id)
             view.update(run, client.averages(run_id))
-    return run
+            if run.has_ended:
+                return run
+            time.sleep(POLL_S)
 
 
 def open_view() -> View:
@@ -139,7 +140,7 @@ class _PlainView:
     def __exit__(self, *_: object) -> None:
         return
 
-    def update(self, run: Json, averages: list[Json]) -> None:
+    def update(self, run: Json, averages: Sequence[Json]) -> None:
         """Print what is new."""
         lines = [average_line(average) for average in averages]
         is_new_state = run["state"] != self._state
@@ -165,10 +166,11 @@ class _LiveView:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=self._console,
         )
-        self._task: TaskID = self._progress.add_task("", total=None, state="", numbers="")
+        self._task: TaskID = self._progress.add_task("", total=None, state="", numbers="", left="")
         self._live = Live(self._progress, console=self._console, refresh_per_second=8)
 
     def __enter__(self) -> Self:
@@ -178,7 +180,7 @@ class _LiveView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def update(self, run: Json, averages: list[Json]) -> None:
+    def update(self, run: Json, averages: Sequence[Json]) -> None:
         """Redraw."""
         numbers = "  ".join(f"{name} {shown(value)}" for name, value in run.get("metrics", {}).items())
         self._progress.update(
@@ -187,6 +189,7 @@ class _LiveView:
             total=run.get("total_steps"),
             state=run["state"],
             numbers=numbers,
+            left=f"{_duration(run['eta_s'])} left" if run.get("eta_s") else "",
         )
         rows = Table.grid(padding=(0, 1))
         for average in averages:

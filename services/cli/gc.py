@@ -38,7 +38,7 @@ def gc(
     ] = _DEFAULT.download_s,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what runs no longer need, and say why each object is kept or goes.
+    """Delete what runs no longer need, and say why.
 
     Works on the bucket itself: that of the WA_* environment, or of the stack of this folder. The averager does the
     same by itself; this is for looking, and for doing it now.

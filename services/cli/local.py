@@ -33,9 +33,10 @@ def up(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the stack on this machine: S3 store, Ray, runner, averager, API.
+    """Start the service on this machine, with all that it needs.
 
-    Without --detach it stays in the foreground until Ctrl-C. State in the data folder survives.
+    That is an S3 store, Ray, runner, averager and API. Without --detach it stays in the foreground until Ctrl-C.
+    State in the data folder survives.
 
     Example: wa up --detach
     """
@@ -61,7 +62,9 @@ def up(
 
 
 def down(*, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
-    """Stop the stack that runs on a data folder, or clean up after one that was killed.
+    """Stop what `wa up` started.
+
+    Cleans up too after a stack that was killed. State in the data folder stays.
 
     Example: wa down
     """
@@ -77,9 +80,13 @@ def down(*, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
         answer(f"nothing runs on {data}")
 
 
-def show_version() -> None:
-    """Print the version of this installation."""
-    answer(installed("weight-averaging") or "unknown")
+def show_version(*, as_json: AsJson = False) -> None:
+    """Print the version of this installation.
+
+    Example: wa version
+    """
+    found = installed("weight-averaging") or "unknown"
+    print_json({"version": found}) if as_json else answer(found)
 
 
 def installed(distribution: str) -> str | None:

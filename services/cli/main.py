@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from services.cli.completion import completed_command
 from services.cli.console import say
+from services.cli.suggestions import SuggestingCommand
 from wa_core.errors import InvalidInputError, WeightAveragingError
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ Step by step:
   wa download RUN --average swa -o swa.safetensors
   wa down
 
-Without a service:  wa average 'step_*.safetensors' --rule swa -o swa.safetensors
+Without a service:
+  wa average 'step_*.safetensors' --rule swa -o swa.safetensors
 """
 _EPILOG = """Which service: --api-url and --token, or WA_API_URL and WA_TOKEN, or the stack of ./.wa.
 
@@ -51,8 +54,8 @@ _PANELS: dict[str, dict[str, str]] = {
         "submit": "runs:submit",
         "runs": "runs:runs",
         "show": "runs:show",
-        "logs": "runs:logs",
-        "events": "runs:events",
+        "logs": "feeds:logs",
+        "events": "feeds:events",
         "pause": "runs:pause",
         "resume": "runs:resume",
         "cancel": "runs:cancel",
@@ -62,17 +65,22 @@ _PANELS: dict[str, dict[str, str]] = {
         "averages": "results:averages",
         "download": "results:download",
         "export": "export:export",
+        "open": "open:open_page",
         "rebuild": "rebuild:rebuild",
         "verify": "verify:verify",
     },
     "Files": {
         "average": "average:average",
     },
+    "Service": {
+        "tokens": "tokens:tokens",
+    },
     "This machine": {
         "up": "local:up",
         "down": "local:down",
         "demo": "demo:demo",
         "doctor": "doctor:doctor",
+        "bench": "bench:bench",
         "gc": "gc:gc",
         "version": "local:show_version",
     },
@@ -86,7 +94,6 @@ def build_app(called: str | None = None) -> typer.Typer:
         help=_HELP,
         epilog=_EPILOG,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -97,25 +104,25 @@ def build_app(called: str | None = None) -> typer.Typer:
             if name == called or not is_known:
                 module, _, function = place.partition(":")
                 command = getattr(import_module(f"services.cli.{module}"), function)
-                app.command(name, rich_help_panel=panel)(command)
+                if isinstance(command, typer.Typer):
+                    app.add_typer(command, name=name, rich_help_panel=panel)
+                else:
+                    app.command(name, cls=SuggestingCommand, rich_help_panel=panel)(command)
     return app
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command, and return its exit code."""
     try:
-        build_app(next(iter(arguments), None))(args=list(arguments), prog_name="wa")
+        build_app(completed_command() or next(iter(arguments), None))(args=list(arguments), prog_name="wa")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except WeightAveragingError as error:
         return _explain(error)
-    except Exception as error:
-        if os.environ.get("WA_DEBUG"):
-            raise
-        say(f"wa: unexpected {type(error).__name__}: {error}; WA_DEBUG=1 shows where. Please report it.")
-        return _FAILED
+    except Exception as error:  # noqa: BLE001  the outermost handler: no traceback reaches a person
+        return _explain_unforeseen(error)
     return 0
 
 
@@ -146,6 +153,20 @@ def _explain(error: WeightAveragingError) -> int:
     return _USAGE if is_usage else _FAILED
 
 
+def _explain_unforeseen(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):
+        # Whoever read has seen enough, as in `wa events RUN | head`; Python must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    if os.environ.get("WA_DEBUG"):
+        raise error
+    if isinstance(error, UnicodeEncodeError):
+        say("wa: an argument is no UTF-8 text; only names of files may be such.")
+        return _USAGE
+    say(f"wa: unexpected {type(error).__name__}: {error}; WA_DEBUG=1 shows where. Please report it.")
+    return _FAILED
+
+
 def _explain_refusal(error: ApiError) -> int:
     for fault in error.errors:
         if fault.get("message", "") in error.message:
@@ -158,5 +179,7 @@ def _explain_refusal(error: ApiError) -> int:
         )
     elif error.hint:
         say(f"  {error.hint}")
+    elif error.code == "unexpected_answer":
+        say("WA_DEBUG=1 shows where. Please report it if the versions agree.")
     is_usage = error.status in _BAD_REQUEST and error.code != _TOO_LITTLE_KEPT
     return _USAGE if is_usage else _FAILED

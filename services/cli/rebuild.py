@@ -67,7 +67,7 @@ def rebuild(  # noqa: PLR0913  one parameter for each option of the command
         if output is not None and not is_dry:
             download_weights(client, run_id, chosen, output)
     if as_json:
-        print_json(average | {"prediction": added["prediction"]})
+        print_json({**average, "prediction": added["prediction"]})
     elif not is_dry:
         answer(chosen if output is None else str(output))
 

@@ -6,23 +6,27 @@ from pathlib import Path  # noqa: TC003  Typer reads the annotations at run time
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from services.cli.completion import complete_average
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
-from services.cli.console import answer, notices, print_json, print_table, say
+from services.cli.console import answer, bytes_bar, print_json, print_table, say
 from services.cli.follow import measured_metrics, verdict
 from services.cli.runs import FOLLOW_PATIENCE_S
 from wa_core.errors import AverageNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from services.client import Client
     from services.client.service import Json
 
+_MAX_DIGITS = 12
+
 
 def checkpoints(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
-    """List the run's checkpoints. Abandoned ones were left behind by a restart and are in no average.
+    """List the run's checkpoints.
+
+    Abandoned ones were left behind by a restart and are in no average.
 
     Example: wa checkpoints RUN
     """
@@ -33,9 +37,10 @@ def checkpoints(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = Non
 
 
 def averages(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
-    """List the run's averages beside the raw weights, measured on the same held-out data.
+    """List the run's averages beside the raw weights.
 
-    WON is the verdict on averaged minus raw, with its 95 % interval: a tie when that has 0 in it.
+    Both are measured on the same held-out data. WON is the verdict on averaged minus raw, with its 95 % interval:
+    a tie when that has 0 in it.
 
     Example: wa averages RUN
     """
@@ -53,23 +58,36 @@ def download(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     average: Annotated[
-        str | None, typer.Option(help="Which average. Not needed when the run has one.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Which average. Not needed when the run has one.",
+            show_default=False,
+            autocompletion=complete_average,
+        ),
     ] = None,
     at: Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which of its published states.")] = "latest",
     file_format: Annotated[Literal["safetensors", "pt"], typer.Option("--format", help="File format.")] = (
         "safetensors"
     ),
+    as_json: AsJson = False,
     api_url: ApiUrl = None,
     token: Token = None,
 ) -> None:
-    """Download averaged weights: goes on where it was cut, and checks the digest.
+    """Download averaged weights, and check their digest.
+
+    A download that was cut goes on where it was when the command is given again.
 
     Example: wa download RUN --average swa -o swa.safetensors
+
+    Example: wa download RUN --average ema --at best --format pt -o ema.pt
     """
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S) as client:
         name = average or only_average(client, run_id)
         download_weights(client, run_id, name, output, file=f"weights.{file_format}", at=chosen_state(at))
-    answer(str(output))
+    if as_json:
+        print_json({"average": name, "path": str(output), "size_bytes": output.stat().st_size})
+    else:
+        answer(str(output))
 
 
 def download_weights(
@@ -83,13 +101,7 @@ def download_weights(
     generation: int | None = None,
 ) -> None:
     """Download with a bar, if a terminal is there."""
-    console = notices()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(output.name, total=None)
-        on_progress: Callable[[int, int], None] = lambda done, total: progress.update(  # noqa: E731
-            task, completed=done, total=total
-        )
+    with bytes_bar(output.name) as on_progress:
         client.download(run_id, name, output, file=file, at=at, generation=generation, on_progress=on_progress)
 
 
@@ -97,7 +109,7 @@ def chosen_state(text: str) -> str | int:
     """What `--at` means: best, latest, or the number of a step."""
     if text in {"best", "latest"}:
         return text
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= _MAX_DIGITS:
         return int(text)
     raise typer.BadParameter(f"{text!r} is none of: best, latest, the number of a step.", param_hint="'--at'")
 
@@ -115,7 +127,7 @@ def only_average(client: Client, run_id: str) -> str:
 
 
 def _print_list(
-    found: list[Json], *, as_json: bool, columns: list[str], row: Callable[[Json], list[object]]
+    found: Sequence[Json], *, as_json: bool, columns: list[str], row: Callable[[Json], list[object]]
 ) -> None:
     if as_json:
         print_json({"data": found})

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from functools import partial
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path  # noqa: TC003  typer needs it at run time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.arguments import parse_averages, parse_config, parse_labels, parse_recipe
+from services.cli.arguments import parse_averages, parse_config, parse_labels, parse_recipe, parse_since
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
 from services.cli.console import answer, print_json, print_table, say, shown
 from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
-from services.client.service import TERMINAL_STATES
 from wa_core.errors import InvalidInputError
 from wa_core.packages import pack_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from services.client import Client
+    from services.client.answers import Run
     from services.client.service import Json
 
 FOLLOW_PATIENCE_S = 60.0
-_FEED_POLL_S = 0.5
+_PAGE = 200  # the most that the service gives at once
 _INTERRUPTED = 130
 _RUN_COLUMNS = ("run_id", "state", "averaging_state", "step", "total_steps", "recipe")
 
@@ -43,6 +43,10 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         typer.Option("--config", "-c", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=1024, help="DDP workers.")] = 2,
+    min_workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Go on with as few after a loss.", show_default="as --workers"),
+    ] = None,
     average: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]RULE", help="An average to keep, such as ema:half_life=60; may be repeated."),
@@ -91,7 +95,7 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
     request: dict[str, object] = {
         "recipe": parse_recipe(recipe, is_packaged=body is not None),
         "config": parse_config(config or []),
-        "scaling": {"num_workers": workers},
+        "scaling": {"num_workers": workers, **_given(min_workers=min_workers)},
         "checkpoint": {
             "every_steps": every_steps,
             **_given(keep_last=keep_last, keep_every_steps=keep_every_steps, keep_best=keep_best),
@@ -130,6 +134,11 @@ def runs(
     label: Annotated[
         str | None, typer.Option(metavar="KEY=VALUE", help="Only runs with this label.", show_default=False)
     ] = None,
+    owner: Annotated[str | None, typer.Option(help="Only runs of this owner.", show_default=False)] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="AGE|DATE", help="Only newer runs: 30m, 2h, 7d, 2026-11-01.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most, newest first.")] = 20,
     as_json: AsJson = False,
     api_url: ApiUrl = None,
@@ -138,18 +147,35 @@ def runs(
     """List runs, newest first.
 
     Example: wa runs --state running
+
+    Example: wa runs --label team=vision --since 7d --json
     """
     wanted = next((f"{key}:{value}" for key, value in parse_labels([label] if label else []).items()), None)
+    after_date = None if since is None else parse_since(since, now=datetime.now(UTC))
     with connect(api_url, token) as client:
-        page = client.runs(state=state, label=wanted, limit=limit)
+        page = _listed(client, limit, state=state, label=wanted, owner=owner, since=after_date)
     if as_json:
         print_json(page)
         return
     columns = ["RUN", "STATE", "AVERAGING", "STEP", "OF", "RECIPE", "CREATED"]
     print_table(
         columns,
-        [[*(run[key] for key in _RUN_COLUMNS), _short_time(run["created_at"])] for run in page["data"]],
+        [[*(run[key] for key in _RUN_COLUMNS), short_time(run["created_at"])] for run in page["data"]],
     )
+    if page["has_more"]:
+        say(f"the newest {limit}; more with --limit")
+
+
+def _listed(client: Client, limit: int, **filters: str | None) -> Json:
+    """The newest runs as one page, however many pages of the service's that takes."""
+    data: list[Json] = []
+    after = None
+    while True:
+        page = client.runs(**filters, limit=min(limit - len(data), _PAGE), after=after)
+        data += page["data"]
+        if not page.has_more or len(data) == limit:
+            return {**page, "data": data}
+        after = str(page.next)
 
 
 def show(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
@@ -172,47 +198,8 @@ def show(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, toke
         answer(f"average     {average_line(average)}")
 
 
-def logs(
-    run_id: RunId,
-    *,
-    rank: Annotated[str, typer.Option(help="A worker's rank, or driver.")] = "0",
-    is_followed: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
-    ] = False,
-    as_json: AsJson = False,
-    api_url: ApiUrl = None,
-    token: Token = None,
-) -> None:
-    """Print what a worker of the run wrote.
-
-    Example: wa logs RUN -f
-    """
-    with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
-        for line in _feed(client, run_id, partial(client.logs, run_id, rank=rank), is_followed=is_followed):
-            print_json(line) if as_json else answer(line["text"])
-
-
-def events(
-    run_id: RunId,
-    *,
-    is_followed: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
-    ] = False,
-    as_json: AsJson = False,
-    api_url: ApiUrl = None,
-    token: Token = None,
-) -> None:
-    """Print the run's log: submitted, attempts, checkpoints, the end.
-
-    Example: wa events RUN --json
-    """
-    with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
-        for event in _feed(client, run_id, partial(client.events, run_id), is_followed=is_followed):
-            print_json(event) if as_json else answer(_event_line(event))
-
-
 def cancel(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
-    """Ask a run to end; it takes a last checkpoint first.
+    """End a run after a last checkpoint.
 
     Example: wa cancel RUN
     """
@@ -222,7 +209,9 @@ def cancel(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, to
 
 
 def pause(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:
-    """Ask a run to pause; it takes a last checkpoint first, and then holds no workers.
+    """Pause a run after a last checkpoint.
+
+    A paused run holds no workers.
 
     Example: wa pause RUN
     """
@@ -250,7 +239,7 @@ def resume(
     api_url: ApiUrl = None,
     token: Token = None,
 ) -> None:
-    """Let a paused run go on; with --from-step, let any run that trains go back to an older step.
+    """Let a paused run go on, or any run go back to an older step.
 
     Example: wa resume RUN --from-step 1200 --lr-scale 0.5 --skip-batches 200
     """
@@ -259,19 +248,30 @@ def resume(
     print_json(run) if as_json else answer(f"{run_id} will go on (now {run['state']})")
 
 
-def follow_to_end(client: Client, run_id: str) -> Json:
+def follow_to_end(client: Client, run_id: str) -> Run:
     """Follow a run, and explain how it ended.
 
     Raises:
         typer.Exit: 130, when the user stops following; the run goes on.
     """
-    try:
+    with leaving(run_id):
         run = follow(client, run_id)
+    explain_end(client, run)
+    return run
+
+
+@contextmanager
+def leaving(run_id: str) -> Iterator[None]:
+    """Say on Ctrl-C that only the following has ended.
+
+    Raises:
+        typer.Exit: 130.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         say(f"stopped following; run {run_id} goes on. Look: wa show {run_id}. End it: wa cancel {run_id}.")
         raise typer.Exit(_INTERRUPTED) from None
-    explain_end(client, run)
-    return run
 
 
 def explain_end(client: Client, run: Json) -> None:
@@ -284,29 +284,7 @@ def explain_end(client: Client, run: Json) -> None:
         say(f"run {run['run_id']} was {run['state']}")
 
 
-def _feed(client: Client, run_id: str, fetch_page: Callable[..., Json], *, is_followed: bool) -> Iterator[Json]:
-    """All that a feed holds, and with `is_followed` what comes until the run has ended."""
-    position: Json = {}
-    is_over = not is_followed
-    while True:
-        page = fetch_page(**position)
-        position = {"after": page["next"]}
-        yield from page["data"]
-        if page["has_more"]:
-            continue
-        if is_over:
-            return
-        is_over = client.run(run_id)["state"] in TERMINAL_STATES  # and read once more after that
-        time.sleep(_FEED_POLL_S)
-
-
-def _event_line(event: Json) -> str:
-    known = {"seq", "at", "kind", "state", "attempt", "format", "write_id", "files", "spec_digest"}
-    rest = "  ".join(f"{name} {shown(value)}" for name, value in event.items() if name not in known and value)
-    return f"{event['seq']:>5}  {_short_time(event['at'])}  {event['kind']:<17}  {rest}".rstrip()
-
-
-def _short_time(text: str) -> str:
+def short_time(text: str) -> str:
     """An ISO time to the second."""
     return text[:19].replace("T", " ")
 

@@ -12,6 +12,7 @@ import typer
 from rich.progress import Progress
 
 from services.cli.bucket import bucket_environment
+from services.cli.completion import complete_average
 from services.cli.connection import DEFAULT_DATA, AsJson, RunId
 from services.cli.console import answer, notices, print_json
 from wa_core.errors import CorruptError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def verify(
     run_id: RunId,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The average.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The average.", autocompletion=complete_average)],
     *,
     generation: Annotated[
         int | None, typer.Option(min=1, help="Which of its generations.", show_default="the newest")
@@ -32,7 +33,9 @@ def verify(
     ] = DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute an average from the kept checkpoints and compare it bit for bit with what is stored and served.
+    """Recompute an average from its checkpoints; compare every bit.
+
+    What is compared is what is stored and what is served.
 
     Reads the bucket itself (WA_STORE_URL, WA_S3_ENDPOINT, WA_S3_ACCESS_KEY, WA_S3_SECRET_KEY, or the stack of
     this folder), not the API. Exit 1, with what differs or is missing, if it is not verified.

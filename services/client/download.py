@@ -2,21 +2,24 @@
 
 A file arrives as ``PATH.part``. Beside it ``PATH.part.etag`` says which content the part belongs to, so a cut
 download goes on with ``Range`` and ``If-Range``, and starts over when the content has been replaced. `PATH`
-appears by an atomic rename, after the sha256 of every byte has matched the service's ``Repr-Digest``.
+appears by an atomic rename, after the sha256 of every byte has matched the service's ``Repr-Digest``. No more
+than one piece is in memory.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from services.client.errors import ApiError, ServiceUnreachableError
-from services.client.transport import is_passing
+from services.client.calls import Call
+from services.client.exchange import RANGE_NOT_SATISFIABLE
+from services.client.retries import TROUBLE, Patience
 from wa_core.errors import CorruptError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -24,11 +27,12 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from services.client.transport import Query, Transport
+    from services.client.calls import Query
+    from services.client.transport import AsyncTransport, Transport
 
-_NUM_TRIES = 8
+_LEAST_PATIENCE_S = 10.0
 _PARTIAL = 206
-_UNSATISFIABLE = 416
+_MAX_MISMATCHES = 2
 
 
 def fetch_file(
@@ -42,31 +46,53 @@ def fetch_file(
     """Download `url_path` to `path`; see the module's docstring for how.
 
     Raises:
-        CorruptError: the digest did not match, twice in a row.
+        CorruptError: the digest did not match, twice.
         InvalidInputError: `path` cannot be written.
-        ServiceUnreachableError: the connection broke more often than is worth trying.
+        ServiceUnreachableError: the connection broke, and nothing came for as long as is worth trying.
         ApiError: the service refuses.
     """
-    part = _Part(Path(path))
-    part.check_writable()
-    num_mismatches = 0
-    for num_try in range(1, _NUM_TRIES + 1):
+    download = Download(url_path, path, query=query, on_progress=on_progress)
+    patience = Patience(max(transport.patience_s, _LEAST_PATIENCE_S))
+    while True:
+        size = download.size_bytes
         try:
-            digest = _fetch_rest(transport, url_path, part, query=query, on_progress=on_progress)
-        except (ServiceUnreachableError, ApiError) as error:
-            if not is_passing(error) or num_try == _NUM_TRIES:
-                raise
-            time.sleep(min(0.1 * 2**num_try, 2.0))
+            with transport.stream(download.call()) as response, download.receiving(response) as take:
+                for piece in response.iter_raw():
+                    take(piece)
+        except TROUBLE as error:
+            if download.size_bytes > size:
+                patience.renew()
+            time.sleep(patience.wait_s_after(error))
             continue
-        if digest is not None and part.sha256() == digest:
-            return part.finish()
-        part.discard()
-        num_mismatches += digest is not None
-        if num_mismatches > 1:
-            break
-    raise CorruptError(
-        f"{url_path}: what arrived twice does not match the service's sha256; nothing was written to {path}"
-    )
+        if download.is_finished():
+            return download.target
+
+
+async def fetch_file_async(
+    transport: AsyncTransport,
+    url_path: str,
+    path: str | Path,
+    *,
+    query: Query | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """`fetch_file` for tasks; the digest is worked out in a thread."""
+    download = Download(url_path, path, query=query, on_progress=on_progress)
+    patience = Patience(max(transport.patience_s, _LEAST_PATIENCE_S))
+    while True:
+        size = download.size_bytes
+        try:
+            async with transport.stream(download.call()) as response:
+                with download.receiving(response) as take:
+                    async for piece in response.aiter_raw():
+                        take(piece)
+        except TROUBLE as error:
+            if download.size_bytes > size:
+                patience.renew()
+            await asyncio.sleep(patience.wait_s_after(error))
+            continue
+        if await asyncio.to_thread(download.is_finished):
+            return download.target
 
 
 def check_writable(path: str | Path) -> None:
@@ -78,34 +104,90 @@ def check_writable(path: str | Path) -> None:
     _Part(Path(path)).check_writable()
 
 
-def _fetch_rest(
-    transport: Transport,
-    url_path: str,
-    part: _Part,
-    *,
-    query: Query | None,
-    on_progress: Callable[[int, int], None] | None,
-) -> str | None:
-    """Append what is missing; the sha256 the whole must have, or None when the part turned out useless."""
-    headers = {"Accept-Encoding": "identity"}
-    size, etag = part.size_bytes(), part.etag()
-    if size and etag:
-        headers |= {"Range": f"bytes={size}-", "If-Range": etag}
-    with transport.stream(url_path, query=query, headers=headers) as response:
-        if response.status_code == _UNSATISFIABLE:
+class Download:
+    """One download, without the waiting: what to ask for next, and what to do with what comes.
+
+    Raises:
+        InvalidInputError: the target cannot be written.
+    """
+
+    def __init__(
+        self,
+        url_path: str,
+        path: str | Path,
+        *,
+        query: Query | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._part = _Part(Path(path))
+        self._part.check_writable()
+        self._url_path = url_path
+        self._query = query or {}
+        self._on_progress = on_progress
+        self._digest: str | None = None
+        self._num_mismatches = 0
+
+    @property
+    def target(self) -> Path:
+        """The file that is to be."""
+        return self._part.target
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of it is there."""
+        return self._part.size_bytes()
+
+    def call(self) -> Call[Any]:
+        """Asks for what is missing."""
+        headers = {"Accept-Encoding": "identity"}
+        size, etag = self._part.size_bytes(), self._part.etag()
+        if size and etag:
+            headers |= {"Range": f"bytes={size}-", "If-Range": etag}
+        return Call("GET", self._url_path, lambda said: said, query=self._query, headers=headers)
+
+    @contextmanager
+    def receiving(self, response: httpx2.Response) -> Iterator[Callable[[bytes], None]]:
+        """What takes the pieces of an answer to `call`."""
+        size, etag = self._part.size_bytes(), self._part.etag()
+        if response.status_code == RANGE_NOT_SATISFIABLE:
             # The part is as long as the whole, or longer: only its digest can tell.
-            return _unquoted(etag) if response.headers.get("Content-Range") == f"bytes */{size}" else None
+            is_whole = response.headers.get("Content-Range") == f"bytes */{size}"
+            self._digest = _unquoted(etag) if is_whole else None
+            yield lambda _piece: None
+            return
         if response.status_code != _PARTIAL:
-            part.begin(response.headers.get("ETag", ""))
+            self._part.begin(response.headers.get("ETag", ""))
             size = 0
+        self._digest = _promised_sha256(response)
         total = size + int(response.headers.get("Content-Length", 0))
-        with part.appending() as file:
-            for chunk in response.iter_raw():
-                file.write(chunk)
-                size += len(chunk)
-                if on_progress is not None:
-                    on_progress(size, total)
-        return _promised_sha256(response)
+        with self._part.appending() as file:
+
+            def take(piece: bytes) -> None:
+                nonlocal size
+                file.write(piece)
+                size += len(piece)
+                if self._on_progress is not None:
+                    self._on_progress(size, total)
+
+            yield take
+
+    def is_finished(self) -> bool:
+        """Let the file appear if it is what was promised; or else forget what came, and say no.
+
+        Raises:
+            CorruptError: this is the second time that it is not.
+        """
+        if self._digest is not None and self._part.sha256() == self._digest:
+            self._part.finish()
+            return True
+        self._part.discard()
+        self._num_mismatches += self._digest is not None
+        if self._num_mismatches == _MAX_MISMATCHES:
+            raise CorruptError(
+                f"{self._url_path}: what arrived twice does not match the service's sha256; nothing was written "
+                f"to {self.target}"
+            )
+        return False
 
 
 def _promised_sha256(response: httpx2.Response) -> str:
@@ -129,10 +211,12 @@ class _Part:
 
     def check_writable(self) -> None:
         """Fail before anything is downloaded rather than after."""
-        if self.target.is_dir():
-            raise InvalidInputError(f"{self.target} is a folder; name a file to write")
         with self._faults_named():
+            if self.target.is_dir():
+                raise InvalidInputError(f"{self.target} is a folder; name a file to write")
             self._path.open("ab").close()
+            if not self.size_bytes():
+                self._path.unlink()  # a refusal leaves nothing behind
 
     def size_bytes(self) -> int:
         """How much is there."""

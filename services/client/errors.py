@@ -25,6 +25,7 @@ class ApiError(WeightAveragingError):
         hint: what to do about it, or None.
         errors: the faults of a refused body, each with `pointer` and `message`.
         retry_after_s: seconds after which trying again makes sense, or None.
+        path: what was asked for, such as ``/v1/runs/01JZ…``.
     """
 
     kind = "api"
@@ -38,6 +39,7 @@ class ApiError(WeightAveragingError):
         hint: str | None = None,
         errors: list[dict[str, str]] | None = None,
         retry_after_s: float | None = None,
+        path: str = "",
     ) -> None:
         super().__init__(detail, code=code)
         self.status = status
@@ -45,3 +47,4 @@ class ApiError(WeightAveragingError):
         self.hint = hint
         self.errors = errors or []
         self.retry_after_s = retry_after_s
+        self.path = path

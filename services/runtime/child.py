@@ -13,12 +13,13 @@ import select
 import signal
 import subprocess
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from wa_core.errors import UserCodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _LIMIT_BYTES = 8 << 20  # of what it has said and nobody has taken
 _READ_BYTES = 1 << 16
@@ -31,18 +32,21 @@ class Child:
     Args:
         command: what to run. It reads lines on stdin, answers in lines on stdout, and ends when stdin does.
         title: what messages call it.
+        environment: what it is given more than any process that runs user code; it then must run none.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], *, title: str) -> None:
+    def __init__(
+        self, command: Sequence[str], *, title: str, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._title = title
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment_without_secrets(),
+            env={**environment_without_secrets(), **environment},
             start_new_session=True,  # so that what it starts can be ended with it
         )
         self._unread = b""

@@ -9,6 +9,7 @@ import structlog
 from pydantic import ValidationError
 
 from services.runtime import tracing
+from services.runtime.redaction import secrets_in
 from services.runtime.settings import Settings
 from services.runtime.telemetry import configure_logging
 from wa_core.errors import WeightAveragingError
@@ -31,7 +32,7 @@ def run_process(service: str, serve: Callable[[Settings], int]) -> int:
     except ValidationError as error:
         sys.stderr.write(f"the environment is wrong: {error}\n")
         return 1
-    configure_logging(service, log_format=settings.log_format)
+    configure_logging(service, log_format=settings.log_format, secrets=secrets_in(settings))
     try:
         tracing.install(service, settings)
         return serve(settings)

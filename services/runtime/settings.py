@@ -24,10 +24,14 @@ class Settings(BaseSettings):
 
     The API answers to loopback names, the one that it is bound to, and `allowed_hosts` (with commas between); with
     `api_host` 0.0.0.0 to every address as well. Each owner may send `rate_limit` requests (such as 600/minute; no
-    limit when not set or empty) and `submit_limit` submissions to each replica.
+    limit when not set or empty) and `submit_limit` submissions to each replica, and have
+    `max_queued_per_owner` runs waiting.
 
     `ray_nodes_patience_s` is how long an attempt waits for a cluster that is too small for it, since nodes may be
     on their way. A runner trains `max_concurrent_runs` at a time, and of each owner at most `max_runs_per_owner`.
+
+    With `assess_on_ray` the averager measures on the cluster at `ray_address`, if a raylet of it runs beside it
+    and processors are free; else, and by default, in one process.
 
     The averager works in `scratch_dir` (the system's temporary folder when not set); accumulators beyond
     `accumulator_memory_mb` MiB in all live in files there. One assessment may take `assess_time_limit_s`, and its
@@ -64,6 +68,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     rate_limit: str | None = None
     submit_limit: str | None = "6000/minute"
+    max_queued_per_owner: int | None = Field(default=None, ge=1)
 
     ray_address: str | None = None
     ray_nodes_patience_s: float = Field(default=0.0, ge=0)
@@ -75,6 +80,7 @@ class Settings(BaseSettings):
     accumulator_memory_mb: int = Field(default=256, ge=0)
     assess_time_limit_s: float = Field(default=300.0, gt=0)
     assess_memory_mb: int = Field(default=4096, ge=1)
+    assess_on_ray: bool = False
     landscape_time_limit_s: float = Field(default=900.0, gt=0)
     landscape_memory_mb: int = Field(default=4096, ge=1)
     averager_host: str = "127.0.0.1"

@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING
 import stamina
 import structlog
 
+from services.runtime.redaction import redacting
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 
-def configure_logging(service: str, *, log_format: str, **about: object) -> None:
+def configure_logging(service: str, *, log_format: str, secrets: Iterable[str] = (), **about: object) -> None:
     """Send every log line of this process to stderr, with its service's name.
 
     Args:
         service: the name.
         log_format: ``json`` or ``console``.
+        secrets: what no line may hold.
         about: what the whole process is about, such as its `run_id` and `attempt`. These are no context variables,
             which a new thread would not have.
     """
@@ -37,7 +42,7 @@ def configure_logging(service: str, *, log_format: str, **about: object) -> None
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    rendering = _as_json() if log_format == "json" else _for_people()
+    rendering = [*(_as_json() if log_format == "json" else _for_people()), redacting(secrets)]
     structlog.configure(
         processors=[*common, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -26,7 +26,7 @@ import structlog
 from services.stack import ray_head, seaweedfs
 from services.stack.leftovers import ProcessRef, kill_all, members
 from services.stack.processes import STOP_ORDER, StackPlan, plan_children
-from services.stack.state import BUCKET, Connection, DataFolder, StackState
+from services.stack.state import BUCKET, IDENTITIES, Connection, DataFolder, StackState
 from services.stack.supervisor import Supervisor
 from wa_core.errors import ConfigurationError, StoreUnavailableError, WeightAveragingError
 
@@ -249,6 +249,7 @@ def _plan(folder: DataFolder, options: StackOptions) -> StackPlan:
     (api_port, predictor_port), ports = ports[:2], ports[2:]
     ray_ports, store_ports = ports[: ray_head.NUM_PORTS], ports[ray_head.NUM_PORTS :]
     store = _store_config(folder.store, store_ports, known)
+    folder.write_identities()
     # Always below /tmp: a unix socket's path must stay under 104 bytes, and Ray adds about 65.
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir="/tmp"))
     temp_dir = scratch / "tmp"
@@ -267,7 +268,12 @@ def _plan(folder: DataFolder, options: StackOptions) -> StackPlan:
 
 def _store_config(data_dir: Path, ports: tuple[int, ...], known: Credentials) -> SeaweedConfig:
     return seaweedfs.SeaweedConfig(
-        data_dir=data_dir, ports=ports, access_key=known.access_key, secret_key=known.secret_key, bucket=BUCKET
+        data_dir=data_dir,
+        ports=ports,
+        access_key=known.access_key,
+        secret_key=known.secret_key,
+        bucket=BUCKET,
+        identities=data_dir.parent / IDENTITIES,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.stack import ray_head, seaweedfs
+from services.stack.identities import GRANTS, KeyPair, key_pair
 from services.stack.leftovers import MARKER
 
 if TYPE_CHECKING:
@@ -83,23 +84,28 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
     webhooks = {_WEBHOOK_SECRET: inherited[_WEBHOOK_SECRET]} if inherited.get(_WEBHOOK_SECRET) else {}
     base |= {MARKER: plan.stack_id, "TMPDIR": str(plan.temp_dir), "PYTHONUNBUFFERED": "1"}
     service = base | settings_of(plan)
+    keys = {role: keys_of(plan, role) for role in GRANTS}
+    callers = {"WA_TOKEN": plan.credentials.token}
     predictor = {
         "WA_PREDICTOR_URL": f"http://127.0.0.1:{plan.predictor_port}",
         "WA_PREDICTOR_HOST": "127.0.0.1",
         "WA_PREDICTOR_PORT": str(plan.predictor_port),
         "WA_PREDICTOR_TOKEN": plan.predictor_token,
     }
+    ray = ray_head.environment(plan.ray)
     specs = [
         ChildSpec("store", tuple(seaweedfs.argv(plan.store)), base | seaweedfs.environment(plan.store)),
         # Ray holds nothing worth waiting for, and outstays any grace while workers are around.
-        ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray_head.environment(plan.ray), grace_s=2.0),
-        ChildSpec("runner", _module("services.trainer"), service | ray_head.environment(plan.ray)),
-        ChildSpec("averager", _module("services.averager"), service),
-        ChildSpec("api", _module("services.api"), service | tokens | webhooks | predictor),
-        ChildSpec("predictor", _module("services.predictor"), service | predictor),
+        ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray, grace_s=2.0),
+        ChildSpec(
+            "runner", _module("services.trainer"), service | keys["trainer"] | ray_head.environment(plan.ray)
+        ),
+        ChildSpec("averager", _module("services.averager"), service | keys["averager"]),
+        ChildSpec("api", _module("services.api"), service | keys["api"] | callers | tokens | webhooks | predictor),
+        ChildSpec("predictor", _module("services.predictor"), service | keys["predictor"] | predictor),
     ]
     if webhooks:
-        specs.append(ChildSpec("notifier", _module("services.notifier"), service | webhooks))
+        specs.append(ChildSpec("notifier", _module("services.notifier"), service | keys["notifier"] | webhooks))
     return {spec.name: spec for spec in specs}
 
 
@@ -108,13 +114,17 @@ def settings_of(plan: StackPlan) -> dict[str, str]:
     return {
         "WA_STORE_URL": f"s3://{plan.store.bucket}",
         "WA_S3_ENDPOINT": plan.store.endpoint_url,
-        "WA_S3_ACCESS_KEY": plan.credentials.access_key,
-        "WA_S3_SECRET_KEY": plan.credentials.secret_key,
-        "WA_TOKEN": plan.credentials.token,
         "WA_API_HOST": "127.0.0.1",
         "WA_API_PORT": str(plan.api_port),
         "WA_RAY_ADDRESS": plan.ray.address,
     }
+
+
+def keys_of(plan: StackPlan, role: str) -> dict[str, str]:
+    """The WA_* variables by which the store knows one kind of process, and lets it do its work alone."""
+    admin = KeyPair(plan.credentials.access_key, plan.credentials.secret_key)
+    keys = key_pair(role, admin=admin)
+    return {"WA_S3_ACCESS_KEY": keys.access_key, "WA_S3_SECRET_KEY": keys.secret_key}
 
 
 def _module(name: str) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ _POLL_S = 0.05
 class SeaweedConfig:
     """One server. `ports` are `NUM_PORTS` free ones, S3 first; what `data_dir` holds survives restarts.
 
-    Other ports, or other credentials, may be given to the same `data_dir` at each start.
+    Other ports, or other credentials, may be given to the same `data_dir` at each start. With `identities`, a
+    file, the server knows those in it and no other; the given credentials must be among them.
     """
 
     data_dir: Path
@@ -54,6 +55,7 @@ class SeaweedConfig:
     access_key: str
     secret_key: str = field(repr=False)
     bucket: str = "weights"
+    identities: Path | None = None
 
     def __post_init__(self) -> None:
         if len(self.ports) != NUM_PORTS:
@@ -86,6 +88,7 @@ def argv(config: SeaweedConfig) -> list[str]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-volume.preStopSeconds=0",  # nobody else routes to this volume server, so stopping takes 1 s, not 2
+        *([f"-s3.config={config.identities}"] if config.identities else []),
         *(f"-{option}={port}" for option, port in zip(_PORT_OPTIONS, config.ports, strict=True)),
     ]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from services.stack.identities import KeyPair, seaweed_config
 from services.stack.leftovers import ProcessRef  # noqa: TC001  pydantic reads the annotation
 from wa_core.errors import ConfigurationError, ConflictError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUCKET = "weights"
+IDENTITIES = "s3.json"  # what the store's processes are known by
 _LOCK_PATIENCE_S = 1.0
 
 M = TypeVar("M", bound=BaseModel)
@@ -128,6 +130,12 @@ class DataFolder:
         _write(path, fresh)
         return fresh
 
+    def write_identities(self) -> None:
+        """Write whom the store knows, and what each of them may do."""
+        known = self.credentials()
+        admin = KeyPair(known.access_key, known.secret_key)
+        _write_text(self.path / IDENTITIES, seaweed_config(admin=admin, bucket=BUCKET))
+
     def read_state(self) -> StackState | None:
         """The state of the stack that runs here, or that was killed here; None if there is none."""
         return _read(self.path / "stack.json", StackState)
@@ -207,8 +215,12 @@ def _read(path: Path, model: type[M]) -> M | None:
 
 
 def _write(path: Path, record: BaseModel) -> None:
+    _write_text(path, record.model_dump_json(indent=2))
+
+
+def _write_text(path: Path, text: str) -> None:
     draft = path.with_suffix(".draft")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(record.model_dump_json(indent=2))
+        file.write(text)
     draft.replace(path)

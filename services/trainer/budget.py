@@ -1,8 +1,9 @@
 """What follows an attempt that ended badly, and how much of its time a run has used. Pure: it knows only the log.
 
-A failure counts against `max_failures` unless it is not the run's fault: its runner was stopped, or the checkpoint
-that it was to grow from is damaged (the next attempt takes the one before). A lost runner is forgiven as well, but
-not for ever: a run that ends its runner before it has kept anything, again and again, is what ends it.
+A failure counts against `max_failures` unless it is not the run's fault: its runner was stopped, nodes were
+lost before its workers were there, or the checkpoint that it was to grow from is damaged (the next attempt
+takes the one before). A lost runner is forgiven as well, but not for ever: a run that ends its runner before it
+has kept anything, again and again, is what ends it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.trainer.failure import HOPELESS, RUN_DEADLINE, RUNNER_LOST, RUNNER_STOPPED, SPOILED, Failure
+from services.trainer.failure import (
+    HOPELESS,
+    NODES_LOST,
+    RUN_DEADLINE,
+    RUNNER_LOST,
+    RUNNER_STOPPED,
+    SPOILED,
+    Failure,
+)
 from wa_core.records import AttemptFailed, AttemptStarted, CheckpointCommitted, ResumeRequested, Submitted
 
 if TYPE_CHECKING:
@@ -40,7 +49,7 @@ class AttemptTold:
     @property
     def is_counted(self) -> bool:
         """Whether it counts against `max_failures`."""
-        forgiven = {RUNNER_LOST, RUNNER_STOPPED}
+        forgiven = {NODES_LOST, RUNNER_LOST, RUNNER_STOPPED}
         return self.failure is not None and self.failure.reason not in forgiven and not self.is_spoiled
 
 

@@ -19,6 +19,7 @@ from services.runtime.lifecycle import Stop, stop_with_parent
 from services.runtime.settings import Settings
 from services.runtime.stores import open_store
 from services.runtime.telemetry import configure_logging
+from services.trainer.admission import scaling_of
 from services.trainer.background import Background, Job
 from services.trainer.failure import Failure
 from services.trainer.job import TrainingJob, run_job
@@ -60,7 +61,7 @@ def run_attempt(
     log = RunLog(store, attempt.run_id, clock=clock)
     patiently(log.refresh)
     if log.desired_state == "succeeded":  # bringing up workers only to stop them takes up to a minute
-        train(TrainingJob(attempt.run_id, attempt.number, request.scaling))
+        train(TrainingJob(attempt.run_id, attempt.number, scaling_of(request, log.entries)))
         patiently(log.refresh)
     last = log.lineage[-1] if log.lineage else None
     if log.desired_state == "cancelled":

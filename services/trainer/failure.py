@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DRIVER_DIED = "driver_died"
 INSUFFICIENT_RESOURCES = "insufficient_resources"
 INTERRUPTED = "interrupted"
+NODES_LOST = "nodes_lost"
 QUEUE_DEADLINE = "queue_deadline"
 RUN_DEADLINE = "run_deadline"
 RUNNER_LOST = "runner_lost"
@@ -27,7 +28,9 @@ STALLED = "stalled"
 WORKER_DIED = "worker_died"
 
 # A checkpoint that an attempt was to grow from is damaged or gone; the one before it may be sound.
-SPOILED = frozenset({"corrupt", "object_missing", "unsafe_pickle"})
+SPOILED = frozenset(
+    {"compressed_archive", "corrupt", "digest_mismatch", "expanded_tensor", "object_missing", "unsafe_pickle"}
+)
 # Trying these again would only fail again.
 HOPELESS = frozenset(
     {
@@ -47,7 +50,7 @@ REASONS = frozenset(
         *SPOILED,
         *HOPELESS,
         *(DRIVER_DIED, INSUFFICIENT_RESOURCES, INTERRUPTED, QUEUE_DEADLINE, RUN_DEADLINE, RUNNER_LOST),
-        *(RUNNER_STOPPED, RAY_UNAVAILABLE, STALLED, WORKER_DIED),
+        *(NODES_LOST, RUNNER_STOPPED, RAY_UNAVAILABLE, STALLED, WORKER_DIED),
         *("conflict", "configuration", "driver_error", "fenced", "peer_lost", "ray_failed", "stopped_early"),
         *("storage_auth", "store_unavailable", "transient", "user_code"),
     }

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from services.trainer import telemetry
+from services.trainer.admission import lack_of, scaling_of
 from services.trainer.child import Child
-from services.trainer.failure import RUN_DEADLINE, STALLED, Failure
+from services.trainer.failure import NODES_LOST, RUN_DEADLINE, STALLED, Failure
 from services.trainer.trace import begin_attempt
 from wa_core import layout
 from wa_core.errors import ObjectNotFoundError
 from wa_core.records import TRAINING, Heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -91,13 +92,20 @@ class HeldRun:
         beat = Heartbeat(who="runner", at=at, attempt=self.child.attempt, detail=f"runner {runner_id}")
         store.put(layout.heartbeat(self.run_id, "runner"), beat.model_dump_json().encode())
 
-    def watch(self, store: ObjectStore, *, now: float) -> None:
-        """Look whether training gets on; an attempt without a step for too long has stalled.
+    def watch(self, store: ObjectStore, *, now: float, totals: Mapping[str, float] | None) -> None:
+        """Look whether training gets on.
+
+        An attempt without a step for too long has stalled; one whose workers are not there yet, and fit into the
+        cluster's `totals` no more, would wait inside Ray for ever.
 
         Raises:
             TransientError: the store is away; nothing is concluded.
         """
         beat = self._fetch_beat(store)
+        if beat is None and totals is not None and self.end_reason is None:
+            scaling = scaling_of(self.spec.request, self.log.entries)
+            if lack := lack_of(scaling, totals, where="cluster has lost nodes and now has"):
+                self.end_reason = Failure(reason=NODES_LOST, message=lack)
         step = beat.step if beat is not None else None
         if step != self._progress[0]:
             if self._progress[0] is None:

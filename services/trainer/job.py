@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.trainer.admission import needs_each
+from services.trainer.admission import lack_of, needs_each
 from services.trainer.failure import INSUFFICIENT_RESOURCES, RAY_UNAVAILABLE, WORKER_DIED
 from services.trainer.trace import Trace
 from wa_core.errors import (
@@ -55,7 +55,7 @@ _RAY_ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """Which attempt of which run to train, and with how many workers."""
+    """Which attempt of which run to train, and with how many workers: just `scaling.num_workers`."""
 
     run_id: str
     attempt: int
@@ -162,14 +162,8 @@ def _check_resources(scaling: Scaling, cluster: Mapping[str, float]) -> None:
     Raises:
         ConfigurationError: with code ``insufficient_resources``.
     """
-    for name, num_each in needs_each(scaling).items():
-        wanted, there = scaling.num_workers * num_each, cluster.get(name, 0)
-        if wanted > there:
-            raise ConfigurationError(
-                f"{scaling.num_workers} workers need {wanted:g} {name}s, but the whole cluster has {there:g}; "
-                f"ask for fewer workers or add nodes",
-                code=INSUFFICIENT_RESOURCES,
-            )
+    if lack := lack_of(scaling, cluster, where="whole cluster has"):
+        raise ConfigurationError(f"{lack}; ask for fewer workers, or add nodes", code=INSUFFICIENT_RESOURCES)
 
 
 def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
@@ -185,6 +179,7 @@ def _fit(job: TrainingJob, settings: Settings, *, folder: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=job.scaling.num_workers,
             use_gpu=job.scaling.use_gpu,
+            placement_strategy="SPREAD",  # a lost node then costs as few workers as it can
             resources_per_worker=needs_each(job.scaling),
         ),
         run_config=RunConfig(
@@ -243,6 +238,7 @@ def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Cal
                     rank=rank,
                     world_size=ranks.get_world_size(),
                     device="cuda" if job.scaling.use_gpu else "cpu",
+                    node=ray.get_runtime_context().get_node_id(),
                     scratch_dir=Path(folder) if Path(folder).is_dir() else None,
                     traceparent=trace.traceparent,
                 )

@@ -56,8 +56,8 @@ class TrainContext:
     """Where a worker stands: whose run, which attempt, which rank of how many.
 
     What is done is traced below `traceparent`. With `world_size` above 1 the default process group must be
-    initialised. `device` is a torch device such as ``cpu`` or ``cuda:0``. The run's package is unpacked in
-    `scratch_dir`, or the system's temporary folder.
+    initialised. `device` is a torch device such as ``cpu`` or ``cuda:0``; `node` names the machine in the log. The
+    run's package is unpacked in `scratch_dir`, or the system's temporary folder.
     """
 
     store: ObjectStore
@@ -66,6 +66,7 @@ class TrainContext:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
+    node: str = ""
     clock: Clock = field(default_factory=SystemClock)
     upload_deadline_s: float = UPLOAD_DEADLINE_S
     scratch_dir: Path | None = None
@@ -235,6 +236,7 @@ def _run(training: _Training, *, logs: LogShipper) -> TrainOutcome:
     logs.line(
         f"attempt {context.attempt}, rank {context.rank} of {context.world_size}: starting at step "
         f"{training.step} of {training.total_steps} on {context.device}"
+        + (f" of node {context.node}" if context.node else "")
     )
     if context.rank != 0:
         return _steps(training, lead=None, logs=logs)

@@ -7,27 +7,23 @@ random generators or samplers: those derive from seed and step (`services.traine
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
+from services.trainer.failure import SPOILED
 from wa_core import layout
-from wa_core.averaging.files.foreign import unsafe_pickle
 from wa_core.catalog.checkpoints import checkpoint_file
-from wa_core.catalog.commit import patiently
-from wa_core.errors import CorruptError, ObjectNotFoundError
+from wa_core.errors import CorruptError
+from wa_core.publisher.restore import fetch_restored
 from wa_core.specs import check_spec
-from wa_core.tensors import canonical_state_dict, read_checkpoint, spec_of
+from wa_core.tensors import canonical_state_dict, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
-    from wa_core.records import CheckpointCommitted, FileRef
+    from wa_core.publisher import Restored
+    from wa_core.records import CheckpointCommitted
     from wa_core.store.base import ObjectStore
 
 
@@ -62,53 +58,30 @@ def restore(
 
     Raises:
         CorruptError: a file is missing, is not what was recorded or is not in the run; or the training state is a
-            pickle that asks for more than data (`unsafe_pickle`; nothing of it is run).
+            pickle that asks for more than data (`unsafe_pickle`; nothing of it is run). Its code is one of
+            `SPOILED`, unless the record itself is at fault.
         IncompatibleError: the recipe builds another model than the one that was saved.
         TransientError: the store stayed away.
     """
-    weights, training = (
-        fetch_verified(store, checkpoint_file(run_id, checkpoint, name))
-        for name in (layout.MODEL_FILE, layout.TRAINER_FILE)
-    )
-    _load_weights(model, weights)
-    state = _unpickled(training, step=checkpoint.step)
+    restored = _fetched(store, checkpoint, run_id=run_id)
+    _load_weights(model, restored.weights)
     for name, part in parts.items():
-        if part is not None and state.get(name):
-            part.load_state_dict(state[name])
+        if part is not None and restored.trainer_state.get(name):
+            part.load_state_dict(restored.trainer_state[name])
     return checkpoint.step
 
 
-def _load_weights(model: nn.Module, body: bytes) -> None:
+def _fetched(store: ObjectStore, checkpoint: CheckpointCommitted, *, run_id: str) -> Restored:
+    checkpoint_file(run_id, checkpoint, layout.TRAINER_FILE)
+    try:
+        return fetch_restored(store, run_id, checkpoint)
+    except CorruptError as error:
+        # Whatever is wrong with a file, the runner tries the checkpoint before this one.
+        raise CorruptError(error.message, code=error.code if error.code in SPOILED else "corrupt") from None
+
+
+def _load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     targets = canonical_state_dict(model.state_dict())
-    weights = read_checkpoint([body]).tensors
     check_spec(spec_of(targets), spec_of(weights))
     for name, target in targets.items():
         target.copy_(weights[name])
-
-
-def _unpickled(body: bytes, *, step: int) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
-    except pickle.UnpicklingError as error:
-        refusal = unsafe_pickle(str(error))
-        raise CorruptError(f"{layout.TRAINER_FILE} of step {step}: {refusal.message}", code=refusal.code) from None
-    return state
-
-
-def fetch_verified(store: ObjectStore, ref: FileRef) -> bytes:
-    """Read a recorded file, whole, and check its digest.
-
-    Raises:
-        CorruptError: the file is gone, or its bytes are not what was recorded.
-    """
-    try:
-        body = patiently(lambda: store.get(ref.key))
-    except ObjectNotFoundError:
-        raise CorruptError(
-            f"{ref.key} is recorded but absent from the bucket; restore it from a backup", code="object_missing"
-        ) from None
-    if (digest := hashlib.sha256(body).hexdigest()) != ref.sha256:
-        raise CorruptError(
-            f"{ref.key} has sha256 {digest}, but {ref.sha256} was recorded; restore it from a backup"
-        )
-    return body

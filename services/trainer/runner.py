@@ -16,7 +16,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from services.trainer import telemetry
-from services.trainer.admission import Room, Wait
+from services.trainer.admission import Room, Wait, scaling_of
 from services.trainer.budget import final_failure, is_over_time, waited_s
 from services.trainer.child import DRIVER
 from services.trainer.failure import (
@@ -186,7 +186,7 @@ class Runner:
         if now - held.beaten_at >= self.config.heartbeat_interval_s:
             held.beat(self.store, runner_id=self.config.runner_id, at=self.clock.now())
             held.beaten_at = now
-            held.watch(self.store, now=now)
+            held.watch(self.store, now=now, totals=self._totals())
             if is_over_time(held.log.entries, held.spec.request, now=self.clock.now()):
                 held.end_for_time()
         if held.is_attempt_over or held.end_reason is not None:
@@ -246,13 +246,19 @@ class Runner:
             run_log.append(Failed(reason=final.reason, message=final.message), attempt=attempt)
             telemetry.RUNS_FAILED.labels(telemetry.known(final.reason)).inc()
             log.error("run_failed", run_id=spec.run_id, reason=final.reason, message=final.message)
-        elif self._may_start(spec, run_log, self._room()):
-            self._start(spec, run_log, expect={RunState.RECOVERING})
+        elif self._may_start(spec, run_log, room := self._room()):
+            self._start(spec, run_log, room, expect={RunState.RECOVERING})
 
-    def _start(self, spec: RunSpec, run_log: RunLog, *, expect: Collection[RunState]) -> None:
+    def _start(self, spec: RunSpec, run_log: RunLog, room: Room, *, expect: Collection[RunState]) -> None:
         """Begin the next attempt: say so first, so that the one before it is fenced before this one trains."""
-        entry = AttemptStarted(runner_id=self.config.runner_id, resumed_from=find_origin(self.store, run_log))
+        scaling = room.fit(spec.request.scaling)
+        entry = AttemptStarted(
+            runner_id=self.config.runner_id,
+            resumed_from=find_origin(self.store, run_log),
+            num_workers=scaling.num_workers,
+        )
         attempt = run_log.append(entry, expect=expect).attempt
+        room.take(scaling, owner=spec.owner)
         held = HeldRun.begin(
             spec, run_log, command=self.config.driver, folder=self.config.folder, now=self.clock.monotonic()
         )
@@ -292,9 +298,8 @@ class Runner:
             return False
         self._say(spec, run_log, wait)
         if wait is None and self._has_place and not is_held_up:
-            self._start(spec, run_log, expect={RunState.QUEUED})
+            self._start(spec, run_log, room, expect={RunState.QUEUED})
             telemetry.QUEUE_SECONDS.observe(waited_s(run_log.entries, now=self.clock.now()))
-            room.take(spec.request, owner=spec.owner)
         return wait is not None and wait.holds_up_others
 
     def _has_waited_too_long(self, spec: RunSpec, run_log: RunLog) -> bool:
@@ -341,7 +346,8 @@ class Runner:
             with self._one_run(run_id):
                 spec = self._spec_of(run_id)
                 if spec.trainer == "service":
-                    room.take(spec.request, owner=spec.owner)
+                    run_log = self.held[run_id].log if run_id in self.held else self._logs[run_id]
+                    room.take(scaling_of(spec.request, run_log.entries), owner=spec.owner)
         return room
 
     # -- other runners' runs ------------------------------------------------------------------------------

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.stack.state import DataFolder
-from support.ray_state import living_on_ray
+from support.leftovers import check_nothing_is_left
 from support.stack import RunningStack, descendants, eventually, kill, submission
 from wa_core.catalog.runs import RunLog
 from wa_core.clock import SystemClock
@@ -91,16 +88,3 @@ def test_f16_a_killed_driver_leaves_nothing_on_ray(stack: RunningStack) -> None:
 
     assert [entry.reason for entry in log_of(stack, run_id) if entry.kind == "attempt_failed"] == ["driver_died"]
     check_nothing_is_left(stack)
-
-
-def check_nothing_is_left(stack: RunningStack) -> None:
-    """No actor and no placement group on the cluster, no driver below the runner, no folder of one."""
-    deadline = time.monotonic() + 40
-    while (living := living_on_ray(stack)) != ([], []) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert living == ([], [])
-    below = [line for _, line in descendants(stack.pids()["runner"])]
-    assert not any("trainer.driver" in line for line in below)
-    state = DataFolder(stack.data).read_state()
-    assert state is not None
-    assert not list(Path(state.scratch_dir).glob("tmp/wa-runner-*/driver-*"))

@@ -50,7 +50,7 @@ def submission(**fields: object) -> dict[str, object]:
 
 
 class ApiRun:
-    """A run whose trainer and averager are played by the test."""
+    """A run whose trainer and averager are played by the test; a new one, unless `run_id` was submitted before."""
 
     def __init__(
         self,
@@ -58,13 +58,14 @@ class ApiRun:
         *,
         averages: Mapping[str, str] | None = None,
         labels: dict[str, str] | None = None,
+        run_id: str | None = None,
     ) -> None:
         self.store = store
         self.clock = SystemClock()
         wanted = {"swa": "swa:start_step=20"} if averages is None else averages
         requested = [AverageRequest(name=name, rule=rule) for name, rule in wanted.items()]
         request = RunRequest(recipe=DIGITS, averages=requested, labels=labels or {})
-        self.run_id = submit(store, request, clock=self.clock).run_id
+        self.run_id = run_id or submit(store, request, clock=self.clock).run_id
         self.log = RunLog(store, self.run_id, clock=self.clock)
 
     def start(self, *, resumed_from: int | None = None) -> ApiRun:

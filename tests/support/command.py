@@ -133,6 +133,9 @@ def serving(service: Service) -> Iterator[None]:
         def do_POST(self) -> None:
             self._answer("POST")
 
+        def do_DELETE(self) -> None:
+            self._answer("DELETE")
+
         def log_message(self, *_: object) -> None:
             return
 
@@ -146,7 +149,7 @@ def serving(service: Service) -> Iterator[None]:
             status, answer = service.next_answer(method, path)
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 status, answer = 401, {"detail": "no token was given", "code": "auth_missing"}
-            content = json.dumps(answer).encode()
+            content = json.dumps(answer).encode() if status != 204 else b""
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

@@ -35,6 +35,8 @@ class Spoil(StrEnum):
     """The server does it all and answers; the connection is reset before a byte of it gets through."""
     HALF_REQUEST = "half_request"
     """Half of the body reaches the server, then both connections are reset."""
+    STALL = "stall"
+    """Half of the body reaches the server; the rest is on its way until `FaultProxy.release`, and then lost."""
     FLIP_REQUEST = "flip_request"
     """One bit of the request's body is another one."""
     TRUNCATE = "truncate"
@@ -285,7 +287,7 @@ class _Conversation:
             self._server = await self._proxy.connect()
         writer = self._server[1]
         writer.write(head.encoded(without="expect"))
-        limit = (head.size_bytes or 0) // 2 if spoil is Spoil.HALF_REQUEST else None
+        limit = (head.size_bytes or 0) // 2 if spoil in {Spoil.HALF_REQUEST, Spoil.STALL} else None
         sent = 0
         async for piece in body_of(head, self._reader, is_response=False):
             part = piece if limit is None else piece[: limit - sent]
@@ -296,7 +298,9 @@ class _Conversation:
             await writer.drain()
             sent += len(part)
             self._proxy.traffic[call.key].sent_bytes += len(part)
-        if spoil is Spoil.HALF_REQUEST:
+            if spoil is Spoil.STALL and sent == limit:
+                await self._proxy.until_released()
+        if spoil in {Spoil.HALF_REQUEST, Spoil.STALL}:
             writer.transport.abort()
             raise _ResetError
 

@@ -279,8 +279,8 @@ def _line(record: LandscapeRecord) -> LandscapeResult:
         heldout=[[0.037 + 0.045 * (at - 0.9) ** 2 for at in places]],
         train=[[0.021 + 0.03 * (at - 0.6) ** 2 for at in places]],
         markers=[
-            MarkedPoint(label="raw", x=0.0, step=TOTAL_STEPS),
-            MarkedPoint(label=f"averaged ({record.name})", x=1.0, step=TOTAL_STEPS),
+            MarkedPoint(label="raw", x=0.0, y=0.0735, loss=0.0735, step=TOTAL_STEPS),
+            MarkedPoint(label="average", x=1.0, y=0.0375, loss=0.0375, step=TOTAL_STEPS),
         ],
         num_heldout=360,
         num_train=512,
@@ -297,9 +297,9 @@ def _plane(record: LandscapeRecord) -> LandscapeResult:
         y=side,
         heldout=[[0.037 + 0.01 * (x - 1.6) ** 2 + 0.02 * (y - 1.4 - 0.2 * x) ** 2 for x in side] for y in side],
         markers=[
-            MarkedPoint(label="first, step 100", x=0.0, y=0.0, step=100),
+            MarkedPoint(label="first", x=0.0, y=0.0, step=100),
             MarkedPoint(label="raw", x=4.0, y=0.0, step=TOTAL_STEPS),
-            MarkedPoint(label=f"averaged ({record.name})", x=1.8, y=1.7, step=TOTAL_STEPS),
+            MarkedPoint(label="average", x=1.8, y=1.7, step=TOTAL_STEPS),
         ],
         num_heldout=360,
     )

@@ -23,16 +23,16 @@ from wa_core.records import (
     Scaling,
     TrainingOptions,
 )
-from wa_core.store.local import LocalStore
+from wa_core.store.address import address_of, open_address
 from wa_core.tensors import read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from multiprocessing.process import BaseProcess
-    from pathlib import Path
 
     from torch import Tensor
 
+    from wa_core.store.address import StoreAddress
     from wa_core.store.base import ObjectStore
 
 DIGITS = "services.recipes.digits:Digits"
@@ -100,9 +100,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def train_with_gloo(folder: Path, run_id: str, *, attempt: int, world_size: int) -> None:
+def train_with_gloo(store: ObjectStore, run_id: str, *, attempt: int, world_size: int) -> None:
     """Train one attempt with DDP over plain gloo processes."""
-    workers = start_gloo_workers(folder, run_id, attempt=attempt, world_size=world_size)
+    workers = start_gloo_workers(store, run_id, attempt=attempt, world_size=world_size)
     for worker in workers:
         worker.join(120)
     codes = [worker.exitcode for worker in workers]
@@ -111,7 +111,7 @@ def train_with_gloo(folder: Path, run_id: str, *, attempt: int, world_size: int)
     assert codes == [0] * world_size
 
 
-def start_gloo_workers(folder: Path, run_id: str, *, attempt: int, world_size: int) -> list[BaseProcess]:
+def start_gloo_workers(store: ObjectStore, run_id: str, *, attempt: int, world_size: int) -> list[BaseProcess]:
     """Start one attempt's processes; they are forked from one that has imported what they need."""
     port = free_port()
     forking = multiprocessing.get_context("forkserver")
@@ -119,7 +119,7 @@ def start_gloo_workers(folder: Path, run_id: str, *, attempt: int, world_size: i
         ["services.trainer.loop", "services.recipes.digits", "services.recipes.char_lm"]
     )
     workers = [
-        forking.Process(target=_gloo_worker, args=(folder, run_id, attempt, rank, world_size, port))
+        forking.Process(target=_gloo_worker, args=(address_of(store), run_id, attempt, rank, world_size, port))
         for rank in range(world_size)
     ]
     for worker in workers:
@@ -127,9 +127,11 @@ def start_gloo_workers(folder: Path, run_id: str, *, attempt: int, world_size: i
     return list(workers)
 
 
-def _gloo_worker(folder: Path, run_id: str, attempt: int, rank: int, world_size: int, port: int) -> TrainOutcome:
+def _gloo_worker(
+    address: StoreAddress, run_id: str, attempt: int, rank: int, world_size: int, port: int
+) -> TrainOutcome:
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     try:
-        return train(TrainContext(LocalStore(folder), run_id, attempt, rank=rank, world_size=world_size))
+        return train(TrainContext(open_address(address), run_id, attempt, rank=rank, world_size=world_size))
     finally:
         distributed.destroy_process_group()

@@ -54,10 +54,9 @@ def claim_key(
         InvalidInputError: it stands for another submission (`idempotency_key_reused`).
         TransientError: the store is away.
     """
-    digest = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
     body_sha256 = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
     mine = _new_record(body_sha256, clock=clock)
-    keyed = _keyed(store, layout.keyed_submission(digest), mine=mine)
+    keyed = _keyed(store, _key_of(owner, key), mine=mine)
     if keyed.body_sha256 != body_sha256:
         raise InvalidInputError(
             f"this Idempotency-Key stands for run {keyed.run_id}, which was submitted with another body; send a "
@@ -82,6 +81,19 @@ def finish(store: ObjectStore, claim: Claim, *, clock: Clock) -> RunLog:
     patiently(log.refresh)
     # A run with a log is whole, and its markers are others' business by now.
     return log if log.entries else create_run(store, claim.spec, clock=clock)
+
+
+def is_claimed(store: ObjectStore, *, key: str, owner: str = DEFAULT_OWNER) -> bool:
+    """Whether an owner's key stands for a submission."""
+    try:
+        patiently(lambda: store.head(_key_of(owner, key)))
+    except ObjectNotFoundError:
+        return False
+    return True
+
+
+def _key_of(owner: str, key: str) -> str:
+    return layout.keyed_submission(hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest())
 
 
 def _new_record(body_sha256: str, *, clock: Clock) -> KeyedSubmission:

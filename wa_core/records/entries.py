@@ -40,11 +40,15 @@ class Submitted(LogEntry):
 
 
 class AttemptStarted(LogEntry):
-    """A runner has taken the run. `resumed_from` is the seq of the checkpoint it grows from, or None."""
+    """A runner has taken the run. `resumed_from` is the seq of the checkpoint it grows from, or None.
+
+    `num_workers` is how many train in this attempt; None: as many as the run asks for.
+    """
 
     kind: Literal["attempt_started"] = "attempt_started"
     runner_id: str
     resumed_from: int | None = None
+    num_workers: int | None = Field(default=None, ge=1)
 
 
 class CheckpointCommitted(LogEntry):

@@ -102,6 +102,7 @@ class Assessment(Record):
     When `batchnorm.status` is ``failed``, the published weights carry pooled BatchNorm statistics. Metrics that
     are not finite are left out. `comparison` is None where there was nothing to compare with, or too little.
     `data_sha256` is a digest of the held-out and calibration batches: only assessments on the same data compare.
+    `where` is whether tasks on the Ray cluster measured, or one process beside the averager.
     `layers` says where the average is away from the raw weights; it is empty without those, or without a recipe.
     """
 
@@ -113,6 +114,7 @@ class Assessment(Record):
     data_sha256: Sha256 | None = None
     layers: list[LayerDistance] = Field(default_factory=list, max_length=MAX_LAYERS)
     took_s: float = Field(default=0.0, ge=0)
+    where: Literal["process", "ray"] = "process"
 
 
 class RebuiltPart(Record):

@@ -12,10 +12,27 @@ from wa_core.records.webhooks import MAX_WEBHOOKS, Webhook
 
 
 class Scaling(Request):
-    """How many workers train, and on what."""
+    """How many workers train, and on what.
+
+    With `min_workers` an attempt takes as many workers as there is room for, from that many up to `num_workers`.
+    """
 
     num_workers: int = Field(default=2, ge=1, le=1024)
+    min_workers: int | None = Field(default=None, ge=1, le=1024)
     use_gpu: bool = False
+
+    @model_validator(mode="after")
+    def _fewest_is_no_more(self) -> Scaling:
+        if self.fewest > self.num_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is above num_workers {self.num_workers}; raise num_workers"
+            )
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """The fewest workers that the run may train with."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 class CheckpointPolicy(Request):

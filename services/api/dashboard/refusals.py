@@ -36,7 +36,9 @@ class PageRoute(APIRoute):
             except RequestValidationError:
                 if not is_page_wanted(request):
                     raise
-                problem = HttpProblem("the address asks for something that cannot be", status=422, code="invalid")
+                problem = HttpProblem(
+                    "the address asks for something that cannot be", status=422, code="invalid_request"
+                )
                 return _refusal(request, problem)
 
         return handle_as_page
@@ -45,9 +47,9 @@ class PageRoute(APIRoute):
 def sign_in_page(request: Request, *, refused: HttpProblem | None = None) -> Response:
     """The page that asks for a token; for htmx, which wants a part of a page, word to load the whole."""
     headers = dict(refused.headers) if refused else {}
-    status = refused.status if refused else HTTPStatus.OK
+    status = refused.status if refused else HTTPStatus.OK.value
     if is_part_wanted(request):
-        return Response(status_code=HTTPStatus.UNAUTHORIZED, headers=headers | {"HX-Refresh": "true"})
+        return Response(status_code=HTTPStatus.UNAUTHORIZED.value, headers=headers | {"HX-Refresh": "true"})
     is_wrong = refused is not None and refused.code == "auth_invalid"
     return page("login.html", request=request, status=status, headers=headers, is_wrong=is_wrong)
 

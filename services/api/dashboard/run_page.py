@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wa_core.records import Entry
 
 MAX_EVENTS = 200
+MAX_TICKS = 2000  # as many as a chart can show; of a longer run the newest
 
 _CANCELLABLE = frozenset(state for state in RunState if not state.is_terminal and state is not RunState.FINALIZING)
 _PAUSABLE = _CANCELLABLE - {RunState.PAUSING, RunState.PAUSED}
@@ -126,7 +127,7 @@ def run_page(catalog: Catalog, history: History, run_id: str, *, name: str | Non
         averages=averages,
         verdicts={average.name: verdict_of(average) for average in averages},
         chosen=chosen,
-        ticks=timeline(checkpoints, chosen, served.newest if served else None) if chosen else [],
+        ticks=timeline(checkpoints[-MAX_TICKS:], chosen, served.newest if served else None) if chosen else [],
         generations=newest_generations(catalog, history, run_id, chosen.name) if chosen else [],
         entries=snapshot.entries,
         files=frozenset(served.served.files) if served and served.served else frozenset(),

@@ -9,18 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from services.api.schemas import AverageResource, CheckpointResource
-    from wa_core.records import AverageManifest
+    from wa_core.records import AverageManifest, SetAside
 
 Fate = Literal["folded", "skipped", "rejected", "abandoned", "left", "waiting"]
-
-MEANINGS: dict[Fate, str] = {
-    "folded": "is in the average, with this coefficient",
-    "skipped": "is not counted by the rule",
-    "rejected": "was found to be damaged, and is in no average",
-    "abandoned": "was left behind when training went back to an older step",
-    "left": "was in the average, and has left its window",
-    "waiting": "has not been looked at yet",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,40 +20,29 @@ class Tick:
 
     checkpoint: CheckpointResource
     fate: Fate
-    coefficient: float
-    reason: str
-
-    @property
-    def meaning(self) -> str:
-        """What its fate means."""
-        return MEANINGS[self.fate]
+    coefficient: float = 0.0
+    reason: str = ""
 
 
 def timeline(
     checkpoints: Sequence[CheckpointResource], average: AverageResource, manifest: AverageManifest | None
 ) -> list[Tick]:
     """Every checkpoint of a run in order, with its part in `average`, of which `manifest` is shown."""
-    aside = {found.seq: found for found in (*average.rejected, *average.skipped)}
-    return [
-        Tick(
-            checkpoint=checkpoint,
-            fate=(fate := _fate(checkpoint, average, manifest)),
-            coefficient=average.coefficients.get(checkpoint.step, 0.0) if fate == "folded" else 0.0,
-            reason=f"{aside[checkpoint.seq].code}: {aside[checkpoint.seq].message}".rstrip(": ")
-            if checkpoint.seq in aside
-            else "",
-        )
-        for checkpoint in checkpoints
-    ]
+    aside: dict[int, tuple[Fate, SetAside]] = {found.seq: ("skipped", found) for found in average.skipped}
+    aside |= {found.seq: ("rejected", found) for found in average.rejected}
+    cursor = manifest.cursor if manifest else 0
+    return [_tick(checkpoint, average, aside.get(checkpoint.seq), cursor=cursor) for checkpoint in checkpoints]
 
 
-def _fate(checkpoint: CheckpointResource, average: AverageResource, manifest: AverageManifest | None) -> Fate:
+def _tick(
+    checkpoint: CheckpointResource, average: AverageResource, aside: tuple[Fate, SetAside] | None, *, cursor: int
+) -> Tick:
+    coefficient = average.coefficients.get(checkpoint.step)
     if checkpoint.is_abandoned:
-        return "abandoned"
-    if checkpoint.seq in {found.seq for found in average.rejected}:
-        return "rejected"
-    if checkpoint.seq in {found.seq for found in average.skipped}:
-        return "skipped"
-    if manifest is None or checkpoint.seq > manifest.cursor:
-        return "waiting"
-    return "folded" if checkpoint.step in average.coefficients else "left"
+        return Tick(checkpoint, "abandoned")
+    if aside is not None:
+        fate, found = aside
+        return Tick(checkpoint, fate, reason=f"{found.code}: {found.message}".rstrip(": "))
+    if checkpoint.seq > cursor:
+        return Tick(checkpoint, "waiting")
+    return Tick(checkpoint, "left") if coefficient is None else Tick(checkpoint, "folded", coefficient)

@@ -142,7 +142,12 @@ class Download:
     def of(self, file: str) -> Response:
         """The answer with `file` in it, or with the way to it."""
         served, ref = select_file(self.catalog, self.run_id, self.name, self.chosen, file=file)
-        if self.redirect and (elsewhere := redirect_response(self.catalog.store, ref)):
+        # Such an address is signed for one method, and it is not HEAD's.
+        if (
+            self.redirect
+            and self.request.method == "GET"
+            and (elsewhere := redirect_response(self.catalog.store, ref))
+        ):
             return elsewhere
         stem = averaged_stem(self.run_id, self.name, served.generation)
         filename = f"{stem}.{file.rpartition('.')[2]}"

@@ -15,6 +15,7 @@ from services.api.filters import RUN_ID, run_query
 from services.api.index import Query, Row
 from services.api.keys import MAX_KEY_CHARS
 from services.api.observation import traceparent_of
+from services.api.quota import check_quota
 from services.api.ranges import etag_matches
 from services.api.rates import limit_submissions
 from services.api.resources import checkpoint_resources, run_resource
@@ -62,9 +63,10 @@ def submit_run(
         require_scope(request, CODE)
     check_submission(wanted, catalog.store)
     check_webhooks(wanted.webhooks, request.app.state.webhooks)
-    run = submitted_run(
-        catalog, wanted, key=idempotency_key, owner=owner_of(request), traceparent=traceparent_of(request)
-    )
+    owner, most = owner_of(request), request.app.state.max_queued_per_owner
+    check_quota(catalog, owner=owner, key=idempotency_key, most=most)
+    trace = traceparent_of(request)
+    run = submitted_run(catalog, wanted, key=idempotency_key, owner=owner, traceparent=trace)
     response.headers["Location"] = f"/v1/runs/{run.spec.run_id}"
     return run_resource(run)
 

@@ -394,7 +394,9 @@ def test_a_redirect_leads_to_the_store() -> None:
     url = f"/v1/runs/{run.run_id}/averages/swa/weights.safetensors"
     with TestClient(create_app(store=store)) as api:
         answer = api.get(f"{url}?redirect=1", follow_redirects=False)
+        head = api.head(f"{url}?redirect=1", follow_redirects=False)
 
+    assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(b"weights")))
     assert (answer.status_code, answer.headers["Cache-Control"]) == (307, "no-store")
     assert answer.headers["Location"].startswith(f"https://store.example/runs/{run.run_id}/averages/swa/blobs/")
 

@@ -177,6 +177,7 @@ def test_a_recipe_outside_the_allowed_packages(api: TestClient, recipe: str) -> 
     "body",
     [
         *(submission(scaling={"num_workers": number}) for number in (0, -1, 10**6)),
+        *(submission(scaling={"num_workers": 2, "min_workers": number}) for number in (0, 3)),
         *(submission(checkpoint={"every_steps": number}) for number in (0, -1)),
         submission(averages=[{"name": "a", "rule": "swa"}, {"name": "a", "rule": "ema:half_life=3"}]),
         submission(s3_endpoint="http://evil"),

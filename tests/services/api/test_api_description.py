@@ -11,23 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.api import examples
-from services.api.body import AverageAddition
-from services.api.problems import _HINTS, MEDIA_TYPE
+from services.api import examples, problems
+from services.api.body import AverageAddition, WantedRule
+from services.api.problems import MEDIA_TYPE
 from services.api.schemas import (
     AddedAverage,
+    AveragePreview,
     AverageResource,
     CheckpointResource,
     EventFeed,
     Feed,
+    GenerationPage,
+    LandscapeResource,
+    Listing,
     LogLine,
+    NewToken,
     PackageResource,
     Page,
     Problem,
     RunResource,
+    TokenResource,
 )
 from support.api import TOKEN, ApiRun, serving
-from wa_core.records import Resumption, RunRequest, Succeeded, TrainingFinished, entry_adapter
+from wa_core.records import (
+    LandscapeRequest,
+    Resumption,
+    RunRequest,
+    Succeeded,
+    TokenRequest,
+    TrainingFinished,
+    entry_adapter,
+)
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -54,6 +68,13 @@ MODELS: dict[str, type[BaseModel]] = {
     "show_average": AverageResource,
     "add_average": AddedAverage,
     "upload_package": PackageResource,
+    "list_generations": GenerationPage,
+    "preview_average": AveragePreview,
+    "ask_for_landscape": LandscapeResource,
+    "list_landscapes": Listing[LandscapeResource],
+    "show_landscape": LandscapeResource,
+    "create_token": NewToken,
+    "list_tokens": Listing[TokenResource],
 }
 # What a schema cannot say, and is 422 all the same: that recipes, rules, packages and steps exist, that names are
 # unique, and that generation, step and at exclude each other.
@@ -65,6 +86,15 @@ BEYOND_SCHEMA = (
     "show_average",
     "download_safetensors",
     "download_pickle",
+    "download_folder",
+    "show_model_card",
+    "show_config",
+    "show_coefficients",
+    "show_provenance",
+    "preview_average",
+    "ask_for_landscape",
+    "create_token",
+    "predict",
 )
 CONFIG = """
 [parameters]
@@ -91,7 +121,7 @@ def test_every_operation_is_described(api: TestClient) -> None:
         assert re.fullmatch(r"[a-z_]+", operation["operationId"]), place
         assert operation["tags"], place
         assert operation["description"], place
-        assert {"400", "429", "500"} <= set(operation["responses"]), place
+        assert {"400", "429", "431", "500", "503"} <= set(operation["responses"]), place
         for status, answer in operation["responses"].items():
             if int(status) >= 400:
                 schema = answer["content"][MEDIA_TYPE]["schema"]
@@ -114,6 +144,9 @@ def test_examples_of_requests_are_taken(api: TestClient, store: MemoryStore) -> 
     assert RunRequest.model_validate(examples.SUBMISSION)
     assert Resumption.model_validate(examples.RESUMPTION)
     assert AverageAddition.model_validate(examples.ADDITION)
+    assert WantedRule.model_validate(examples.REQUESTS["preview_average"])
+    assert LandscapeRequest.model_validate(examples.REQUESTS["ask_for_landscape"])
+    assert TokenRequest.model_validate(examples.REQUESTS["create_token"])
     assert entry_adapter.validate_python(examples.EVENT)
 
 
@@ -135,13 +168,38 @@ def fetch(url: str, *, token: str) -> dict[str, Any]:
 
 
 def test_every_code_is_in_the_guide() -> None:
-    """A code that has a hint is in the guide's table, and the other way round."""
+    """Whatever the API may refuse has a hint, and is in the guide's table."""
     table = GUIDE.read_text().partition("| status | codes |")[2]
 
-    assert set(re.findall(r"`([a-z_0-9]+)`", table)) - {"prediction"} >= {"run_not_found", "internal"}
-    in_guide = set(re.findall(r"`([a-z_0-9]+)`", table)) - {"kept_steps"} - {"progress"}
-    assert set(_HINTS) - in_guide == set()
-    assert in_guide - set(_HINTS) - {"Allow"} == set()
+    in_guide = set(re.findall(r"`([a-z_0-9]+)`", table))
+    in_code = {
+        code
+        for path in Path(problems.__file__).parent.rglob("*.py")
+        for code in re.findall(r'code="([a-z_0-9]+)"', path.read_text())
+    }
+    assert in_code - {"storage"} - set(problems._HINTS) == set(), "without a hint"
+    assert set(problems._HINTS) - in_guide == set(), "not in the guide"
+
+
+def test_every_address_in_the_guide_is_one(api: TestClient) -> None:
+    """What the guide says to ask for is in the description, with the parameters that it names."""
+    paths = api.get("/openapi.json").json()["paths"]
+    places = re.findall(r"(/v1/[^\s\"'`?,]+)(?:\?([^\s\"'`]+))?", GUIDE.read_text())
+
+    assert len(places) > 10
+    for path, query in places:
+        template = path.replace("$RUN", "{run_id}").replace("/swa", "/{name}").rstrip(".")
+        assert template in paths, path
+        known = {parameter["name"] for parameter in paths[template].get("get", {}).get("parameters", ())}
+        assert {part.partition("=")[0] for part in query.split("&") if part} <= known, query
+
+
+def test_the_guides_submission_is_taken(api: TestClient) -> None:
+    """The body that the guide submits can be submitted."""
+    body = re.search(r"--json '(\{.*?\})'", GUIDE.read_text(), re.DOTALL)
+
+    assert body is not None
+    assert api.post("/v1/runs", content=body[1], headers={"Content-Type": "application/json"}).status_code == 202
 
 
 def test_a_client_that_knows_only_the_description(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from wa_core.store.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from wa_core.clock import Clock
     from wa_core.store.base import ByteRange, ObjectInfo
 
 
@@ -68,6 +69,13 @@ def finished(store: MemoryStore, **labels: str) -> ApiRun:
     return run
 
 
+def quiet(store: MemoryStore, clock: Clock | None = None) -> Catalog:
+    """A catalogue whose index is kept up by the test alone."""
+    catalog = Catalog(store, clock=clock or SystemClock())
+    catalog.index.close()
+    return catalog
+
+
 def states(catalog: Catalog) -> dict[str, str]:
     """What a list shows of all runs, by memory alone if possible."""
     rows = catalog.index.recent_page(Query(), before=None, limit=1000)
@@ -80,7 +88,11 @@ def test_a_list_of_many_runs_costs_a_few_requests() -> None:
     """Once they are known, runs that have ended cost nothing in a list: it looks at the markers alone."""
     store = CountingStore()
     runs = [finished(store) for _ in range(40)]
-    with TestClient(create_app(store=store)) as api:
+    app = create_app(store=store)
+    app.state.catalog.index.close()  # nothing is kept up behind the requests
+    with TestClient(app) as api:
+        while api.get("/readyz").status_code != 200:
+            pass
         api.get("/v1/runs?limit=200")
         store.calls.clear()
 
@@ -115,7 +127,7 @@ def test_ticks_keep_the_rows_right_while_nobody_may_look() -> None:
     """When there is no time to look for each request, two ticks bring every change: to runs, and new runs."""
     store, clock = MemoryStore(), ManualClock()
     ended, running = finished(store), ApiRun(store).start()
-    catalog = Catalog(store, clock=clock)
+    catalog = quiet(store, clock)
     assert states(catalog) == {ended.run_id: "succeeded", running.run_id: "starting"}
     while catalog.index._budget.take():
         pass
@@ -143,7 +155,7 @@ def test_what_is_read_again_in_a_tick_is_bounded() -> None:
     store = CountingStore()
     for _ in range(60):
         finished(store)
-    catalog = Catalog(store, clock=SystemClock())
+    catalog = quiet(store)
     catalog.index.page(Query(), before=None, limit=1000)
     store.calls.clear()
 
@@ -157,7 +169,7 @@ def test_old_looks_are_not_believed() -> None:
     """When the markers could not be looked at for seconds, a list says so instead of showing what was."""
     store, clock = MemoryStore(), ManualClock()
     finished(store)
-    catalog = Catalog(store, clock=clock)
+    catalog = quiet(store, clock)
     states(catalog)
     clock.advance(11.0)
 
@@ -201,7 +213,7 @@ def test_a_query_takes_what_never_changes_from_memory() -> None:
     store = CountingStore()
     for number in range(20):
         ApiRun(store, labels={"number": str(number)}).start()
-    catalog = Catalog(store, clock=SystemClock())
+    catalog = quiet(store)
     catalog.index.page(Query(), before=None, limit=100)
     store.calls.clear()
 
@@ -217,7 +229,7 @@ def test_queries_narrow_down_together() -> None:
     store = MemoryStore()
     ended, queued = finished(store, team="vision"), ApiRun(store, labels={"team": "vision"})
     ApiRun(store, labels={"team": "text"})
-    catalog = Catalog(store, clock=SystemClock())
+    catalog = quiet(store)
 
     def found(query: Query) -> set[str]:
         return {row.run_id for row in catalog.index.page(query, before=None, limit=100)}
@@ -305,7 +317,7 @@ def test_a_burst_of_readers_is_served_from_what_was_just_seen() -> None:
     """When looking takes up its time, reads of an ended run ask the bucket for nothing, and still are right."""
     store, clock = CountingStore(), ManualClock()
     run = finished(store)
-    catalog = Catalog(store, clock=clock)
+    catalog = quiet(store, clock)
     catalog.index.page(Query(), before=None, limit=10)
     first = catalog.row(run.run_id)
     while catalog._looks.take():

@@ -10,7 +10,7 @@ from services.api.dashboard.static_files import STATIC
 from services.api.dashboard.verdicts import Strip
 from support.api import ApiRun
 from support.showcase import PWN, finished_run, hostile_run
-from wa_core.records import Comparison
+from wa_core.records import Comparison, Failed
 
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
@@ -67,6 +67,33 @@ def test_programs_get_problems_and_browsers_get_pages(api: TestClient) -> None:
     assert (problem.status_code, problem.json()["code"]) == (404, "run_not_found")
     assert (page.status_code, page.headers["Content-Type"]) == (404, "text/html; charset=utf-8")
     assert "There is no such page" in page.text
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ("none", "No averages asked for"),
+        ("submitted", "Nothing is folded yet"),
+        ("failed", "out_of_memory</strong> too large"),
+        ("folded", "nothing has been measured yet"),
+        ("assessed", ">tie<"),
+    ],
+)
+def test_every_stage_of_a_run_has_its_page(api: TestClient, store: MemoryStore, stage: str, says: str) -> None:
+    """A page says how far a run is, however little there is of it, and so does the part that is fetched again."""
+    run = ApiRun(store, averages={} if stage == "none" else None)
+    if stage in {"failed", "folded", "assessed"}:
+        run.start().checkpoint(20)
+    if stage == "failed":
+        run.log.append(Failed(reason="out_of_memory", message="too large"))
+    if stage in {"folded", "assessed"}:
+        run.fold(body=b"weights" if stage == "assessed" else None)
+
+    page = api.get(f"/runs/{run.run_id}", headers=HTML)
+    part = api.get(f"/runs/{run.run_id}/live", headers=HTML)
+
+    assert (page.status_code, part.status_code) == (200, 200)
+    assert says in page.text
 
 
 def test_what_has_not_changed_is_not_sent_again(api: TestClient, store: MemoryStore) -> None:

@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
-from support.api import TOKEN, submission
+from support.api import TOKEN, ApiRun, submission
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,18 @@ def test_a_session_opens_the_api(browser: TestClient) -> None:
     assert TOKEN not in cookie
     assert browser.get("/v1/runs").status_code == 200
     assert browser.post("/v1/runs", json=submission(), headers=SAME).status_code == 202
+
+
+def test_the_start_shows_runs_to_those_who_may_read_them(browser: TestClient, store: MemoryStore) -> None:
+    """Without a session, and with one that opens models alone, the public start shows no run."""
+    run_id = ApiRun(store).run_id
+    wanted = {"name": "models", "scopes": ["models:read"]}
+    token = browser.post("/v1/tokens", json=wanted, headers={"Authorization": f"Bearer {TOKEN}"}).json()["secret"]
+
+    shown = [browser.get("/").text, *(signed_in(browser, sent).get("/").text for sent in (token, "look"))]
+
+    assert [run_id in text for text in shown] == [False, False, True]
+    assert "Sign in" in shown[1]
 
 
 def test_a_session_over_tls_stays_there(store: MemoryStore) -> None:

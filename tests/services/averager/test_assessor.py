@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.averager.assessor import AssessJob, ProcessAssessor, _Hearing
+from services.averager.assessor import RAY_AGAIN_AFTER_S, AssessJob, ProcessAssessor
+from services.averager.hearing import Hearing
 from services.recipes.loader import load_recipe
 from services.runtime.child import environment_without_secrets
 from support.assessing import CHILD, finish, is_alive, make_job, tiny_request, tiny_weights, wait_for
@@ -323,7 +324,7 @@ def test_a_child_that_cannot_be_started_is_an_outcome(childless: ProcessAssessor
 )
 def test_an_answer_of_the_wrong_form_is_user_code_at_fault(line: str, tmp_path: Path) -> None:
     """What the child says is believed only as far as it has the right form; the averager never stumbles."""
-    hearing = _Hearing(make_job(tmp_path, {"swa": tiny_weights()}), started_at=0.0)
+    hearing = Hearing(make_job(tmp_path, {"swa": tiny_weights()}), started_at=0.0)
     with pytest.raises(UserCodeError):
         hearing.take([line.encode()])
 
@@ -333,3 +334,30 @@ def test_user_code_gets_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WA_S3_SECRET_KEY", "WA_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "secret")
     assert "secret" not in environment_without_secrets().values()
+
+
+@pytest.mark.parametrize(
+    "on_ray",
+    [
+        [sys.executable, "-m", "services.averager.cluster", "--address", "127.0.0.1:1"],
+        ["/no/such/program"],
+        [
+            sys.executable,
+            "-c",
+            'print(\'{"kind": "failed", "message": "no free CPUs"}\', flush=True); input(); input()',
+        ],
+    ],
+    ids=["nobody-there", "no-program", "no-room"],
+)
+def test_what_the_cluster_does_not_do_is_done_here(on_ray: list[str], tmp_path: Path) -> None:
+    """Without a cluster, or room on it, an average is measured all the same, and the record says where."""
+    clock = ManualClock()
+    with ProcessAssessor(command=CHILD, on_ray=on_ray, clock=clock) as assessor:
+        for _ in range(2):
+            found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}))["swa"]
+            assert (found.assessment.where, found.assessment.batchnorm.status) == ("process", "recalibrated")
+        assert assessor._serves[0] == "process"
+        clock.advance(RAY_AGAIN_AFTER_S)
+        assessor.start(make_job(tmp_path, {"swa": tiny_weights()}))
+        assert assessor._hearing is not None
+        assert assessor._hearing.where == "ray"

@@ -22,7 +22,18 @@ def test_submit_sends_what_was_asked_for_and_prints_the_id(wa: Wa, service: Serv
     service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)
 
     done = wa(
-        *("submit", "digits", "-c", "epochs=3", "--workers", "4", "--average", "swa:start_step=100"),
+        *(
+            "submit",
+            "digits",
+            "-c",
+            "epochs=3",
+            "--workers",
+            "4",
+            "--min-workers",
+            "2",
+            "--average",
+            "swa:start_step=100",
+        ),
         *("--every-steps", "10", "--keep-last", "3", "--keep-best", "1", "--seed", "7"),
         *("--label", "team=vision", "--priority", "5"),
     )
@@ -35,7 +46,7 @@ def test_submit_sends_what_was_asked_for_and_prints_the_id(wa: Wa, service: Serv
             {
                 "recipe": "services.recipes.digits:Digits",
                 "config": {"epochs": 3},
-                "scaling": {"num_workers": 4},
+                "scaling": {"num_workers": 4, "min_workers": 2},
                 "checkpoint": {"every_steps": 10, "keep_last": 3, "keep_best": 1},
                 "training": {},
                 "averages": [{"name": "swa", "rule": "swa:start_step=100"}],
@@ -195,9 +206,7 @@ def test_the_demo_s_table_shows_raw_and_averages_before_and_after_recalibration(
     ]
 
 
-@pytest.mark.parametrize(
-    "command", [name for commands in _PANELS.values() for name in commands if name != "version"]
-)
+@pytest.mark.parametrize("command", [name for commands in _PANELS.values() for name in commands])
 def test_every_help_has_an_example(lonely_wa: Wa, command: str) -> None:
     """A newcomer sees how a command is typed."""
     done = lonely_wa(command, "--help")

@@ -75,7 +75,8 @@ def test_the_api_alone_knows_what_callers_send(children: dict[str, ChildSpec]) -
     """Tokens for callers reach the API, and neither the other services nor Ray, whose workers run user code."""
     for name, child in children.items():
         is_api = name == "api"
-        assert ("WA_TOKENS" in child.environment, "WA_WRITE_TOKEN" in child.environment) == (is_api, is_api)
+        told = [variable in child.environment for variable in ("WA_TOKEN", "WA_TOKENS", "WA_WRITE_TOKEN")]
+        assert told == [is_api] * 3
 
 
 def test_a_notifier_is_there_for_whoever_gave_a_secret_and_ray_never_sees_it(
@@ -94,6 +95,16 @@ def test_the_predictor_and_the_api_alone_know_their_token(children: dict[str, Ch
     assert know == {"api", "predictor"}
     assert children["api"].environment["WA_PREDICTOR_URL"] == "http://127.0.0.1:22100"
     assert children["predictor"].environment["WA_PREDICTOR_PORT"] == "22100"
+
+
+def test_each_process_has_an_identity_of_its_own(children: dict[str, ChildSpec]) -> None:
+    """Nobody but the store has the administrator's keys, and no two processes have the same; Ray has none."""
+    found = {name: child.environment.get("WA_S3_SECRET_KEY") for name, child in children.items()}
+    known = [secret for secret in found.values() if secret is not None]
+
+    assert {name for name, secret in found.items() if secret is None} == {"store", "ray"}
+    assert len(set(known)) == len(known)
+    assert PLAN.credentials.secret_key not in known
 
 
 def test_settings_are_what_our_processes_read(monkeypatch: pytest.MonkeyPatch) -> None:

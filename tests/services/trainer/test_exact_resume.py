@@ -100,7 +100,7 @@ def finished_run(folder: Path, training: TrainingOptions, *, kills: list[Kill]) 
         survivors = log_of(store, run_id).lineage[: -kill.num_back or None]
         resumed_from = survivors[-1].seq if survivors else None
     attempt = start_attempt(store, run_id, resumed_from=resumed_from)
-    train_with_gloo(folder, run_id, attempt=attempt, world_size=2)
+    train_with_gloo(store, run_id, attempt=attempt, world_size=2)
     log_of(store, run_id).append(TrainingFinished(step=44), attempt=attempt)  # as the driver does
     run_until_idle(folding)
     return run_id
@@ -108,7 +108,7 @@ def finished_run(folder: Path, training: TrainingOptions, *, kills: list[Kill]) 
 
 def _train_until_killed(folder: Path, run_id: str, attempt: int, kill: Kill) -> None:
     store = LocalStore(folder)
-    workers = start_gloo_workers(folder, run_id, attempt=attempt, world_size=2)
+    workers = start_gloo_workers(store, run_id, attempt=attempt, world_size=2)
     try:
         deadline = time.monotonic() + 60
         while _num_committed(store, run_id, attempt) < kill.num_checkpoints and all(

@@ -68,7 +68,7 @@ def test_f17_two_rewinds_lead_where_the_second_says(run: HandmadeRun) -> None:
     assert [entry.step for entry in run.log.lineage] == [10, 15]
 
 
-@pytest.mark.parametrize("reason", ["corrupt", "object_missing", "unsafe_pickle"])
+@pytest.mark.parametrize("reason", ["corrupt", "digest_mismatch", "object_missing", "unsafe_pickle"])
 def test_a_damaged_checkpoint_is_not_tried_twice(run: HandmadeRun, reason: str) -> None:
     """After an attempt that could not grow from the newest one, the one before it is taken, and so on back."""
     steps = (10, 20, 30)

@@ -31,6 +31,7 @@ from wa_core.records import (
     FileRef,
     Heartbeat,
     RunState,
+    Scaling,
 )
 from wa_core.store.local import LocalStore
 
@@ -271,6 +272,27 @@ def test_a_heartbeat_of_another_version_is_one(store: LocalStore, make_runner: M
         clock.advance(6.0)
 
     assert kinds(store, run_id) == ["submitted", "attempt_started"]
+
+
+def test_f15_an_attempt_that_no_longer_fits_the_cluster_is_followed_by_a_smaller_one(
+    store: LocalStore, make_runner: MakeRunner
+) -> None:
+    """F15: nodes lost before the workers are there end the attempt, uncharged; the next has what fits."""
+    request = digits_request(max_failures=0)
+    run_id = submit_run(store, request.model_copy(update={"scaling": Scaling(num_workers=3, min_workers=1)}))
+    cluster = {"CPU": 3.0}
+    config = make_runner("hang,finish", heartbeat_interval_s=0.05).config
+    runner = Runner(store, config, SystemClock(), totals=lambda: cluster)
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.STARTING)
+
+    cluster["CPU"] = 2.0
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.FINALIZING and not runner.held)
+
+    entries = log_of(store, run_id).entries
+    failed = [entry for entry in entries if isinstance(entry, AttemptFailed)]
+    assert [entry.num_workers for entry in entries if isinstance(entry, AttemptStarted)] == [3, 2]
+    assert [entry.reason for entry in failed] == ["nodes_lost"]
+    assert failed[0].message == "3 workers need 3 CPUs, and the cluster has lost nodes and now has 2"
 
 
 def test_f18_an_older_runner_gives_up_a_run_that_was_taken_over(

@@ -105,11 +105,11 @@ def test_two_gloo_workers_resume_bit_identical(tmp_path: Path) -> None:
     """F15 under DDP: two workers that resume at a checkpoint end where two undisturbed ones end."""
     store = LocalStore(tmp_path)
     run_id = submit_run(store, digits_request(num_workers=2))
-    train_with_gloo(tmp_path, run_id, attempt=start_attempt(store, run_id), world_size=2)
+    train_with_gloo(store, run_id, attempt=start_attempt(store, run_id), world_size=2)
     first = log_of(store, run_id).lineage
 
     attempt = start_attempt(store, run_id, resumed_from=first[0].seq)
-    train_with_gloo(tmp_path, run_id, attempt=attempt, world_size=2)
+    train_with_gloo(store, run_id, attempt=attempt, world_size=2)
 
     second = log_of(store, run_id).lineage
     assert [entry.step for entry in second] == [entry.step for entry in first] == [4, 8, 11]

@@ -107,5 +107,5 @@ def reference_weights(folder: Path) -> dict[str, object]:
     """The last weights of the same run, undisturbed and without Ray."""
     store = LocalStore(folder)
     run_id = submit_run(store, long_request(epochs=60))
-    train_with_gloo(folder, run_id, attempt=start_attempt(store, run_id), world_size=2)
+    train_with_gloo(store, run_id, attempt=start_attempt(store, run_id), world_size=2)
     return weights_of(store, log_of(store, run_id).lineage[-1])

@@ -118,9 +118,10 @@ function drawLine() {
 function drawMarkers(drawn) {
   const context = drawn.ctx;
   const ratio = devicePixelRatio;
-  for (const { label, x } of line.markers) {
+  for (const { label, x, loss } of line.markers) {
+    if (loss === null) continue;
     const left = drawn.valToPos(x, "x", true);
-    const top = drawn.valToPos(valueAt(x), "y", true);
+    const top = drawn.valToPos(loss, "y", true);
     context.fillStyle = colour(x === 0 ? "raw" : "averaged");
     context.beginPath();
     context.arc(left, top, 5 * ratio, 0, 2 * Math.PI);
@@ -129,13 +130,6 @@ function drawMarkers(drawn) {
     context.textAlign = "center";
     context.fillText(label, left, Math.max(top - 11 * ratio, drawn.bbox.top + 12 * ratio));
   }
-}
-
-function valueAt(x) {
-  const after = line.axis.findIndex((at) => at >= x);
-  if (after <= 0) return line.losses[0];
-  const part = (x - line.axis[after - 1]) / (line.axis[after] - line.axis[after - 1]);
-  return line.losses[after - 1] + part * (line.losses[after] - line.losses[after - 1]);
 }
 
 function table(box, head, rows) {

@@ -12,6 +12,8 @@ const LONGEST_WAIT_MS = 8000;
 
 let seq = 0;
 let wait = FIRST_WAIT_MS;
+let source = null;
+let timer = null;
 
 function say(state, text) {
   const shown = document.getElementById("connection");
@@ -20,8 +22,15 @@ function say(state, text) {
   shown.textContent = text;
 }
 
+function close() {
+  clearTimeout(timer);
+  source?.close();
+}
+
 function open() {
-  const source = new EventSource(`${runUrl()}/events?after=${seq}`);
+  close();
+  if (document.hidden) return; // a browser has few connections, and nobody looks
+  source = new EventSource(`${runUrl()}/events?after=${seq}`);
   source.onopen = () => {
     wait = FIRST_WAIT_MS;
     say("live", "live");
@@ -32,16 +41,16 @@ function open() {
       seq = Math.max(seq, Number(event.lastEventId) || 0);
       refresh();
       if (LAST.has(kind)) {
-        source.close();
+        close();
         say("over", "");
       }
     });
   }
   source.onerror = () => {
-    source.close();
+    close();
     if (live().over === "yes") return say("over", "");
     say("away", "reconnecting…");
-    setTimeout(open, wait);
+    timer = setTimeout(open, wait);
     wait = Math.min(2 * wait, LONGEST_WAIT_MS);
   };
 }
@@ -60,5 +69,10 @@ export function startLive() {
     if (event.detail.target.id === "run-head") announce();
   });
   seq = Number(live().seq);
-  if (live().over === "no") open();
+  if (live().over === "yes") return;
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) close();
+    else if (live().over === "no") open();
+  });
+  open();
 }

@@ -1,7 +1,7 @@
 // Draws the loss over a plane: bands of colour, contour lines, and the points that the plane goes through.
 import { colour, mixed } from "./colours.js";
 import { contour, levels, smooth } from "./contours.js";
-import { number } from "./numbers.js";
+import { count, number } from "./numbers.js";
 
 const NUM_LEVELS = 9;
 const FINER = 8;
@@ -54,8 +54,9 @@ function fill(context, surface, found, { width, height }) {
   }
 }
 
-function mark(context, { label }, left, top, { width, height }) {
-  const isAveraged = /averag|swa|ema/i.test(label);
+function mark(context, { label, step }, left, top, { width, height }) {
+  const isAveraged = label === "average";
+  const text = width < 480 ? label : `${label}, step ${count(step)}`;
   context.fillStyle = colour(isAveraged ? "averaged" : "raw");
   context.strokeStyle = colour("surface");
   context.lineWidth = 2;
@@ -64,14 +65,14 @@ function mark(context, { label }, left, top, { width, height }) {
   context.fill();
   context.stroke();
   context.font = "600 13px system-ui, sans-serif";
-  const length = context.measureText(label).width;
+  const length = context.measureText(text).width;
   const at = Math.min(Math.max(left + 11, MARGIN), width - length - MARGIN);
   const line = Math.min(Math.max(top - 9, 18), height - MARGIN);
   context.lineWidth = 4;
   context.lineJoin = "round";
-  context.strokeText(label, at, line);
+  context.strokeText(text, at, line);
   context.fillStyle = colour("text");
-  context.fillText(label, at, line);
+  context.fillText(text, at, line);
 }
 
 function legend(context, found, losses, { height }) {

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-import base64
 import hashlib
 import random
 import socket
 import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import pytest
 
 from services.client import ApiError, Client, ServiceUnreachableError
 from support.api import TOKEN, ApiRun, serving, submission
+from support.cutting import CuttingServer, cutting
 from support.faulty import FaultyStore
 from wa_core import layout
 from wa_core.errors import CorruptError, InvalidInputError
@@ -23,6 +21,8 @@ from wa_core.store.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from services.client.answers import Run
 
 WEIGHTS = random.Random(1).randbytes(3_000_000)
 OTHER = random.Random(2).randbytes(2_500_000)
@@ -49,67 +49,6 @@ def published(store: MemoryStore, body: bytes = WEIGHTS) -> ApiRun:
     return run
 
 
-class CuttingServer(ThreadingHTTPServer):
-    """Serves one body with ranges, but cuts some answers short and may replace the body in between.
-
-    Args:
-        bodies: what is served; the last one for ever, each other for one request.
-        cut_at: how many bytes each of the first answers may have.
-        is_lying: whether the digest promised is another's.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, bodies: list[bytes], *, cut_at: list[int], is_lying: bool = False) -> None:
-        super().__init__(("127.0.0.1", 0), CuttingHandler)
-        self.bodies = bodies
-        self.cut_at = cut_at
-        self.is_lying = is_lying
-        self.ranges: list[str | None] = []
-
-
-class CuttingHandler(BaseHTTPRequestHandler):
-    """Answers for `CuttingServer`."""
-
-    server: CuttingServer
-    protocol_version: ClassVar[str] = "HTTP/1.1"  # type: ignore[misc]
-
-    def do_GET(self) -> None:
-        """Serve the body, or the part of it that is asked for, or less."""
-        body = self.server.bodies.pop(0) if len(self.server.bodies) > 1 else self.server.bodies[0]
-        etag = f'"{hashlib.sha256(body).hexdigest()}"'
-        asked = self.headers["Range"]
-        self.server.ranges.append(asked)
-        start = int(asked[6:-1]) if asked and self.headers["If-Range"] == etag else 0
-        rest = body[start:]
-        self.send_response(206 if start else 200)
-        digest = hashlib.sha256(b"another" if self.server.is_lying else body).digest()
-        self.send_header("ETag", etag)
-        self.send_header("Repr-Digest", f"sha-256=:{base64.b64encode(digest).decode()}:")
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        cut = self.server.cut_at.pop(0) if self.server.cut_at else len(rest)
-        self.wfile.write(rest[:cut])
-        self.close_connection = cut < len(rest)
-
-    def log_message(self, *_args: object) -> None:
-        """Stay silent."""
-
-
-@contextmanager
-def cutting(*bodies: bytes, cut_at: tuple[int, ...] = (), is_lying: bool = False) -> Iterator[CuttingServer]:
-    """A running `CuttingServer`."""
-    server = CuttingServer(list(bodies), cut_at=list(cut_at), is_lying=is_lying)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
-
-
 def client_of(server: CuttingServer) -> Client:
     """A client of it."""
     return Client(f"http://127.0.0.1:{server.server_address[1]}")
@@ -120,16 +59,16 @@ def test_submit_watch_and_read(client: Client, store: MemoryStore) -> None:
     run_id = client.submit(submission(labels={"team": "vision"}))["run_id"]
     store.put(layout.logs_part(run_id, attempt=1, rank=0, part=1), b"hello\n")
 
-    assert client.run(run_id)["state"] == "queued"
-    assert [run["run_id"] for run in client.runs(label="team:vision", state="queued")["data"]] == [run_id]
-    assert client.events(run_id)["data"][0]["kind"] == "submitted"
-    assert client.logs(run_id, attempt=1)["data"][0]["text"] == "hello"
-    assert client.metrics(run_id)["data"] == []
+    assert client.run(run_id).state == "queued"
+    assert [run.run_id for run in client.runs(label="team:vision", state="queued").data] == [run_id]
+    assert client.events(run_id).data[0].kind == "submitted"
+    assert client.logs(run_id, attempt=1).data[0].text == "hello"
+    assert client.metrics(run_id).data == []
     assert client.checkpoints(run_id) == []
-    assert [average["name"] for average in client.averages(run_id)] == ["swa"]
-    assert client.average(run_id, "swa")["n_averaged"] == 0
-    assert client.version()["format"] == 1
-    assert client.cancel(run_id)["state"] == "cancelled"
+    assert [average.name for average in client.averages(run_id)] == ["swa"]
+    assert client.average(run_id, "swa").n_averaged == 0
+    assert client.version().format == 1
+    assert client.cancel(run_id).state == "cancelled"
 
 
 def test_an_average_is_added(client: Client, store: MemoryStore) -> None:
@@ -152,11 +91,11 @@ def test_wait_reports_every_change_until_the_end(client: Client, store: MemorySt
     run = ApiRun(store).start()
     seen: list[str] = []
 
-    def on_update(resource: dict[str, Any]) -> None:
-        seen.append(resource["state"])
-        if resource["state"] == "starting":
+    def on_update(resource: Run) -> None:
+        seen.append(resource.state)
+        if resource.state == "starting":
             run.log.append(TrainingFinished(step=0))
-        elif resource["state"] == "finalizing":
+        elif resource.state == "finalizing":
             run.log.append(Succeeded())
 
     ended = client.wait(run.run_id, on_update=on_update, poll_s=0.01)
