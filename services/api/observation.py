@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -21,11 +21,17 @@ from structlog.contextvars import bound_contextvars
 
 from services.api.problems import problem_response, unforeseen
 from services.api.request_id import HEADER, request_id_of
+from services.runtime import tracing
 from services.runtime.metrics import StoreMetrics, tell_build
 from wa_core import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from services.runtime.tracing import Span
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +40,7 @@ _BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10
 _EVENT_STREAM = b"text/event-stream"
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # every few seconds; a line each only when they fail
 _RUN = re.compile(r"/v1/runs/([^/:]{26})")
-_FAULT = 400
+_FAULT, _BROKEN = 400, 500
 
 
 class RequestMetrics:
@@ -65,6 +71,7 @@ class RequestMetrics:
 class _Answer:
     """What has been sent of an answer; status 0 while nothing was."""
 
+    span: Span
     status: int = 0
     num_bytes: int = 0
     is_stream: bool = False
@@ -83,15 +90,15 @@ class ObservationMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = request_id_of(scope["headers"])
-        with (
-            bound_contextvars(request_id=request_id, **_run_of(scope)),
-            self._metrics.in_flight.track_inprogress(),
-        ):
-            await self._observed(scope, receive, send, request_id=request_id)
+        ids = {"request_id": request_id, **_run_of(scope)}
+        answer = _Answer(_begin_span(scope, ids))
+        scope.setdefault("state", {})["traceparent"] = answer.span.traceparent
+        with bound_contextvars(**ids), self._metrics.in_flight.track_inprogress():
+            await self._observed(scope, receive, send, answer=answer, request_id=request_id)
 
-    async def _observed(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
-        answer = _Answer()
-
+    async def _observed(
+        self, scope: Scope, receive: Receive, send: Send, *, answer: _Answer, request_id: str
+    ) -> None:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (HEADER, request_id.encode())]
@@ -126,6 +133,9 @@ class ObservationMiddleware:
         route = _route(scope)
         self._metrics.requests.labels(method, route, str(answer.status)).inc()
         self._metrics.sent_bytes.inc(answer.num_bytes)
+        answer.span.rename(f"{method} {route}")
+        answer.span.note({"http.route": route, "http.response.status_code": answer.status})
+        answer.span.end(error=str(answer.status) if answer.status >= _BROKEN else "")
         if answer.is_stream:
             self._metrics.streams.dec()
         else:
@@ -141,11 +151,27 @@ class ObservationMiddleware:
             )
 
 
+def traceparent_of(request: Request) -> str | None:
+    """The span of a request, for what is begun by it; None outside of the middleware, and without any trace."""
+    found: str | None = getattr(request.state, "traceparent", None)
+    return found
+
+
 def _route(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
-def _run_of(scope: Scope) -> dict[str, Any]:
+def _begin_span(scope: Scope, ids: Mapping[str, str]) -> Span:
+    """A span below the caller's, if it sent one; none for probes."""
+    if scope["path"] in _PROBES:
+        return tracing.NO_SPAN
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"]
+    parent = tracing.parse_traceparent(sent[0]) if len(sent) == 1 else None
+    attributes = {"http.request.method": scope["method"]} | {f"wa.{name}": value for name, value in ids.items()}
+    return tracing.begin(scope["method"], parent=parent, attributes=attributes)
+
+
+def _run_of(scope: Scope) -> dict[str, str]:
     """The run that a request is about, if it is about one."""
     found = _RUN.match(scope["path"])
     return {"run_id": found[1]} if found and layout.is_run_id(found[1]) else {}

@@ -6,6 +6,7 @@ can do: its recipes and its rules.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from services.api.keys import check_key
@@ -54,8 +55,12 @@ def check_submission(request: RunRequest, store: ObjectStore) -> None:
         raise HttpProblem(detail, status=422, code="invalid_rule", faults=faults)
 
 
-def submitted_run(catalog: Catalog, request: RunRequest, *, key: str | None, owner: str) -> RunSnapshot:
+def submitted_run(
+    catalog: Catalog, request: RunRequest, *, key: str | None, owner: str, traceparent: str | None = None
+) -> RunSnapshot:
     """A new run; or, with an Idempotency-Key, the one run that the key stands for.
+
+    A run joins the trace of the request that creates it, a `traceparent`.
 
     Raises:
         HttpProblem: 422 ``invalid_idempotency_key``, 409 ``submission_in_progress``.
@@ -64,11 +69,13 @@ def submitted_run(catalog: Catalog, request: RunRequest, *, key: str | None, own
     store, clock = catalog.store, catalog.clock
     if key is None:
         now = clock.now()
-        spec = RunSpec(run_id=layout.new_run_id(now), created_at=now, owner=owner, request=request)
+        run_id = layout.new_run_id(now)
+        spec = RunSpec(run_id=run_id, created_at=now, traceparent=traceparent, owner=owner, request=request)
         return catalog.adopt(spec, create_run(store, spec, clock=clock))
     check_key(key)
     with catalog.keys_in_use.using(owner, key):
         claim = claim_key(store, request, key=key, clock=clock, owner=owner)
+        claim = replace(claim, spec=claim.spec.model_copy(update={"traceparent": traceparent}))
         if claim.is_new:
             return catalog.adopt(claim.spec, create_run(store, claim.spec, clock=clock))
         if not catalog.is_known(claim.spec.run_id):

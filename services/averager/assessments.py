@@ -17,6 +17,7 @@ import structlog
 from services.averager import telemetry
 from services.averager.assessor import AssessJob
 from services.averager.checkpoints import Copy, open_checkpoint
+from services.runtime import tracing
 from wa_core import layout
 from wa_core.averaging.streaming import fold_source
 from wa_core.catalog.averages import Generations
@@ -74,6 +75,8 @@ class Assessments:
         self._started_at = clock.monotonic() - interval_s
         self._finished: FinishedJob | None = None
         self._copy: tuple[int, Copy] | None = None
+        self._about = {"wa.run_id": spec.run_id}
+        self._span = tracing.NO_SPAN
         self._code: Path | None = None
 
     @property
@@ -122,12 +125,14 @@ class Assessments:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        self._span = tracing.begin("assess", parent=self._spec.traceparent, attributes=self._about)
         self._started_at = self._clock.monotonic()
         self.under_way = frozenset(average.name for average in averages)
 
     def take(self, finished: FinishedJob) -> None:
         """A job has ended; what came of it is committed by `record`."""
         self.under_way = frozenset()
+        self._span.end()
         self._finished = finished
 
     def record(
@@ -141,7 +146,8 @@ class Assessments:
         if self._finished is None:
             return False
         for assessed in self._finished.assessed:
-            self._record_one(assessed)
+            with tracing.span("serve", parent=self._spec.traceparent, attributes=self._about):
+                self._record_one(assessed)
             averages[assessed.manifest.name].mark_assessed(assessed.manifest.generation)
             telemetry.observe_lag("served", lineage, step=assessed.manifest.last_step, now=self._clock.now())
         shutil.rmtree(self._finished.folder, ignore_errors=True)

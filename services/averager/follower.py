@@ -16,6 +16,7 @@ from services.averager import telemetry
 from services.averager.assessments import Assessments
 from services.averager.average import RunningAverage
 from services.averager.checkpoints import open_checkpoint
+from services.runtime import tracing
 from wa_core import layout
 from wa_core.averaging.policy import Assess, Finish, Fold, Publish, Rewind, RunView, Wait, next_action
 from wa_core.averaging.streaming import fold_source
@@ -28,9 +29,11 @@ from wa_core.records import CheckpointCommitted, RunState, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from services.averager.assessor import Assessor, FinishedJob
     from services.averager.scratch import Scratch
+    from services.runtime.tracing import Span
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.averaging.policy import Action
     from wa_core.clock import Clock
@@ -226,9 +229,16 @@ class RunFollower:
                 pass
 
     def _publish(self, average: RunningAverage) -> None:
-        manifest = average.publish(attempt=self._log.attempt)
+        with self._span("publish", average=average.name) as span:
+            manifest = average.publish(attempt=self._log.attempt)
+            span.note({"wa.generation": manifest.generation})
         telemetry.observe_lag("folded", self._log.lineage, step=manifest.last_step, now=self._clock.now())
         log.info("published", run_id=self.run_id, average=average.name, generation=manifest.generation)
+
+    def _span(self, name: str, **about: str | int) -> AbstractContextManager[Span]:
+        """A span in the trace of the run's submission."""
+        attributes = {"wa.run_id": self.run_id} | {f"wa.{key}": value for key, value in about.items()}
+        return tracing.span(name, parent=self._spec.traceparent, attributes=attributes)
 
     def _entry(self, seq: int) -> CheckpointCommitted:
         return next(entry for entry in self._log.lineage if entry.seq == seq)
@@ -249,7 +259,12 @@ class RunFollower:
                 telemetry.REJECTED.labels(fault.code).inc()
             return
         try:
-            with telemetry.FOLD_SECONDS.time(), closing(self._open(entry)) as source:
+            names = ",".join(average.name for average in counting)
+            with (
+                self._span("fold", step=entry.step, averages=names),
+                telemetry.FOLD_SECONDS.time(),
+                closing(self._open(entry)) as source,
+            ):
                 self._fold_source(entry, source, counting)
         except (CorruptError, IncompatibleError) as error:
             self._assessments.drop_copy()

@@ -129,7 +129,11 @@ class Child:
 
 def environment_without_secrets() -> dict[str, str]:
     """This process's environment for user code: no credentials of ours in it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("WA_", "AWS_", "RAY_AUTH"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WA_", "AWS_", "RAY_AUTH", "OTEL_"))
+    }
 
 
 def _how_it_ended(code: int) -> str:

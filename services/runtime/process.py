@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from pydantic import ValidationError
 
+from services.runtime import tracing
 from services.runtime.redaction import secrets_in
 from services.runtime.settings import Settings
 from services.runtime.telemetry import configure_logging
@@ -33,7 +34,10 @@ def run_process(service: str, serve: Callable[[Settings], int]) -> int:
         return 1
     configure_logging(service, log_format=settings.log_format, secrets=secrets_in(settings))
     try:
+        tracing.install(service, settings)
         return serve(settings)
     except WeightAveragingError as error:
         log.error("cannot_start", error=error.message)  # noqa: TRY400  the message says it all
         return 1
+    finally:
+        tracing.close()

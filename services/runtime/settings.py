@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     `averager_port` it answers `/livez`, `/readyz` and `/metrics` on that port of `averager_host`; a runner does
     the same with `runner_port` and `runner_host`, a notifier with `notifier_port` and `notifier_host`.
 
+    With `tracing`, or an OTEL_EXPORTER_OTLP_ENDPOINT, spans are sent there; `tracing=0` keeps them here.
+
     Webhooks are told by a notifier, which signs with `webhook_secret`; the API takes none without it. Private
     addresses are called only if `webhook_allow_private`. Links in messages begin with `public_url`, the API's
     address as others reach it.
@@ -99,4 +101,5 @@ class Settings(BaseSettings):
     predictor_time_limit_s: float = Field(default=30.0, gt=0)
 
     poll_interval_s: float = Field(default=0.25, gt=0)
+    tracing: bool | None = None
     log_format: Literal["console", "json"] = "console"

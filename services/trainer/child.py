@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.trainer import trace
 from services.trainer.failure import Failure
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ class Child:
     """One attempt's driver. What it leaves in temporary files goes into a folder of its own below `folder`."""
 
     def __init__(
-        self, run_id: str, attempt: int, *, command: Sequence[str] = DRIVER, folder: Path | None = None
+        self,
+        run_id: str,
+        attempt: int,
+        *,
+        command: Sequence[str] = DRIVER,
+        folder: Path | None = None,
+        traceparent: str | None = None,
     ) -> None:
         self.run_id = run_id
         self.attempt = attempt
@@ -43,7 +50,8 @@ class Child:
                 *("--parent-pid", str(os.getpid())),
             ],
             stdin=subprocess.DEVNULL,
-            env=_environment() | {"TMPDIR": str(self._folder)},  # what a killed one leaves goes with the folder
+            env=_environment(traceparent)
+            | {"TMPDIR": str(self._folder)},  # what a killed one leaves goes with the folder
             start_new_session=True,
         )
 
@@ -88,6 +96,9 @@ class Child:
         return self._failure
 
 
-def _environment() -> dict[str, str]:
+def _environment(traceparent: str | None) -> dict[str, str]:
     """What a driver inherits, and with it the workers of a Ray of its own: nothing that it has no use for."""
-    return {name: value for name, value in os.environ.items() if name != "WA_WEBHOOK_SECRET"}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in {"WA_WEBHOOK_SECRET", trace.VARIABLE}
+    }
+    return inherited | ({trace.VARIABLE: traceparent} if traceparent else {})

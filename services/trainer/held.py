@@ -13,15 +13,19 @@ from pydantic import ValidationError
 
 from services.trainer import telemetry
 from services.trainer.admission import lack_of, scaling_of
+from services.trainer.child import Child
 from services.trainer.failure import NODES_LOST, RUN_DEADLINE, STALLED, Failure
+from services.trainer.trace import begin_attempt
 from wa_core import layout
 from wa_core.errors import ObjectNotFoundError
 from wa_core.records import TRAINING, Heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
 
-    from services.trainer.child import Child
+    from services.runtime.tracing import Span
     from wa_core.catalog.runs import RunLog
     from wa_core.records import RunSpec
     from wa_core.store.base import ObjectStore
@@ -48,6 +52,7 @@ class HeldRun:
     spec: RunSpec
     log: RunLog
     child: Child
+    span: Span
     started_at: float
     beaten_at: float = -1e9
     end_reason: Failure | None = None
@@ -57,6 +62,15 @@ class HeldRun:
 
     def __post_init__(self) -> None:
         self._progress = (None, self.started_at)
+
+    @classmethod
+    def begin(
+        cls, spec: RunSpec, log: RunLog, *, command: Sequence[str], folder: Path | None, now: float
+    ) -> HeldRun:
+        """Start the driver of the attempt that the log is at."""
+        span = begin_attempt(spec, log.attempt)
+        child = Child(spec.run_id, log.attempt, command=command, folder=folder, traceparent=span.traceparent)
+        return cls(spec, log, child, span, started_at=now)
 
     @property
     def run_id(self) -> str:
@@ -72,6 +86,11 @@ class HeldRun:
     def is_attempt_over(self) -> bool:
         """Whether the driver should come to its end: its owner wants it to, or has what it was for."""
         return self.log.state not in TRAINING or self.log.desired_state != "succeeded"
+
+    def beat(self, store: ObjectStore, *, runner_id: str, at: datetime) -> None:
+        """Show that its runner is there."""
+        beat = Heartbeat(who="runner", at=at, attempt=self.child.attempt, detail=f"runner {runner_id}")
+        store.put(layout.heartbeat(self.run_id, "runner"), beat.model_dump_json().encode())
 
     def watch(self, store: ObjectStore, *, now: float, totals: Mapping[str, float] | None) -> None:
         """Look whether training gets on.

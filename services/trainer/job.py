@@ -6,6 +6,7 @@ storage of ours: checkpoints and recovery belong to `wa_core.publisher` and `ser
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.trainer.admission import lack_of, needs_each
 from services.trainer.failure import INSUFFICIENT_RESOURCES, RAY_UNAVAILABLE, WORKER_DIED
+from services.trainer.trace import Trace
 from wa_core.errors import (
     ConfigurationError,
     TransientError,
@@ -214,6 +216,7 @@ def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Cal
 
     Workers on this machine leave their files in `folder`, which goes with the driver even if they are killed.
     """
+    trace = Trace.of_this_process()
 
     def train_worker() -> None:
         import ray.train
@@ -223,20 +226,23 @@ def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Cal
         from services.trainer.loop import TrainContext, train
 
         ranks = ray.train.get_context()
-        about = {"run_id": job.run_id, "attempt": job.attempt, "rank": ranks.get_world_rank()}
+        rank = ranks.get_world_rank()
+        about = {"run_id": job.run_id, "attempt": job.attempt, "rank": rank}
         configure_logging("trainer", log_format=settings.log_format, **about)
-        train(
-            TrainContext(
-                open_store(settings),
-                job.run_id,
-                job.attempt,
-                rank=ranks.get_world_rank(),
-                world_size=ranks.get_world_size(),
-                device="cuda" if job.scaling.use_gpu else "cpu",
-                node=ray.get_runtime_context().get_node_id(),
-                scratch_dir=Path(folder) if Path(folder).is_dir() else None,
+        with trace.going_on(settings) if rank == 0 else contextlib.nullcontext():
+            train(
+                TrainContext(
+                    open_store(settings),
+                    job.run_id,
+                    job.attempt,
+                    rank=rank,
+                    world_size=ranks.get_world_size(),
+                    device="cuda" if job.scaling.use_gpu else "cpu",
+                    node=ray.get_runtime_context().get_node_id(),
+                    scratch_dir=Path(folder) if Path(folder).is_dir() else None,
+                    traceparent=trace.traceparent,
+                )
             )
-        )
 
     return train_worker
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from services.recipes.loader import load_recipe
+from services.runtime import tracing
 from services.trainer.background import Background, Job
 from services.trainer.changes import changes_of
 from services.trainer.determinism import deterministic
@@ -54,9 +55,9 @@ EVENTS_INTERVAL_S = 10.0
 class TrainContext:
     """Where a worker stands: whose run, which attempt, which rank of how many.
 
-    With `world_size` above 1 the default process group must be initialised. `device` is a torch device such as
-    ``cpu`` or ``cuda:0``; `node` names the machine in the log. The run's package is unpacked in `scratch_dir`, or
-    the system's temporary folder.
+    What is done is traced below `traceparent`. With `world_size` above 1 the default process group must be
+    initialised. `device` is a torch device such as ``cpu`` or ``cuda:0``; `node` names the machine in the log. The
+    run's package is unpacked in `scratch_dir`, or the system's temporary folder.
     """
 
     store: ObjectStore
@@ -69,6 +70,7 @@ class TrainContext:
     clock: Clock = field(default_factory=SystemClock)
     upload_deadline_s: float = UPLOAD_DEADLINE_S
     scratch_dir: Path | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,16 @@ def train(context: TrainContext) -> TrainOutcome:
         TransientError: another worker was lost (code ``peer_lost``), or the store stayed away.
         WeightAveragingError: as the error says.
     """
+    about: tracing.Attributes = {
+        "wa.run_id": context.run_id,
+        "wa.attempt": context.attempt,
+        "wa.rank": context.rank,
+    }
+    with tracing.span("train", parent=context.traceparent, attributes=about) as span:
+        return _train(replace(context, traceparent=span.traceparent))
+
+
+def _train(context: TrainContext) -> TrainOutcome:
     spec = fetch_spec(context.store, context.run_id)
     logs = LogShipper(
         context.store, context.run_id, attempt=context.attempt, rank=context.rank, clock=context.clock
@@ -264,6 +276,9 @@ class _Lead:
                 attempt=context.attempt,
                 clock=context.clock,
                 upload_deadline_s=context.upload_deadline_s,
+                around_upload=lambda step: tracing.span(
+                    "checkpoint", parent=context.traceparent, attributes={"wa.step": step}
+                ),
             )
         )
 

@@ -18,7 +18,7 @@ from structlog.contextvars import bound_contextvars
 from services.trainer import telemetry
 from services.trainer.admission import Room, Wait, scaling_of
 from services.trainer.budget import final_failure, is_over_time, waited_s
-from services.trainer.child import DRIVER, Child
+from services.trainer.child import DRIVER
 from services.trainer.failure import (
     INSUFFICIENT_RESOURCES,
     QUEUE_DEADLINE,
@@ -127,7 +127,6 @@ class Runner:
             for held in self.held.values():
                 held.watch_anew(now=self.clock.monotonic())
             raise
-        telemetry.RUNS_HELD.set(len(self.held))
         self._got_on_at = self.clock.monotonic()
         return did_something
 
@@ -185,7 +184,7 @@ class Runner:
             self._drop(held)
             return
         if now - held.beaten_at >= self.config.heartbeat_interval_s:
-            self._beat(held)
+            held.beat(self.store, runner_id=self.config.runner_id, at=self.clock.now())
             held.beaten_at = now
             held.watch(self.store, now=now, totals=self._totals())
             if is_over_time(held.log.entries, held.spec.request, now=self.clock.now()):
@@ -207,19 +206,12 @@ class Runner:
         except TransientError:
             self.held[held.run_id] = held  # its reason must not be forgotten
             raise
+        held.span.end(error=(held.end_reason or failure).reason)
 
     def _drop(self, held: HeldRun) -> None:
         held.child.reap()
+        held.span.end()
         self.held.pop(held.run_id, None)
-
-    def _beat(self, held: HeldRun) -> None:
-        beat = Heartbeat(
-            who="runner",
-            at=self.clock.now(),
-            attempt=held.child.attempt,
-            detail=f"runner {self.config.runner_id}",
-        )
-        self.store.put(layout.heartbeat(held.run_id, "runner"), beat.model_dump_json().encode())
 
     def _leave_all(self) -> None:
         """At the runner's own end: say that the attempts are over, so that another runner need not wait."""
@@ -231,6 +223,7 @@ class Runner:
                     expect=TRAINING,
                 )
             held.child.reap()
+            held.span.end(error=RUNNER_STOPPED)
 
     # -- what follows an attempt --------------------------------------------------------------------------
 
@@ -266,10 +259,12 @@ class Runner:
         )
         attempt = run_log.append(entry, expect=expect).attempt
         room.take(scaling, owner=spec.owner)
-        child = Child(spec.run_id, attempt, command=self.config.driver, folder=self.config.folder)
+        held = HeldRun.begin(
+            spec, run_log, command=self.config.driver, folder=self.config.folder, now=self.clock.monotonic()
+        )
         telemetry.ATTEMPTS.inc()
-        log.info("attempt_started", run_id=spec.run_id, attempt=attempt, driver_pid=child.pid)
-        self.held[spec.run_id] = HeldRun(spec, run_log, child, started_at=self.clock.monotonic())
+        log.info("attempt_started", run_id=spec.run_id, attempt=attempt, driver_pid=held.child.pid)
+        self.held[spec.run_id] = held
 
     # -- runs that wait -----------------------------------------------------------------------------------
 
@@ -376,9 +371,9 @@ class Runner:
                     self._mark_as_waiting(run_id)
                 elif run_log.state in TRAINING and self._has_place and self._lost.has_lost(run_log):
                     self._take_over(run_log)
-        telemetry.QUEUED.set(len(waiting))
         logs = self._logs | {run_id: held.log for run_id, held in self.held.items()}
-        telemetry.observe_states(run_log.state for run_log in logs.values() if run_log.entries)
+        states = [run_log.state for run_log in logs.values() if run_log.entries]
+        telemetry.observe_runs(states, num_queued=len(waiting), num_held=len(self.held))
 
     def _end_if_unwanted(self, run_log: RunLog) -> None:
         """Cancel an owner's run once its trainer, which should have seen that it is unwanted, is not heard of."""

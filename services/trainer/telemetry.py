@@ -38,8 +38,10 @@ def known(reason: str) -> str:
     return reason if reason in REASONS else "other"
 
 
-def observe_states(states: Iterable[RunState]) -> None:
-    """Tell how many runs there are in each state that is not final."""
+def observe_runs(states: Iterable[RunState], *, num_queued: int, num_held: int) -> None:
+    """Tell how many runs there are in each state that is not final, how many wait, and how many are held."""
+    QUEUED.set(num_queued)
+    RUNS_HELD.set(num_held)
     found = Tally(states)
     for state in RunState:
         if not state.is_terminal:

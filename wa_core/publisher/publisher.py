@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from wa_core.store.address import address_of
 from wa_core.tensors import canonical_state_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from wa_core.store.base import ObjectStore
@@ -44,6 +46,7 @@ class CheckpointPublisher:
         clock: the time source; with one of your own, a thread writes.
         max_in_flight: how many snapshots may wait for, or be in, upload; each takes the memory of a checkpoint.
         upload_deadline_s: for how long one checkpoint is retried while the store is away.
+        around_upload: called with a step; its upload and commit happen inside of what this returns.
 
     Use it as a context manager, or call `close` in a ``finally``: an exception in the training code then
     loses no checkpoint that was offered before it.
@@ -58,10 +61,12 @@ class CheckpointPublisher:
         clock: Clock | None = None,
         max_in_flight: int = 1,
         upload_deadline_s: float = UPLOAD_DEADLINE_S,
+        around_upload: Callable[[int], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         if max_in_flight < 1:
             raise InvalidInputError(f"max_in_flight is {max_in_flight}; at least 1 snapshot has to be in flight")
         self._clock = clock or SystemClock()
+        self._around_upload = around_upload
         self._snapshots = [Snapshot(f"checkpoint-{number}") for number in range(max_in_flight)]
         self._writer = self._open_writer(store, run_id, attempt=attempt, deadline_s=upload_deadline_s)
         self._free: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
@@ -178,7 +183,8 @@ class CheckpointPublisher:
             try:
                 if self._error is None:  # a checkpoint after a lost one would hide the loss
                     snapshot.wait()
-                    self._writer.write(upload)
+                    with self._around_upload(upload.entry.step):
+                        self._writer.write(upload)
             except Exception as error:  # noqa: BLE001  the thread's outermost loop; offer() and close() raise it
                 self._error = error
             finally:

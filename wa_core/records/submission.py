@@ -150,6 +150,7 @@ NO_RECIPE = "none:none"
 class RunSpec(Record):
     """A submitted run: what was asked for, when and by whom. Written once, as `run.json`.
 
+    `traceparent` (W3C) is the trace that the submission belongs to, if any; what is done for the run joins it.
     `trainer` is ``own`` where the user's own loop trains: no runner ever claims such a run.
     """
 
@@ -157,6 +158,7 @@ class RunSpec(Record):
     run_id: str
     write_id: str = Field(default_factory=new_write_id)
     created_at: AwareDatetime
+    traceparent: str | None = Field(default=None, max_length=64)
     owner: Name = DEFAULT_OWNER
     trainer: Literal["service", "own"] = "service"
     request: RunRequest

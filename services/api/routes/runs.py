@@ -14,6 +14,7 @@ from services.api.body import read_resumption, read_run_request
 from services.api.filters import RUN_ID, run_query
 from services.api.index import Query, Row
 from services.api.keys import MAX_KEY_CHARS
+from services.api.observation import traceparent_of
 from services.api.quota import check_quota
 from services.api.ranges import etag_matches
 from services.api.rates import limit_submissions
@@ -64,7 +65,8 @@ def submit_run(
     check_webhooks(wanted.webhooks, request.app.state.webhooks)
     owner, most = owner_of(request), request.app.state.max_queued_per_owner
     check_quota(catalog, owner=owner, key=idempotency_key, most=most)
-    run = submitted_run(catalog, wanted, key=idempotency_key, owner=owner)
+    trace = traceparent_of(request)
+    run = submitted_run(catalog, wanted, key=idempotency_key, owner=owner, traceparent=trace)
     response.headers["Location"] = f"/v1/runs/{run.spec.run_id}"
     return run_resource(run)
 
