@@ -86,6 +86,7 @@ def serve(settings: Settings) -> int:
         predictor=Predictor(settings.predictor_url, token=_revealed(settings.predictor_token)),
     )
     sys.setswitchinterval(_SWITCH_S)
+    app.openapi()  # works out the routes, which the first requests would have to wait for
     gc.freeze()  # what was loaded by now stays; looking for garbage in it would stop all requests for a while
     app.state.catalog.index.wake()  # the first list should not have to read every run
     app.state.max_queued_per_owner = settings.max_queued_per_owner

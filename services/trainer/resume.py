@@ -77,7 +77,10 @@ def _fetched(store: ObjectStore, checkpoint: CheckpointCommitted, *, run_id: str
         return fetch_restored(store, run_id, checkpoint)
     except CorruptError as error:
         # Whatever is wrong with a file, the runner tries the checkpoint before this one.
-        raise CorruptError(error.message, code=error.code if error.code in SPOILED else "corrupt") from None
+        raise CorruptError(
+            f"the checkpoint of step {checkpoint.step}: {error.message}",
+            code=error.code if error.code in SPOILED else "corrupt",
+        ) from None
 
 
 def _load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

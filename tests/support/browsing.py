@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PATIENCE_MS = 20_000  # of a machine that does much else
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open an event loop runs, which tests in other modules want to do
 def browser() -> Iterator[Browser]:
     """The system's Chromium; it refuses its sandbox to root, which tests often are."""
     chromium = shutil.which("chromium")

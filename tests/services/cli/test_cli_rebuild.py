@@ -111,7 +111,7 @@ def test_a_dry_run_says_how_well_and_adds_nothing(lonely_wa: Wa, run: HandmadeRu
 
 
 def test_what_cannot_be_rebuilt_is_exit_1_with_what_to_do(lonely_wa: Wa, run: HandmadeRun) -> None:
-    """One line with both numbers and the rule that works; and it does."""
+    """One line with both numbers and the rule that works, and a hint; it does work."""
     for entry in run.log.lineage[:7]:
         run.store.delete(entry.files[layout.MODEL_FILE].key)
     with serving(run.store) as url:
@@ -121,7 +121,7 @@ def test_what_cannot_be_rebuilt_is_exit_1_with_what_to_do(lonely_wa: Wa, run: Ha
         taken = wa("rebuild", run.run_id, "--rule", "swa:start_step=71", "--dry-run")
 
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert len(refused.stderr.strip().splitlines()) == 1
+    assert len(refused.stderr.strip().splitlines()) == 2
     for words in ("profile error", "noise gain", "start_step=71"):
         assert words in refused.stderr
     assert taken.returncode == 0

@@ -98,10 +98,12 @@ def test_state_survives_a_clean_stop_and_other_ports(tmp_path: Path) -> None:
 
 def test_a_killed_server_leaves_no_socket_behind(tmp_path: Path) -> None:
     """After a SIGKILL its Unix sockets can be swept, and it starts again on the same ports."""
+    places = Path("/tmp")  # noqa: S108  where SeaweedFS puts them
+    before = {*places.glob("seaweedfs-*.sock")}
     with running_seaweed(tmp_path) as server:
         server.kill()
         seaweedfs.remove_sockets(server.config)
-        sockets = Path("/tmp").glob("seaweedfs-*.sock")  # noqa: S108  where SeaweedFS puts them
+        sockets = {*places.glob("seaweedfs-*.sock")} - before
         left = [path for path in sockets if names_one_of(path, server.config.ports)]
 
         server.start()

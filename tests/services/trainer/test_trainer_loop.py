@@ -245,7 +245,7 @@ def test_69_a_hostile_training_state_runs_nothing(tmp_path: Path) -> None:
     entry = CheckpointCommitted(step=4, files=sound.files | {"trainer.pt": ref}, spec_digest=sound.spec_digest)
     hostile = log_of(store, run_id).append(entry)
 
-    with pytest.raises(CorruptError, match=r"trainer\.pt of step 4.*posix\.system") as caught:
+    with pytest.raises(CorruptError, match=r"step 4.*posix\.system") as caught:
         train(TrainContext(store, run_id, start_attempt(store, run_id, resumed_from=hostile.seq)))
 
     assert caught.value.code == "unsafe_pickle"
