@@ -27,7 +27,7 @@ if os.environ.get("CI"):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is simulated in `tests/chaos/test_simulation.py`, and where the page's pictures are kept."""
-    parser.addoption("--sim-seeds", type=int, default=8_000, help="how many schedules to simulate")
+    parser.addoption("--sim-seeds", type=int, default=4_000, help="how many schedules to simulate")
     parser.addoption("--pictures", default=None, help="keep the pictures of the page here (docs/images)")
     parser.addoption("--sim-seed", type=int, default=None, help="tell this one's story")
 
