@@ -23,7 +23,7 @@ from wa_core.averaging.streaming import fold_source
 from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.catch_up import Rebuild, plan_catch_up
 from wa_core.catalog.holdings import fetch_holdings
-from wa_core.catalog.runs import RunLog, fetch_spec, requested_averages
+from wa_core.catalog.runs import RunLog, fetch_spec, mark_active, requested_averages
 from wa_core.errors import ConflictError, CorruptError, FencedError, IncompatibleError, InvalidInputError
 from wa_core.records import CheckpointCommitted, RunState, Succeeded
 
@@ -334,6 +334,10 @@ class RunFollower:
                 return  # another averager said so first, or the run moved on: read again
             log.info("succeeded", run_id=self.run_id)
         self._store.delete(layout.active_marker(self.run_id))
+        if self._log.refresh():
+            # An average was added meanwhile: the marker that was taken away may be the one put down for it.
+            mark_active(self._store, self.run_id, clock=self._clock)
+            return
         self.is_done = True
 
 

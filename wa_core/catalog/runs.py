@@ -156,15 +156,19 @@ def add_average(store: ObjectStore, run_id: str, request: AverageRequest, *, clo
         TransientError: the store is away; the average may or may not have been added.
     """
     spec = fetch_spec(store, run_id)
-    marker = Marker(run_id=run_id, at=clock.now()).model_dump_json().encode()
-    store.put(layout.active_marker(run_id), marker)
+    mark_active(store, run_id, clock=clock)
     mark_telling(store, spec)
     if request.name in {average.name for average in spec.request.averages}:
         raise _average_exists(run_id, request.name)
     added = RunLog(store, run_id, clock=clock).append(AverageAdded(average=request))
-    store.put(layout.active_marker(run_id), marker)
+    mark_active(store, run_id, clock=clock)
     mark_telling(store, spec)
     return added
+
+
+def mark_active(store: ObjectStore, run_id: str, *, clock: Clock) -> None:
+    """Let averagers find a run."""
+    store.put(layout.active_marker(run_id), Marker(run_id=run_id, at=clock.now()).model_dump_json().encode())
 
 
 def fetch_spec(store: ObjectStore, run_id: str) -> RunSpec:

@@ -137,6 +137,34 @@ def test_an_average_added_after_the_end_is_made_by_any_averager() -> None:
     assert list(store.list(layout.ACTIVE)) == []
 
 
+class BusyStore(MemoryStore):
+    """Somebody adds an average at the very moment in which the run's marker is taken away for the first time."""
+
+    run: HandmadeRun | None = None
+
+    def delete(self, key: str) -> None:
+        """Remove an object, after what was added."""
+        if key.startswith(layout.ACTIVE) and (run := self.run):
+            self.run = None
+            add_average(self, run.run_id, AverageRequest(name="late", rule="window:last=2"), clock=run.clock)
+        super().delete(key)
+
+
+def test_an_average_added_while_the_run_is_forgotten_is_made() -> None:
+    """Its marker goes with the run's, and the averager that took it away puts it back."""
+    store = BusyStore()
+    run = HandmadeRun(store, averages={"swa": "swa"})
+    for step in STEPS:
+        run.checkpoint(step, random_weights(step))
+    run.finish()
+    store.run = run
+
+    run_until_idle(averager(store))
+
+    assert newest(run, "late").coefficients == {40: 0.5, 50: 0.5}
+    assert list(store.list(layout.ACTIVE)) == []
+
+
 def test_f6_a_flipped_bit_on_the_way_is_read_again() -> None:
     """F6: a transfer that arrives wrong heals by reading again; nothing is rejected, and the bits are right."""
     inner = MemoryStore()
