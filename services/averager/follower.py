@@ -74,7 +74,6 @@ class RunFollower:
         assess_interval_s: float = 5.0,
     ) -> None:
         self.run_id = run_id
-        self.is_done = False
         self.doing = "reading"
         self._store = store
         self._clock = clock
@@ -337,8 +336,6 @@ class RunFollower:
         if self._log.refresh():
             # An average was added meanwhile: the marker that was taken away may be the one put down for it.
             mark_active(self._store, self.run_id, clock=self._clock)
-            return
-        self.is_done = True
 
 
 def _misfit(

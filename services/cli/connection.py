@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.completion import complete_run
+from services.cli.completion import complete_average, complete_run
 from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,6 +44,15 @@ RunId = Annotated[
         help="The run's id, as `wa submit` and `wa runs` print it.", metavar="RUN", autocompletion=complete_run
     ),
 ]
+OneAverage = Annotated[
+    str | None,
+    typer.Option(
+        help="Which average. Not needed when the run has one.",
+        show_default=False,
+        autocompletion=complete_average,
+    ),
+]
+PublishedState = Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which of its published states.")]
 
 
 @contextlib.contextmanager

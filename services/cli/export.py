@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from services.cli.completion import complete_average
-from services.cli.connection import ApiUrl, RunId, Token, connect
+from services.cli.connection import ApiUrl, OneAverage, PublishedState, RunId, Token, connect
 from services.cli.console import answer, say
 from services.cli.local import installed
 from services.cli.results import chosen_state, download_weights, only_average
@@ -45,15 +44,8 @@ def export(
             "--format", help="hf is a Hugging Face folder, pt2 an archive of torch.export.", show_default=False
         ),
     ],
-    average: Annotated[
-        str | None,
-        typer.Option(
-            help="Which average. Not needed when the run has one.",
-            show_default=False,
-            autocompletion=complete_average,
-        ),
-    ] = None,
-    at: Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which of its published states.")] = "latest",
+    average: OneAverage = None,
+    at: PublishedState = "latest",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="PATH", help="Where to.", show_default="named after the weights"),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from services.cli.completion import complete_average
-from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.connection import ApiUrl, AsJson, OneAverage, PublishedState, RunId, Token, connect
 from services.cli.console import answer, bytes_bar, print_json, print_table, say
 from services.cli.follow import measured_metrics, verdict
 from services.cli.runs import FOLLOW_PATIENCE_S
@@ -57,15 +56,8 @@ def download(
     run_id: RunId,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
-    average: Annotated[
-        str | None,
-        typer.Option(
-            help="Which average. Not needed when the run has one.",
-            show_default=False,
-            autocompletion=complete_average,
-        ),
-    ] = None,
-    at: Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which of its published states.")] = "latest",
+    average: OneAverage = None,
+    at: PublishedState = "latest",
     file_format: Annotated[Literal["safetensors", "pt"], typer.Option("--format", help="File format.")] = (
         "safetensors"
     ),
