@@ -22,10 +22,10 @@ AVERAGES = [{"name": "swa", "rule": "swa:start_step=40"}, {"name": "ema", "rule"
 SOON_MS = 120_000
 
 
-def test_a_run_is_watched_and_downloaded(
+def test_a_run_is_watched_explored_and_downloaded(
     stack: RunningStack, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    """On the real stack a person signs in, watches a run, measures a landscape, and downloads."""
+    """On the real stack a person signs in, watches a run, measures a landscape, builds an average, downloads."""
     with stack.client() as client:
         run_id = client.submit(submission(config={"epochs": 4, "lr": 0.1}, averages=AVERAGES))["run_id"]
     page = open_page(stack.said["api_url"])
@@ -44,6 +44,11 @@ def test_a_run_is_watched_and_downloaded(
 
     page.get_by_role("button", name="Along the line").click()  # (g)
     expect(page.locator("#chart-line canvas")).to_be_visible(timeout=SOON_MS)
+
+    page.get_by_label("Rule").fill("window:last=3")  # (h)
+    page.get_by_role("button", name="Build it").click()
+    page.get_by_role("link", name="window-last-3").click(timeout=SOON_MS)
+    expect(page.get_by_test_id("difference")).to_be_visible(timeout=SOON_MS)
 
     digest = page.locator("#verdict dd.id").get_attribute("title")
     with page.expect_download() as started:

@@ -1,4 +1,4 @@
-// Pause, resume and cancel, each after a question; dialogs; copying.
+// Pause, resume and cancel, each after a question; copying.
 import { ask, notice, refresh, Refusal, runUrl } from "./service.js";
 
 const QUESTIONS = {
@@ -48,7 +48,6 @@ export function startActions() {
     const button = event.target.closest("button");
     if (!button) return;
     if (button.dataset.action) act(button.dataset.action);
-    if (button.dataset.dialog) document.getElementById(button.dataset.dialog).showModal();
     if (button.dataset.copy) copy(button);
   });
 }
