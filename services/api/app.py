@@ -28,6 +28,7 @@ from services.api.rates import RateLimits
 from services.api.readiness import Readiness
 from services.api.routes import (
     averages,
+    checkpoints,
     feeds,
     formats,
     insight,
@@ -60,6 +61,7 @@ log = structlog.get_logger(__name__)
 _ROUTERS = (
     service.router,
     runs.router,
+    checkpoints.router,
     packages.router,
     feeds.router,
     averages.router,

@@ -49,6 +49,19 @@ def parse_recipe(text: str, *, is_packaged: bool = False) -> str:
     )
 
 
+def parse_json(text: str, *, place: str) -> JsonValue:
+    """A document of JSON."""
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise _refusal(
+            f"this is no JSON: {error.msg} at line {error.lineno}, column {error.colno}.", place=place
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number that JSON does not have; nesting without an end
+        raise _refusal(f"this is no JSON: {error}.", place=place) from None
+    return value
+
+
 def parse_config(items: Sequence[str], *, place: str = "-c") -> dict[str, JsonValue]:
     """``key=value`` settings; a value that is JSON is taken as such, any other as text."""
     config: dict[str, JsonValue] = {}

@@ -65,6 +65,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "averages": "results:averages",
         "download": "results:download",
         "export": "export:export",
+        "predict": "predict:predict",
         "open": "open:open_page",
         "rebuild": "rebuild:rebuild",
         "verify": "verify:verify",

@@ -138,3 +138,15 @@ class AsyncClient(Connected):
         """Download averaged weights to `path`; see `Client.download`."""
         wanted, query = calls.file_of(run_id, name, file=file, at=at, generation=generation)
         return await fetch_file_async(self._transport, wanted, path, query=query, on_progress=on_progress)
+
+    async def download_raw(
+        self,
+        run_id: str,
+        path: str | Path,
+        *,
+        step: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Download a checkpoint's raw weights to `path`; see `Client.download_raw`."""
+        wanted = calls.raw_file_of(run_id, step=step)
+        return await fetch_file_async(self._transport, wanted, path, on_progress=on_progress)

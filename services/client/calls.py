@@ -300,6 +300,11 @@ def file_of(
     return f"{_average(run_id, name)}/{_part(file)}", query
 
 
+def raw_file_of(run_id: str, *, step: int | None) -> str:
+    """Path of the raw weights of a checkpoint."""
+    return f"{_run(run_id)}/checkpoints/{'latest' if step is None else step}/weights.safetensors"
+
+
 # -- tokens -------------------------------------------------------------------------------------------------------
 
 

@@ -156,3 +156,26 @@ class Client(Connected):
         """
         wanted, query = calls.file_of(run_id, name, file=file, at=at, generation=generation)
         return fetch_file(self._transport, wanted, path, query=query, on_progress=on_progress)
+
+    def download_raw(
+        self,
+        run_id: str,
+        path: str | Path,
+        *,
+        step: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Download a checkpoint's raw weights, which averages are compared with, as `download` does.
+
+        Args:
+            run_id: the run.
+            path: the file to write.
+            step: the checkpoint's; None is the newest.
+            on_progress: told (bytes so far, bytes in all) after each piece.
+
+        Raises:
+            CorruptError: what arrived is not what the service promised, twice.
+            InvalidInputError: `path` cannot be written.
+        """
+        wanted = calls.raw_file_of(run_id, step=step)
+        return fetch_file(self._transport, wanted, path, on_progress=on_progress)

@@ -98,12 +98,13 @@ class Wa:
     folder: Path
     environment: dict[str, str]
 
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+    def __call__(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, with `stdin` piped in."""
         return subprocess.run(
             [sys.executable, "-m", "services.cli", *arguments],
             cwd=self.folder,
             env=self.environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from services.recipes.loader import load_recipe
 from support.api import serving
 from support.assessing import is_alive
 from support.averaging import newest_assessment
+from support.command import Wa
 from support.descendants import descendants
 from support.predicting import TOKEN, PredictorProcess, PublishedRun, digits_weights, predicting
 from support.runs import DIGITS
@@ -109,6 +112,17 @@ def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     model.load_state_dict(weights)
     with torch.no_grad():
         return model(images).double().softmax(dim=1)
+
+
+def test_the_command_asks_too(api: httpx2.Client, run: PublishedRun, tmp_path: Path) -> None:
+    """`wa predict` prints what the average makes of each image in a file."""
+    (tmp_path / "images.json").write_text(json.dumps([BLANK, BLANK]))
+    wa = Wa(tmp_path, dict(os.environ) | {"WA_API_URL": str(api.base_url)})
+
+    done = wa("predict", run.run_id, "swa", "images.json")
+
+    assert done.returncode == 0, done.stderr
+    assert [sorted(json.loads(line)) for line in done.stdout.splitlines()] == [["digit", "probabilities"]] * 2
 
 
 def test_digits_are_told_as_plain_torch_tells_them(
