@@ -29,6 +29,7 @@ from services.api.readiness import Readiness
 from services.api.routes import (
     averages,
     checkpoints,
+    deliveries,
     feeds,
     formats,
     insight,
@@ -64,6 +65,7 @@ _ROUTERS = (
     checkpoints.router,
     packages.router,
     feeds.router,
+    deliveries.router,
     averages.router,
     insight.router,
     landscapes.router,

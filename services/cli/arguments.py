@@ -109,6 +109,13 @@ def parse_averages(items: Sequence[str]) -> list[dict[str, str]]:
     return averages
 
 
+def parse_webhooks(urls: Sequence[str], *, events: Sequence[str]) -> list[dict[str, object]]:
+    """Each address with what it is told; the service says what it takes."""
+    if events and not urls:
+        raise _refusal("there is nobody to tell; give an address with --webhook.", place="--webhook-event")
+    return [{"url": url, **({"events": list(events)} if events else {})} for url in urls]
+
+
 def name_of_rule(rule: str) -> str:
     """A name for the average of a rule, such as ``ema-half-life-500`` for ``ema:half_life=500``."""
     try:

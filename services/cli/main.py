@@ -56,6 +56,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "show": "runs:show",
         "logs": "feeds:logs",
         "events": "feeds:events",
+        "deliveries": "deliveries:deliveries",
         "pause": "runs:pause",
         "resume": "runs:resume",
         "cancel": "runs:cancel",

@@ -87,6 +87,7 @@ class AsyncClient(Connected):
     all_events = aplays(scripts.all_events)
     all_logs = aplays(scripts.all_logs)
     all_metrics = aplays(scripts.all_metrics)
+    all_deliveries = aplays(scripts.all_deliveries)
     follow_events = aplays(scripts.follow_events)
     follow_logs = aplays(scripts.follow_logs)
     follow_metrics = aplays(scripts.follow_metrics)

@@ -18,6 +18,7 @@ from services.client.answers import (
     AddedAverage,
     Average,
     Checkpoint,
+    Delivery,
     Event,
     Generation,
     Landscape,
@@ -184,6 +185,11 @@ def logs(
 def metrics(run_id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[Metrics]]:
     """One page of metric lines, oldest first; `next` is where to go on, also at the end."""
     return _get(f"{_run(run_id)}/metrics", Page[Metrics].model_validate, {"after": after, "limit": limit})
+
+
+def deliveries_page(run_id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[Delivery]]:
+    """One page of the messages to a run's webhooks, by webhook and event."""
+    return _get(f"{_run(run_id)}/deliveries", Page[Delivery].model_validate, {"after": after, "limit": limit})
 
 
 # -- what a run made ----------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ class Client(Connected):
     all_events = plays(scripts.all_events)
     all_logs = plays(scripts.all_logs)
     all_metrics = plays(scripts.all_metrics)
+    all_deliveries = plays(scripts.all_deliveries)
     follow_events = plays(scripts.follow_events)
     follow_logs = plays(scripts.follow_logs)
     follow_metrics = plays(scripts.follow_metrics)
