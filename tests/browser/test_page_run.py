@@ -10,8 +10,8 @@ from playwright.sync_api import expect
 
 from services.api.dashboard.numbers import MINUS
 from support.api import ApiRun, serving
+from support.patience import eventually
 from support.showcase import TOTAL_STEPS, finished_run, measure_landscapes, running_run
-from support.stack import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable

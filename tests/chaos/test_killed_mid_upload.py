@@ -9,11 +9,10 @@ import pytest
 from services.averager.scratch import Scratch
 from services.averager.verify import verify
 from services.trainer.origin import find_origin
-from support.assessing import is_alive
 from support.averaging import averager, run_until_idle
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
+from support.patience import eventually
 from support.proxy import FaultProxy, Rule, Spoil
-from support.stack import eventually
 from support.training import (
     differing_tensors,
     digits_request,

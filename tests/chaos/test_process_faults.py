@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from support.nursery import Nursery
+from support.patience import eventually
 from support.proxy import FaultProxy, Rule, Spoil
 from support.seaweed import Seaweed, running_seaweed
-from support.stack import eventually
 from support.trained import TrainedRun
 from wa_core import layout
 from wa_core.catalog.averages import Generations

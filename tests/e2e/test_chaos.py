@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from support.averaging import same_bits
-from support.stack import RunningStack, descendants, eventually, kill, submission
+from support.descendants import descendants
+from support.patience import eventually
+from support.stack import RunningStack, kill, submission
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
@@ -38,7 +40,7 @@ def victim(stack: RunningStack, role: str) -> int:
         "driver": (pids["runner"], "services.trainer.driver"),
     }[role]
     found: int = eventually(
-        lambda: next((pid for pid, command in descendants(above) if sign in command), None),
+        lambda: next((pid for pid, command in descendants(above).items() if sign in command), None),
         timeout_s=30,
         what=f"a {role} process",
     )

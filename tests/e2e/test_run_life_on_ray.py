@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.descendants import descendants
 from support.leftovers import check_nothing_is_left
-from support.stack import RunningStack, descendants, eventually, kill, submission
+from support.patience import eventually
+from support.stack import RunningStack, kill, submission
 from wa_core.catalog.runs import RunLog
 from wa_core.clock import SystemClock
 from wa_core.records import AttemptStarted
@@ -81,7 +83,7 @@ def test_f16_a_killed_driver_leaves_nothing_on_ray(stack: RunningStack) -> None:
     with stack.client() as client:
         run_id = client.submit(submission(config=LONG, averages=[]))["run_id"]
         eventually(lambda: has_state(stack, run_id, "running"), timeout_s=120, what="training")
-        kill(next(pid for pid, line in descendants(stack.pids()["runner"]) if "trainer.driver" in line))
+        kill(next(pid for pid, line in descendants(stack.pids()["runner"]).items() if "trainer.driver" in line))
         eventually(lambda: client.run(run_id)["attempt"] == 2, timeout_s=60, what="recovery")
         client.cancel(run_id)
         eventually(lambda: has_state(stack, run_id, "cancelled"), timeout_s=60, what="the end")

@@ -17,9 +17,8 @@ from services.api.predictions import Predictor
 from services.recipes.char_lm import CharLm
 from services.recipes.loader import load_recipe
 from support.api import serving
-from support.assessing import is_alive
 from support.averaging import newest_assessment
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
 from support.predicting import TOKEN, PredictorProcess, PublishedRun, digits_weights, predicting
 from support.runs import DIGITS
 from wa_core.catalog.averages import Generations
