@@ -9,12 +9,14 @@ ROOT   := $(if $(filter-out 0,$(shell id -u)),sudo)
 .PHONY: setup browser demo test check lint type bench soak up
 setup: $(STAMP)
 
+# Bytecode is written for what is used, when it is used: to do so for all that is installed takes longest of all.
+PIP   := --quiet --disable-pip-version-check --no-compile
 TORCH := $(shell grep -i '^torch==' constraints.txt)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install $(PIP) "$(TORCH)"
+	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[dev]"
 	touch $@
 
 # The tests of the page drive the system's Chromium.

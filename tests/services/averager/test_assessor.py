@@ -183,7 +183,7 @@ def test_a_hanging_child_is_killed_and_nobody_waits(tmp_path: Path) -> None:
         began = time.monotonic()
         assessor.start(make_job(tmp_path, averages, request=request))
         assert assessor.poll() is None
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 30  # and not for as long as it hangs
         assert not assessor.is_idle
         pid = wait_for(tmp_path / "marks.pid")
         clock.advance(299)

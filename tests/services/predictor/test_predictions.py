@@ -318,5 +318,5 @@ def test_a_killed_predictor_is_unavailable_until_it_is_back(store: LocalStore, t
         assert ask().status_code == 200
         assert not is_alive(holder)
         predictor.process.send_signal(signal.SIGTERM)
-        assert predictor.process.wait(10) == 0
+        assert predictor.process.wait(60) == 0
     assert "a-secret" not in (tmp_path / "log").read_text()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-DEADLINE_S = 20.0
 SLEEP = "import time; time.sleep(600)"
 
 

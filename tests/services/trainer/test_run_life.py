@@ -267,7 +267,7 @@ def test_f16_a_run_that_kills_its_runners_is_ended(tmp_path: Path) -> None:
         store = LocalStore(runners.bucket)
         run_id = submit_run(store, request())
         for _ in range(MAX_LOST):
-            assert runners.start().wait(30) == -signal.SIGKILL
+            assert runners.start().wait(60) == -signal.SIGKILL
         last = runners.start()
         eventually(lambda: state(store, run_id) is RunState.FAILED, what="giving up")
         assert runners.stop(last) == 0

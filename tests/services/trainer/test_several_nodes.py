@@ -54,7 +54,7 @@ def _runner(tmp_path: Path, nodes: RayNodes) -> Iterator[None]:
     )
     yield
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 @pytest.mark.usefixtures("_runner")
