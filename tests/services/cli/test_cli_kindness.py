@@ -182,7 +182,7 @@ def test_80_ctrl_c_while_following_a_feed_says_that_the_run_goes_on(wa: Wa, serv
     try:
         assert json.loads(following.stdout.readline())["kind"] == "submitted"
         following.send_signal(2)
-        _, said = following.communicate(timeout=20)
+        _, said = following.communicate(timeout=60)
     finally:
         following.kill()
         following.communicate()
