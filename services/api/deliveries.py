@@ -42,7 +42,7 @@ def delivery_page(catalog: Catalog, run_id: str, *, after: str, limit: int) -> P
 def _messages(catalog: Catalog, spec: RunSpec, entries: Sequence[Entry]) -> list[DeliveryResource]:
     """All that there is to tell so far, as if nothing had been."""
     webhooks = list(enumerate(spec.request.webhooks))
-    events = [(entry.kind, log_event_id(entry.seq)) for entry in entries]
+    events: list[tuple[str, str]] = [(entry.kind, log_event_id(entry.seq)) for entry in entries]
     if any("published" in webhook.events for _, webhook in webhooks):
         for average in requested_averages(spec, entries):
             numbers = catalog.assessed_numbers(spec.run_id, average.name)

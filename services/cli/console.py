@@ -87,8 +87,7 @@ def _table(columns: list[str], rows: list[list[object]], *, title: str | None, i
         is_number = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
         # The first is what a person copies: on a narrow terminal the others give way.
         whole = max((len(shown(row[0])) for row in rows), default=0) if index == 0 else None
-        justify = "right" if rows and is_number else "left"
-        table.add_column(column, justify=justify, no_wrap=True, min_width=whole)
+        table.add_column(column, justify="right" if rows and is_number else "left", no_wrap=True, min_width=whole)
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
     return table

@@ -9,7 +9,7 @@ from services.api.catalog import Catalog
 from services.api.routes.dependencies import FILE_ANSWERS, CatalogDep, Redirect
 from services.api.weights import download_response
 from wa_core import layout
-from wa_core.catalog.runs import lineage
+from wa_core.catalog.history import lineage
 from wa_core.errors import NotFoundError
 from wa_core.records import CheckpointCommitted
 

@@ -29,7 +29,7 @@ def run() -> ApiRun:
 def served(lonely_wa: Wa, run: ApiRun) -> Iterator[Wa]:
     """The command, pointed to a real API with that run."""
     with serving(run.store) as url:
-        yield Wa(lonely_wa.folder, lonely_wa.environment | {"WA_API_URL": url})
+        yield lonely_wa.with_variables(WA_API_URL=url)
 
 
 def test_the_newest_and_any_other(served: Wa, run: ApiRun, tmp_path: Path) -> None:
