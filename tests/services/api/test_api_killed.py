@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 NUM_KILLS = 100
 
 
-def listening(url: str) -> None:
+def listening(http: httpx2.Client) -> None:
     """Return once the API answers."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with suppress(httpx2.TransportError):
-            if httpx2.get(f"{url}/livez", timeout=5).status_code == 200:
+            if http.get("/livez").status_code == 200:
                 return
         time.sleep(0.005)
     raise AssertionError("the API did not start")
 
 
-def post(url: str, key: str) -> httpx2.Response | None:
+def post(http: httpx2.Client, key: str) -> httpx2.Response | None:
     """The answer to a submission under a key, or None if the connection was cut."""
     try:
-        return httpx2.post(f"{url}/v1/runs", json=submission(), headers={"Idempotency-Key": key}, timeout=10)
+        return http.post("/v1/runs", json=submission(), headers={"Idempotency-Key": key})
     except httpx2.TransportError:
         return None
 
@@ -48,21 +48,25 @@ def test_f13_a_killed_api_makes_each_run_once(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "bucket")
     found: list[str] = []
     num_cut = 0
-    with ApiNursery(tmp_path / "bucket", free_port()) as api:
+    anew = httpx2.Limits(max_keepalive_connections=0)  # a connection for each request
+    with (
+        ApiNursery(tmp_path / "bucket", free_port()) as api,
+        httpx2.Client(base_url=api.url, timeout=10, limits=anew, trust_env=False) as http,
+    ):
         api.start()
         for number in range(NUM_KILLS):
-            listening(api.url)
+            listening(http)
             answers: list[httpx2.Response | None] = []
             key = f"submission {number}"
-            sender = threading.Thread(target=lambda key=key, answers=answers: answers.append(post(api.url, key)))
+            sender = threading.Thread(target=lambda key=key, answers=answers: answers.append(post(http, key)))
             sender.start()
             time.sleep(draw.uniform(0.0, 0.03))
             api.kill()
             sender.join()
             num_cut += answers == [None]
             api.start()
-            listening(api.url)
-            again = post(api.url, key)
+            listening(http)
+            again = post(http, key)
             assert again is not None
             assert again.status_code == 202
             found.append(again.json()["run_id"])
