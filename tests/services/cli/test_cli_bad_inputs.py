@@ -104,7 +104,7 @@ def test_78_a_missing_token_says_how_to_get_one(wa: Wa) -> None:
 
     assert done.returncode == 1
     assert "WA_TOKEN" in done.stderr
-    assert "wa up --json" in done.stderr
+    assert "wa env" in done.stderr
 
 
 def test_79_an_unwritable_output_is_refused_before_downloading(wa: Wa, service: Service) -> None:

@@ -85,6 +85,10 @@ def test_a_detached_stack_repairs_itself_and_goes_without_a_trace(data: Path) ->
     assert set(said["pids"]) == PARTS
     assert is_ready(said["api_url"])
 
+    told = wa("env", "--data", str(data)).stdout
+    assert f"export WA_API_URL={said['api_url']}\nexport WA_TOKEN={said['token']}\n" in told
+    assert json.loads(wa("env", "--json", "--data", str(data)).stdout) == said
+
     again = wa("up", "--detach", "--data", str(data))
     assert again.returncode == 1
     assert "already runs" in again.stderr
