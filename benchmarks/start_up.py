@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks import testbed
 from benchmarks.results import RESULTS, table, write
-from support.stack import RunningStack, down, eventually, submission, up
+from support.patience import eventually
+from support.stack import RunningStack, down, submission, up
 
 assert testbed is not None
 BARE = Path(__file__).parent / "peer_scripts" / "bare_ray_train.py"
