@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         AssessmentRecord,
         AverageManifest,
         Delivery,
-        KeyedSubmission,
         LandscapeAttempt,
         LandscapeRecord,
         LandscapeResult,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
         | AverageManifest
         | AssessmentRecord
         | RunSpec
-        | KeyedSubmission
         | Delivery
         | LandscapeRecord
         | LandscapeAttempt
