@@ -4,6 +4,9 @@ A file arrives as ``PATH.part``. Beside it ``PATH.part.etag`` says which content
 download goes on with ``Range`` and ``If-Range``, and starts over when the content has been replaced. `PATH`
 appears by an atomic rename, after the sha256 of every byte has matched the service's ``Repr-Digest``. No more
 than one piece is in memory.
+
+A download begins at the store's own address, where the service names one: it is faster, and costs the service
+nothing (ADR 0034). Whatever goes wrong there, the service itself sends the rest.
 """
 
 from __future__ import annotations
@@ -60,6 +63,8 @@ def fetch_file(
                 for piece in response.iter_raw():
                     take(piece)
         except TROUBLE as error:
+            if download.turns_to_service():
+                continue
             if download.size_bytes > size:
                 patience.renew()
             time.sleep(patience.wait_s_after(error))
@@ -87,6 +92,8 @@ async def fetch_file_async(
                     async for piece in response.aiter_raw():
                         take(piece)
         except TROUBLE as error:
+            if download.turns_to_service():
+                continue
             if download.size_bytes > size:
                 patience.renew()
             await asyncio.sleep(patience.wait_s_after(error))
@@ -126,6 +133,8 @@ class Download:
         self._on_progress = on_progress
         self._digest: str | None = None
         self._num_mismatches = 0
+        self._may_ask_store = True
+        self._asked_store = False
 
     @property
     def target(self) -> Path:
@@ -143,7 +152,15 @@ class Download:
         size, etag = self._part.size_bytes(), self._part.etag()
         if size and etag:
             headers |= {"Range": f"bytes={size}-", "If-Range": etag}
-        return Call("GET", self._url_path, lambda said: said, query=self._query, headers=headers)
+        # The store knows nothing of our ETags, so it cannot tell whether a part still belongs to what it has.
+        self._asked_store = self._may_ask_store and not size
+        query = {**self._query, "redirect": self._asked_store or None}
+        return Call("GET", self._url_path, lambda said: said, query=query, headers=headers)
+
+    def turns_to_service(self) -> bool:
+        """Whether what has gone wrong may have been the store's own address; it is not asked again."""
+        self._may_ask_store = False
+        return self._asked_store
 
     @contextmanager
     def receiving(self, response: httpx2.Response) -> Iterator[Callable[[bytes], None]]:
@@ -155,10 +172,12 @@ class Download:
             self._digest = _unquoted(etag) if is_whole else None
             yield lambda _piece: None
             return
+        # Who sends elsewhere says what is there.
+        promise = response.history[0] if response.history else response
         if response.status_code != _PARTIAL:
-            self._part.begin(response.headers.get("ETag", ""))
+            self._part.begin(promise.headers.get("ETag", ""))
             size = 0
-        self._digest = _promised_sha256(response)
+        self._digest = _promised_sha256(promise)
         total = size + int(response.headers.get("Content-Length", 0))
         with self._part.appending() as file:
 
@@ -181,6 +200,7 @@ class Download:
             self._part.finish()
             return True
         self._part.discard()
+        self._may_ask_store = False
         self._num_mismatches += self._digest is not None
         if self._num_mismatches == _MAX_MISMATCHES:
             raise CorruptError(
