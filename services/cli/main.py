@@ -78,6 +78,7 @@ _PANELS: dict[str, dict[str, str]] = {
     "This machine": {
         "up": "local:up",
         "down": "local:down",
+        "env": "local:env",
         "demo": "demo:demo",
         "doctor": "doctor:doctor",
         "bench": "bench:bench",
@@ -174,7 +175,7 @@ def _explain_refusal(error: ApiError) -> int:
         say(f"  {fault.get('pointer', '')}: {fault.get('message', '')}")
     if error.status == _UNAUTHENTICATED:
         say(
-            "Give the token with --token or WA_TOKEN. `wa up --json` prints that of an embedded stack, which "
+            "Give the token with --token or WA_TOKEN. `wa env` prints that of a stack on this machine, which "
             "keeps it in DATA/credentials.json; for any other service, ask who runs it."
         )
     elif error.hint:

@@ -10,8 +10,10 @@ import pytest
 
 from services.client.errors import ApiError
 from support.averaging import same_bits, served_weights
+from support.descendants import descendants
 from support.leftovers import check_nothing_is_left
-from support.stack import descendants, eventually, kill, submission
+from support.patience import eventually
+from support.stack import kill, submission
 from support.training import differing_tensors, log_of, weights_of
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def kill_a(stack: RunningStack, role: str) -> bool:
     if not sign:
         kill(pids[role])
         return True
-    found = next((pid for pid, line in descendants(pids[above]) if sign in line), None)
+    found = next((pid for pid, line in descendants(pids[above]).items() if sign in line), None)
     if found is not None:
         with suppress(ProcessLookupError):
             kill(found)

@@ -73,4 +73,4 @@ def cutting(*bodies: bytes, cut_at: tuple[int, ...] = (), is_lying: bool = False
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(60)

@@ -18,7 +18,7 @@ from services.api.selection import Selection, best_generation, select, select_fi
 from services.api.submission import check_addition
 from services.api.weights import redirect_response, weights_response
 from wa_core.catalog.catch_up import plan_catch_up
-from wa_core.catalog.runs import lineage
+from wa_core.catalog.history import lineage
 from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted
 
 router = APIRouter(prefix="/v1/runs/{run_id}/averages", tags=["averages"])

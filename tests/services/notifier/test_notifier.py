@@ -16,6 +16,7 @@ from services.notifier.sender import Sender
 from services.notifier.worker import Notifier
 from support.api import ApiRun
 from support.faulty import FaultyStore
+from support.patience import eventually
 from support.receiver import KEY, SECRET, Receiver, receiving
 from wa_core import layout
 from wa_core.catalog.deliveries import list_deliveries, list_telling
@@ -85,7 +86,7 @@ def notifier(store: ObjectStore, **options: Any) -> Notifier:
     return Notifier(store, post=sender.post, key=KEY, **options)
 
 
-def settle(told: Notifier, *, seconds: float = 20.0) -> None:
+def settle(told: Notifier, *, seconds: float = 60.0) -> None:
     """Tick until nothing is due and nothing under way."""
     deadline = time.monotonic() + seconds
     while told.tick() or told.num_in_flight:
@@ -239,7 +240,7 @@ def test_nothing_is_sent_again_because_the_store_is_away(store: MemoryStore, rec
     told.tick()
     receiver.wait_for(1)
     faulty.is_away = True
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             told.tick()
@@ -298,17 +299,14 @@ def test_a_notifier_killed_between_sending_and_writing_down_sends_again(
     first = notifier_process(tmp_path)
     receiver.on_request = lambda: os.kill(first.pid, signal.SIGKILL)
     receiver.wait_for(1, seconds=60)
-    first.communicate(timeout=20)
+    first.communicate(timeout=60)
     receiver.on_request = lambda: None
     second = notifier_process(tmp_path)
     try:
         receiver.wait_for(2, seconds=60)
-        deadline = time.monotonic() + 20
-        while not list_deliveries(store, run.run_id):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: list_deliveries(store, run.run_id), what="its note of the delivery")
         second.send_signal(signal.SIGTERM)
-        _, said = second.communicate(timeout=20)
+        _, said = second.communicate(timeout=60)
     finally:
         second.kill()
 

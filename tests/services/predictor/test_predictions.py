@@ -17,9 +17,8 @@ from services.api.predictions import Predictor
 from services.recipes.char_lm import CharLm
 from services.recipes.loader import load_recipe
 from support.api import serving
-from support.assessing import is_alive
 from support.averaging import newest_assessment
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
 from support.predicting import TOKEN, PredictorProcess, PublishedRun, digits_weights, predicting
 from support.runs import DIGITS
 from wa_core.catalog.averages import Generations
@@ -319,5 +318,5 @@ def test_a_killed_predictor_is_unavailable_until_it_is_back(store: LocalStore, t
         assert ask().status_code == 200
         assert not is_alive(holder)
         predictor.process.send_signal(signal.SIGTERM)
-        assert predictor.process.wait(10) == 0
+        assert predictor.process.wait(60) == 0
     assert "a-secret" not in (tmp_path / "log").read_text()

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
 
+from support.patience import eventually
 from support.seaweed import running_seaweed
 from support.store_contract import LARGE, StoreContract
 from wa_core.errors import (
@@ -304,7 +304,5 @@ def test_acknowledged_creates_survive_sigkill(tmp_path: Path) -> None:
 
 def wait_for_more(grows: list[str], *, by: int) -> None:
     """Wait until the list has grown."""
-    wanted, deadline = len(grows) + by, time.monotonic() + 30
-    while len(grows) < wanted:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wanted = len(grows) + by
+    eventually(lambda: len(grows) >= wanted, what="more writes")
