@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from services.client.calls import Call
+from services.client.errors import ApiError
 from services.client.exchange import RANGE_NOT_SATISFIABLE
 from services.client.retries import TROUBLE, Patience
 from wa_core.errors import CorruptError, InvalidInputError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from services.client.calls import Query
+    from services.client.retries import Trouble
     from services.client.transport import AsyncTransport, Transport
 
 _LEAST_PATIENCE_S = 10.0
@@ -63,7 +65,7 @@ def fetch_file(
                 for piece in response.iter_raw():
                     take(piece)
         except TROUBLE as error:
-            if download.turns_to_service():
+            if download.turns_to_service(error):
                 continue
             if download.size_bytes > size:
                 patience.renew()
@@ -92,7 +94,7 @@ async def fetch_file_async(
                     async for piece in response.aiter_raw():
                         take(piece)
         except TROUBLE as error:
-            if download.turns_to_service():
+            if download.turns_to_service(error):
                 continue
             if download.size_bytes > size:
                 patience.renew()
@@ -157,10 +159,11 @@ class Download:
         query = {**self._query, "redirect": self._asked_store or None}
         return Call("GET", self._url_path, lambda said: said, query=query, headers=headers)
 
-    def turns_to_service(self) -> bool:
+    def turns_to_service(self, error: Trouble) -> bool:
         """Whether what has gone wrong may have been the store's own address; it is not asked again."""
         self._may_ask_store = False
-        return self._asked_store
+        says_when = isinstance(error, ApiError) and error.retry_after_s is not None
+        return self._asked_store and not says_when
 
     @contextmanager
     def receiving(self, response: httpx2.Response) -> Iterator[Callable[[bytes], None]]:

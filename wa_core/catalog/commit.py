@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         AssessmentRecord,
         AverageManifest,
         Delivery,
+        KeyedSubmission,
         LandscapeAttempt,
         LandscapeRecord,
         LandscapeResult,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         | AverageManifest
         | AssessmentRecord
         | RunSpec
+        | KeyedSubmission
         | Delivery
         | LandscapeRecord
         | LandscapeAttempt

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wa_core import layout
-from wa_core.catalog.commit import parse, patiently
+from wa_core.catalog.commit import commit, parse, patiently
 from wa_core.catalog.runs import RunLog, create_run
-from wa_core.errors import AlreadyExistsError, InvalidInputError, ObjectNotFoundError
+from wa_core.errors import ConflictError, InvalidInputError, ObjectNotFoundError
 from wa_core.records import DEFAULT_OWNER, KeyedSubmission, RunSpec
 
 if TYPE_CHECKING:
@@ -102,10 +102,17 @@ def _new_record(body_sha256: str, *, clock: Clock) -> KeyedSubmission:
 
 
 def _keyed(store: ObjectStore, name: str, *, mine: KeyedSubmission) -> KeyedSubmission:
-    """The record of a key; `mine` if there is none, or if an earlier try has left it there."""
-    body = mine.model_dump_json().encode()
+    """The record of a key; `mine` if there is none."""
     try:
-        patiently(lambda: store.create(name, body))
-    except AlreadyExistsError:
-        return parse(KeyedSubmission.model_validate_json, patiently(lambda: store.get(name)), key=name)
+        return _fetch(store, name)
+    except ObjectNotFoundError:
+        pass
+    try:
+        commit(store, name, mine)
+    except ConflictError:
+        return _fetch(store, name)
     return mine
+
+
+def _fetch(store: ObjectStore, name: str) -> KeyedSubmission:
+    return parse(KeyedSubmission.model_validate_json, patiently(lambda: store.get(name)), key=name)
