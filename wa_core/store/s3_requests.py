@@ -9,6 +9,7 @@ that may be sent again is, a few times; one that commits is sent once.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_plus, urlencode
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import botocore.session
 
 CONNECT_TIMEOUT_S = 5
-MAX_CONNECTIONS = 128  # the API serves that many downloads at once, each on a connection of its own
+MAX_CONNECTIONS = 128  # each of the API's calls and downloads under way has one of its own
 
 _SOCKET_OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 _PASSING_CODES = {
@@ -149,7 +150,7 @@ def is_passing(error: Exception) -> bool:
 def _refusal(answer: Any, *, operation: str) -> ClientError:  # noqa: ANN401  a botocore response
     """The error that a boto3 client would have raised."""
     told: dict[str, str] = {}
-    if answer.content.startswith(b"<"):
+    with suppress(ResponseParserError):  # what stands before a server may refuse in its own way
         told = {_name(child): child.text or "" for child in _parsed(answer.content)}
     response: Any = {
         "Error": {"Code": told.get("Code", str(answer.status_code)), "Message": told.get("Message", "")},
