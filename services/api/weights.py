@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 PRESIGNED_FOR_S = 3600
-MAX_DOWNLOADS = 64  # more wait for their turn, chunk by chunk
+MAX_DOWNLOADS = 16  # read at a time, a chunk of memory each; more wait for their turn, chunk by chunk
 
 
 def download_response(
@@ -84,20 +84,27 @@ async def sent_in_threads(chunks: Iterator[bytes], threads: CapacityLimiter) -> 
 def redirect_response(store: ObjectStore, file: FileRef) -> Response | None:
     """Send the caller to the store itself, or None when the store has no such addresses."""
     url = store.presign(file.key, expires_s=PRESIGNED_FOR_S)
-    return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"}) if url else None
+    if url is None:
+        return None
+    # What is there is told here, since the store has other ETags and digests.
+    headers = {"Cache-Control": "no-store", "ETag": f'"{file.sha256}"', "Repr-Digest": _digest(file)}
+    return RedirectResponse(url, status_code=307, headers=headers)
 
 
 def _headers(file: FileRef, *, etag: str, filename: str) -> dict[str, str]:
-    digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
     return {
         "Content-Type": "application/octet-stream",
         "Content-Disposition": f'attachment; filename="{filename}"',
         "ETag": etag,
-        "Repr-Digest": f"sha-256=:{digest}:",
+        "Repr-Digest": _digest(file),
         "Accept-Ranges": "bytes",
         # The same address serves newer weights later; the ETag makes asking again cheap.
         "Cache-Control": "private, no-cache",
     }
+
+
+def _digest(file: FileRef) -> str:
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:"
 
 
 def _span(request: Request, file: FileRef, *, etag: str) -> Span | None:
