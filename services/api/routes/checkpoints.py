@@ -42,6 +42,5 @@ def _chosen(catalog: Catalog, run_id: str, step: str) -> CheckpointCommitted:
     found = there[-1:] if step == _NEWEST else [one for one in there if one.step == int(step)]
     if found:
         return found[0]
-    steps = f"its newest is of step {there[-1].step}" if there else "it has none yet"
-    asked = "no checkpoint" if step == _NEWEST else f"no checkpoint of step {int(step)}"
-    raise NotFoundError(f"run {run_id} has {asked}; {steps}", code="checkpoint_not_found")
+    wanted = f" of step {int(step)}; its newest is of step {there[-1].step}" if there else " yet"
+    raise NotFoundError(f"run {run_id} has no checkpoint{wanted}", code="checkpoint_not_found")
