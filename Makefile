@@ -4,17 +4,32 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
 ROOT   := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: setup browser demo test check lint type bench soak up
+.PHONY: setup dev browser demo test check lint type bench soak up
 setup: $(STAMP)
+dev: $(DEV)
 
+# Bytecode is written for what is used, when it is used: to do so for all that is installed takes longest of all.
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 TORCH := $(shell grep -i '^torch==' constraints.txt)
 
-$(STAMP): pyproject.toml constraints.txt
+define install
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) "$(TORCH)"
+	$(PIP) -c constraints.txt -e ".[$(1)]"
+	touch $(STAMP)
+endef
+
+# What it takes to use the project, and what it takes to change it. Processes of a first stack would all write the
+# same bytecode at once, which takes them a minute more than it takes here.
+$(STAMP): pyproject.toml constraints.txt
+	$(call install,all)
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
+
+$(DEV): pyproject.toml constraints.txt
+	$(call install,dev)
 	touch $@
 
 # The tests of the page drive the system's Chromium.
@@ -30,20 +45,20 @@ test: check browser
 	$(BIN)/python -m pytest -n 2 -m "(stack or chaos) and not soak"
 
 # The long versions of the fault tests: about an hour. More schedules: pytest tests/chaos/test_simulation.py --sim-seeds=N
-soak: setup
+soak: dev
 	$(BIN)/python -m pytest -m soak
 
 check: lint type
 
-lint: setup
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-type: setup
+type: dev
 	$(BIN)/mypy
 
-bench: setup
+bench: dev
 	$(BIN)/python -m benchmarks
 
 up: setup

@@ -68,17 +68,22 @@ def throttled(config: SeaweedConfig, counted: list[int]) -> Iterator[str]:
     argv = [sys.executable, "-m", "benchmarks.throttle", str(port), str(config.ports[0]), str(LINK_BYTES_PER_S)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_until_listening(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate()
         counted.append(int(output))
+
+
+def wait_until_listening(port: int) -> None:
+    """Until somebody takes connections, for 20 seconds at most."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
 
 
 class Kinds:

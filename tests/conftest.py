@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from xdist.remote import Producer
+    from xdist.workermanage import WorkerController
 
 
 # Where CI decides, the same examples every time; everywhere else new ones are looked for at every run.
@@ -27,9 +29,39 @@ if os.environ.get("CI"):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is simulated in `tests/chaos/test_simulation.py`, and where the page's pictures are kept."""
-    parser.addoption("--sim-seeds", type=int, default=4_000, help="how many schedules to simulate")
+    parser.addoption("--sim-seeds", type=int, default=2_000, help="how many schedules to simulate")
     parser.addoption("--pictures", default=None, help="keep the pictures of the page here (docs/images)")
     parser.addoption("--sim-seed", type=int, default=None, help="tell this one's story")
+
+
+#: Longest first, so that in the end no process works alone; after these come the files with most tests.
+LONGEST = (
+    "tests/e2e",
+    "tests/chaos/test_simulation.py",
+    "tests/chaos/test_process_faults.py",
+    "tests/services/trainer/test_several_nodes.py",
+    "tests/services/stack/test_stack_real.py",
+    "tests/services/averager/test_assess_on_ray.py",
+    "tests/chaos/test_wire_faults.py",
+    "tests/services/trainer/test_trainer_on_ray.py",
+    "tests/chaos/test_soak.py",
+    "tests/wa_core/averaging/files/test_foreign.py",
+    "tests/services/averager/test_assessor.py",
+    "tests/services/trainer/test_run_life.py",
+    "tests/services/averager/test_landscaper.py",
+    "tests/services/trainer/test_churn.py",
+    "tests/services/trainer/test_exact_resume.py",
+    "tests/services/api/test_api_killed.py",
+    "tests/services/api/test_api_description.py",
+    "tests/wa_core/averaging/test_bad_checkpoints.py",
+    "tests/services/cli/test_cli_export.py",
+)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; to look through it for garbage again and again would take long."""
+    gc.collect()
+    gc.freeze()
 
 
 class SideBySide(LoadFileScheduling):
@@ -37,6 +69,12 @@ class SideBySide(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        longest = next((scope for scope in LONGEST if scope in self.workqueue), None)
+        if longest:
+            self.workqueue.move_to_end(longest, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:

@@ -4,6 +4,7 @@ FROM ${PYTHON_IMAGE}
 
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent wa
 COPY --chmod=755 deploy/images/healthcheck.py /usr/local/bin/healthcheck
+COPY --chmod=755 deploy/images/with-keys.sh /usr/local/bin/wa-with-keys
 
 # What the project needs comes before the project, so that a change of code installs nothing anew.
 WORKDIR /src

@@ -20,6 +20,7 @@ RUN python requirements.py torch recipes train > requirements.txt \
     && pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt
 
 COPY --chmod=755 deploy/images/healthcheck.py /usr/local/bin/healthcheck
+COPY --chmod=755 deploy/images/with-keys.sh /usr/local/bin/wa-with-keys
 COPY --chmod=755 deploy/images/ray-head.sh /usr/local/bin/wa-ray-head
 COPY --chmod=755 deploy/images/ray-worker.sh /usr/local/bin/wa-ray-worker
 COPY README.md LICENSE ./

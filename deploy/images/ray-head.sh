@@ -15,7 +15,7 @@ until healthcheck "tcp://$node_ip:6379" "tcp://$node_ip:6380" 2>/dev/null; do
     sleep 0.2
 done
 
-python -m services.trainer &
+wa-with-keys python -m services.trainer & # the runner alone has keys of the bucket; workers get them with what they run
 runner=$!
 
 stop() { # the runner first, while there is still a cluster; the end of this process then takes Ray along, undrained

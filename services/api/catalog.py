@@ -25,8 +25,9 @@ from services.api.keys import KeysInUse
 from services.api.patience import DEADLINE_S, StoreAwayError
 from wa_core import layout
 from wa_core.catalog.averages import Generations
+from wa_core.catalog.history import lineage
 from wa_core.catalog.holdings import fetch_holdings
-from wa_core.catalog.runs import RunLog, add_average, fetch_spec, lineage, requested_averages
+from wa_core.catalog.runs import RunLog, add_average, fetch_spec, requested_averages
 from wa_core.errors import AverageNotFoundError, CorruptError, ObjectNotFoundError, RunNotFoundError
 from wa_core.records import WAITING, CheckpointCommitted, Entry, Heartbeat, RunSpec, RunState
 

@@ -20,7 +20,7 @@ from wa_core import layout
 from wa_core.averaging.rules import SwaRule, parse_run_rule
 from wa_core.averaging.windows import WindowRule
 from wa_core.catalog.catch_up import Replay, plan_catch_up
-from wa_core.catalog.runs import lineage
+from wa_core.catalog.history import lineage
 from wa_core.errors import InvalidInputError
 from wa_core.records import (
     NO_RECIPE,

@@ -15,7 +15,8 @@ from wa_core.averaging.files.memory import BytesWriter
 from wa_core.averaging.files.offline import MergeOptions, average_files
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import specs_of
-from wa_core.averaging.streamed import StreamedShadow, accumulator_bytes
+from wa_core.averaging.slots import accumulator_bytes
+from wa_core.averaging.streamed import StreamedShadow
 from wa_core.errors import IncompatibleError, NoAverageYetError
 from wa_core.specs import check_spec
 

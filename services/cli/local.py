@@ -1,8 +1,9 @@
-"""The commands about this machine: the embedded stack up and down, the doctor, the version."""
+"""The commands about this machine: the embedded stack up, down and how to reach it, the version."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from services.cli.console import answer, print_json, say
 from services.runtime.telemetry import configure_logging
 from services.stack.detached import start_detached, stop_stack
 from services.stack.embedded import StackOptions, StoppedEarlyError, StopSignals, run_stack
+from services.stack.state import DataFolder
 
 if TYPE_CHECKING:
     from services.stack.state import Connection
@@ -35,8 +37,8 @@ def up(
 ) -> None:
     """Start the service on this machine, with all that it needs.
 
-    That is an S3 store, Ray, runner, averager and API. Without --detach it stays in the foreground until Ctrl-C.
-    State in the data folder survives.
+    That is an S3 store, Ray, runner, averager, predictor and API. Without --detach it stays in the foreground
+    until Ctrl-C. State in the data folder survives.
 
     Example: wa up --detach
     """
@@ -80,6 +82,38 @@ def down(*, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
         answer(f"nothing runs on {data}")
 
 
+def env(*, data: Data = DEFAULT_DATA, as_json: AsJson = False) -> None:
+    """Print how to reach the service that runs on this machine.
+
+    As lines for a shell: address and token of the API, and address and keys of its bucket, which are secrets.
+    curl, the Python client, trainers of your own and commands in other folders go by them.
+
+    Example: eval "$(wa env)"
+    """
+    from services.client import ServiceUnreachableError
+
+    found = DataFolder(data.resolve()).connection()
+    if found is None:
+        raise ServiceUnreachableError(f"nothing runs on {data}; start it with `wa up`, or name another --data")
+    if as_json:
+        print_json(asdict(found))
+        return
+    for name, value in variables(found).items():
+        answer(f"export {name}={shlex.quote(value)}")
+
+
+def variables(found: Connection) -> dict[str, str]:
+    """The environment in which a program finds the service and its bucket."""
+    return {
+        "WA_API_URL": found.api_url,
+        "WA_TOKEN": found.token,
+        "WA_STORE_URL": f"s3://{found.bucket}",
+        "WA_S3_ENDPOINT": found.s3_endpoint,
+        "WA_S3_ACCESS_KEY": found.access_key,
+        "WA_S3_SECRET_KEY": found.secret_key,
+    }
+
+
 def show_version(*, as_json: AsJson = False) -> None:
     """Print the version of this installation.
 
@@ -104,9 +138,11 @@ def _announce(found: Connection, *, as_json: bool, data: Path, is_detached: bool
     answer(f"API    {found.api_url}")
     answer(f"S3     {found.s3_endpoint}, bucket {found.bucket}")
     answer(f"logs   {data / 'logs'}")
-    if data == DEFAULT_DATA:
+    elsewhere = "" if data == DEFAULT_DATA else f" --data {data}"
+    # Left over from an earlier stack, a variable would lead commands there, also in this folder.
+    if not elsewhere and os.environ.get("WA_API_URL", found.api_url) == found.api_url:
         say("Commands in this folder find it by themselves. Next: wa submit digits --average swa --follow")
     else:
-        say(f"For other commands: export WA_API_URL={found.api_url} and WA_TOKEN (wa up --json prints it)")
+        say(f'For other commands: eval "$(wa env{elsewhere})"')
     if is_detached:
-        say(f"Stop it with: wa down{'' if data == DEFAULT_DATA else f' --data {data}'}")
+        say(f"Stop it with: wa down{elsewhere}")

@@ -56,6 +56,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "show": "runs:show",
         "logs": "feeds:logs",
         "events": "feeds:events",
+        "deliveries": "deliveries:deliveries",
         "pause": "runs:pause",
         "resume": "runs:resume",
         "cancel": "runs:cancel",
@@ -65,6 +66,7 @@ _PANELS: dict[str, dict[str, str]] = {
         "averages": "results:averages",
         "download": "results:download",
         "export": "export:export",
+        "predict": "predict:predict",
         "open": "open:open_page",
         "rebuild": "rebuild:rebuild",
         "verify": "verify:verify",
@@ -78,6 +80,7 @@ _PANELS: dict[str, dict[str, str]] = {
     "This machine": {
         "up": "local:up",
         "down": "local:down",
+        "env": "local:env",
         "demo": "demo:demo",
         "doctor": "doctor:doctor",
         "bench": "bench:bench",
@@ -174,7 +177,7 @@ def _explain_refusal(error: ApiError) -> int:
         say(f"  {fault.get('pointer', '')}: {fault.get('message', '')}")
     if error.status == _UNAUTHENTICATED:
         say(
-            "Give the token with --token or WA_TOKEN. `wa up --json` prints that of an embedded stack, which "
+            "Give the token with --token or WA_TOKEN. `wa env` prints that of a stack on this machine, which "
             "keeps it in DATA/credentials.json; for any other service, ask who runs it."
         )
     elif error.hint:

@@ -50,7 +50,7 @@ def open_page(
     is_opened = not is_printed and not as_json and has_browser() and webbrowser.open(url)
     print_json({"url": url}) if as_json else answer(url)
     if is_opened and service_of(api_url, token)[1]:
-        say("if the page asks for a token: it is that of this command (wa up --json prints that of a local stack)")
+        say("if the page asks for a token: it is that of this command (`wa env` prints that of a local stack)")
 
 
 def has_browser(environ: Mapping[str, str] = os.environ) -> bool:

@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import TextIO
 
+from wa_core.priority import give_way
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -16,7 +18,7 @@ def yield_to_others(*, niceness: int) -> None:
 
     The parent is the *thread* that started this process.
     """
-    os.nice(niceness)
+    give_way(niceness=niceness)
     score = Path("/proc/self/oom_score_adj")  # Linux; elsewhere the parent's limit must do
     if score.exists():
         score.write_text("1000")

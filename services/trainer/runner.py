@@ -16,31 +16,27 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from services.trainer import telemetry
-from services.trainer.admission import Room, Wait, scaling_of
+from services.trainer.admission import Room, scaling_of
 from services.trainer.budget import final_failure, is_over_time, waited_s
 from services.trainer.child import DRIVER
 from services.trainer.failure import (
-    INSUFFICIENT_RESOURCES,
-    QUEUE_DEADLINE,
     RUNNER_LOST,
     RUNNER_STOPPED,
     Failure,
 )
 from services.trainer.held import Graces, HeldRun
+from services.trainer.known import KnownRuns
 from services.trainer.lost import LostRunners
 from services.trainer.origin import find_origin
-from wa_core import layout
-from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue
+from services.trainer.waiting import WaitingRuns
+from wa_core.catalog.runs import list_active, list_queue
 from wa_core.errors import ConflictError, NotFoundError, TransientError, WeightAveragingError
 from wa_core.records import (
     TRAINING,
-    WAITING,
     AttemptFailed,
     AttemptStarted,
     Cancelled,
     Failed,
-    Heartbeat,
-    Marker,
     Paused,
     RunState,
 )
@@ -50,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
+    from wa_core.catalog.runs import RunLog
     from wa_core.clock import Clock
     from wa_core.records import RunSpec
     from wa_core.store.base import ObjectStore
@@ -58,8 +55,6 @@ log = structlog.get_logger(__name__)
 
 _WITH_WORKERS = frozenset({RunState.STARTING, RunState.RUNNING, RunState.PAUSING})
 _WILL_WAIT = frozenset({RunState.PAUSING, RunState.PAUSED})
-
-_PATIENCE_S = 5.0  # a tick must not outlast the time to stop; the next one reads the log again
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +97,8 @@ class Runner:
         self.clock = clock
         self.held: dict[str, HeldRun] = {}
         self._totals = totals
-        self._logs: dict[str, RunLog] = {}
-        self._specs: dict[str, RunSpec] = {}
-        self._said: dict[str, tuple[int, Wait | None]] = {}
+        self._known = KnownRuns(store, clock)
+        self._waiting = WaitingRuns(store, clock)
         self._lost = LostRunners(store, runner_id=config.runner_id, lost_after_s=config.lost_after_s, clock=clock)
         self._looked_at = -1e9
         self._got_on_at = clock.monotonic()
@@ -276,9 +270,9 @@ class Runner:
             if run_id in self.held or room is None:
                 continue  # it was asked to go back, and its old attempt is coming to its end
             with self._one_run(run_id):
-                run_log = self._log_of(run_id)
+                run_log = self._known.log_of(run_id)
                 run_log.refresh()
-                if run_log.entries and self._spec_of(run_id).trainer == "own":
+                if run_log.entries and self._known.spec_of(run_id).trainer == "own":
                     self.store.delete(marker)  # its owner takes it up again, no runner
                     continue
                 if run_log.state is RunState.QUEUED and run_log.entries:
@@ -288,51 +282,24 @@ class Runner:
 
     def _claim(self, run_log: RunLog, room: Room, *, is_held_up: bool) -> bool:
         """Start a queued run, or let it wait; returns whether those behind it have to wait as well."""
-        spec = self._spec_of(run_log.run_id)
+        spec = self._known.spec_of(run_log.run_id)
         if run_log.desired_state == "cancelled":
             run_log.append(Cancelled(), expect={RunState.QUEUED})
             return False
         wait = room.wait_of(spec.request, owner=spec.owner)
-        if self._has_waited_too_long(spec, run_log):
-            self._expire(spec, run_log, wait)
+        if self._waiting.has_expired(spec, run_log):
+            self._waiting.expire(spec, run_log, wait)
             return False
-        self._say(spec, run_log, wait)
+        self._waiting.say(run_log, wait)
         if wait is None and self._has_place and not is_held_up:
             self._start(spec, run_log, room, expect={RunState.QUEUED})
             telemetry.QUEUE_SECONDS.observe(waited_s(run_log.entries, now=self.clock.now()))
         return wait is not None and wait.holds_up_others
 
-    def _has_waited_too_long(self, spec: RunSpec, run_log: RunLog) -> bool:
-        allowed_s = spec.request.deadlines.queue_s
-        return allowed_s is not None and waited_s(run_log.entries, now=self.clock.now()) > allowed_s
-
-    def _expire(self, spec: RunSpec, run_log: RunLog, wait: Wait | None) -> None:
-        is_hopeless = wait is not None and wait.reason == INSUFFICIENT_RESOURCES
-        waited = f"it waited longer than the {spec.request.deadlines.queue_s:g} s of its queue_s"
-        reason = INSUFFICIENT_RESOURCES if is_hopeless else QUEUE_DEADLINE
-        message = f"{waited}: {wait.message}" if wait is not None else f"{waited} for a place"
-        run_log.append(Failed(reason=reason, message=message), expect={RunState.QUEUED})
-        telemetry.RUNS_FAILED.labels(telemetry.known(reason)).inc()
-        log.error("run_expired", run_id=spec.run_id, reason=reason, message=message)
-
     def _may_start(self, spec: RunSpec, run_log: RunLog, room: Room) -> bool:
         wait = room.wait_of(spec.request, owner=spec.owner)
-        self._say(spec, run_log, wait)
+        self._waiting.say(run_log, wait)
         return wait is None and self._has_place
-
-    def _say(self, spec: RunSpec, run_log: RunLog, wait: Wait | None) -> None:
-        """Let the API know what a run waits for, whenever that changes."""
-        if self._said.get(spec.run_id, (run_log.attempt, None)) == (run_log.attempt, wait):
-            return
-        note = Heartbeat(
-            who=WAITING,
-            at=self.clock.now(),
-            attempt=run_log.attempt,
-            reason=wait.reason if wait else "",
-            detail=wait.message if wait else "",
-        )
-        self.store.put(layout.heartbeat(spec.run_id, WAITING), note.model_dump_json().encode())
-        self._said[spec.run_id] = (run_log.attempt, wait)
 
     @property
     def _has_place(self) -> bool:
@@ -341,12 +308,12 @@ class Runner:
     def _room(self) -> Room:
         """What the runs that train now leave of the cluster, those of other runners as far as we know of them."""
         room = Room(self._totals(), max_runs_per_owner=self.config.max_runs_per_owner)
-        training = {run_id for run_id, run_log in self._logs.items() if run_log.state in _WITH_WORKERS}
+        training = {run_id for run_id, run_log in self._known.logs.items() if run_log.state in _WITH_WORKERS}
         for run_id in training | self.held.keys():
             with self._one_run(run_id):
-                spec = self._spec_of(run_id)
+                spec = self._known.spec_of(run_id)
                 if spec.trainer == "service":
-                    run_log = self.held[run_id].log if run_id in self.held else self._logs[run_id]
+                    run_log = self.held[run_id].log if run_id in self.held else self._known.logs[run_id]
                     room.take(scaling_of(spec.request, run_log.entries), owner=spec.owner)
         return room
 
@@ -355,23 +322,22 @@ class Runner:
     def _look_around(self, waiting: AbstractSet[str]) -> None:
         """Read the logs of all active runs; go on with those whose runner is gone."""
         active = set(list_active(self.store))
-        self._logs = {run_id: run_log for run_id, run_log in self._logs.items() if run_id in active}
-        self._specs = {run_id: spec for run_id, spec in self._specs.items() if run_id in active | self.held.keys()}
-        self._said = {run_id: said for run_id, said in self._said.items() if run_id in active}
+        self._known.forget_others(active, held=self.held.keys())
+        self._waiting.forget_others(active)
         self._lost.keep(active)
         for run_id in sorted(active - waiting - self.held.keys()):
             with self._one_run(run_id):
-                run_log = self._log_of(run_id)
+                run_log = self._known.log_of(run_id)
                 run_log.refresh()
                 if not run_log.entries:
                     continue  # being submitted at this moment
-                if self._spec_of(run_id).trainer == "own":
+                if self._known.spec_of(run_id).trainer == "own":
                     self._end_if_unwanted(run_log)
                 elif run_log.state is RunState.QUEUED:
-                    self._mark_as_waiting(run_id)
+                    self._waiting.put_back(self._known.spec_of(run_id))
                 elif run_log.state in TRAINING and self._has_place and self._lost.has_lost(run_log):
                     self._take_over(run_log)
-        logs = self._logs | {run_id: held.log for run_id, held in self.held.items()}
+        logs = {**self._known.logs, **{run_id: held.log for run_id, held in self.held.items()}}
         states = [run_log.state for run_log in logs.values() if run_log.entries]
         telemetry.observe_runs(states, num_queued=len(waiting), num_held=len(self.held))
 
@@ -381,25 +347,8 @@ class Runner:
         if is_unwanted and self._lost.is_silent(run_log.run_id, who="trainer"):
             run_log.append(Cancelled(), attempt=run_log.attempt, expect=TRAINING)
 
-    def _mark_as_waiting(self, run_id: str) -> None:
-        """Put back the marker of a queued run; whoever let it wait again may have died before."""
-        spec = self._spec_of(run_id)
-        marker = Marker(run_id=run_id, at=self.clock.now()).model_dump_json().encode()
-        self.store.put(layout.queue_marker(run_id, priority=spec.request.priority), marker)
-
     def _take_over(self, run_log: RunLog) -> None:
         if run_log.state is not RunState.RECOVERING:
             log.warning("run_taken_over", run_id=run_log.run_id, attempt=run_log.attempt)
         failure = Failure(reason=RUNNER_LOST, message="the runner of the attempt is gone")
-        self._recover(self._spec_of(run_log.run_id), run_log, failure)
-
-    def _log_of(self, run_id: str) -> RunLog:
-        """The run's log, kept between ticks so that only what is new is read."""
-        if run_id not in self._logs:
-            self._logs[run_id] = RunLog(self.store, run_id, clock=self.clock, patience_s=_PATIENCE_S)
-        return self._logs[run_id]
-
-    def _spec_of(self, run_id: str) -> RunSpec:
-        if run_id not in self._specs:
-            self._specs[run_id] = fetch_spec(self.store, run_id)
-        return self._specs[run_id]
+        self._recover(self._known.spec_of(run_log.run_id), run_log, failure)

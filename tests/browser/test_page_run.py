@@ -10,8 +10,8 @@ from playwright.sync_api import expect
 
 from services.api.dashboard.numbers import MINUS
 from support.api import ApiRun, serving
+from support.patience import eventually
 from support.showcase import TOTAL_STEPS, finished_run, measure_landscapes, running_run
-from support.stack import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +180,7 @@ def test_the_loss_around_the_average_is_measured_on_request(
 
     page.get_by_role("button", name=button).click()
     expect(page.locator("#landscape-state")).to_contain_text("Waiting for its turn")
-    eventually(lambda: measure_landscapes(run, "swa"), timeout_s=10, what="a landscape that is wanted")
+    eventually(lambda: measure_landscapes(run, "swa"), what="a landscape that is wanted")
 
     expect(page.locator(drawn)).to_be_visible()
     assert num_colours(page, drawn) > 4

@@ -9,11 +9,10 @@ import pytest
 from services.averager.scratch import Scratch
 from services.averager.verify import verify
 from services.trainer.origin import find_origin
-from support.assessing import is_alive
 from support.averaging import averager, run_until_idle
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
+from support.patience import eventually
 from support.proxy import FaultProxy, Rule, Spoil
-from support.stack import eventually
 from support.training import (
     differing_tensors,
     digits_request,
@@ -77,7 +76,7 @@ def kill_in_the_middle(near: ObjectStore, proxy: FaultProxy, run_id: str) -> Non
     try:
         eventually(lambda: proxy.spoiled[Spoil.STALL], timeout_s=90, what="the third upload")
         (key,) = {call.key for call in proxy.calls if call.operation == "PUT" and "-000000000006-" in call.key}
-        eventually(lambda: proxy.traffic[key].sent_bytes, timeout_s=20, what="the first half")
+        eventually(lambda: proxy.traffic[key].sent_bytes, what="the first half")
         (uploader,) = [pid for pid, line in descendants(workers[0].pid or 0).items() if UPLOADER in line]
         workers[0].kill()
         wait_for_the_end(workers, uploader)
@@ -94,7 +93,7 @@ def wait_for_the_end(workers: list[BaseProcess], uploader: int) -> None:
     for each in workers:
         each.join(60)
     assert not any(each.is_alive() for each in workers)
-    eventually(lambda: not is_alive(uploader), timeout_s=10, what="the uploader's end")
+    eventually(lambda: not is_alive(uploader), what="the uploader's end")
 
 
 def check_half_is_nowhere(store: S3Store, run_id: str) -> None:

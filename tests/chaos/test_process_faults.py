@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from support.nursery import Nursery
+from support.patience import eventually
 from support.proxy import FaultProxy, Rule, Spoil
 from support.seaweed import Seaweed, running_seaweed
-from support.stack import eventually
 from support.trained import TrainedRun
 from wa_core import layout
 from wa_core.catalog.averages import Generations
@@ -96,7 +96,7 @@ def averaged(site: Site, *, kill_after: int | None = None) -> TrainedRun:
         site.proxy.forget()
         first = site.nursery.start()
     run.wait_until_succeeded()
-    eventually(lambda: is_idle(site.store), timeout_s=10, what="the end of the run")
+    eventually(lambda: is_idle(site.store), what="the end of the run")
     first.kill()
     site.nursery.wait(first)
     run.check(STEPS)
@@ -168,21 +168,21 @@ def test_f3_a_zombie_is_refused(site: Site) -> None:
     second = layout.generation(run.run_id, "swa", 2)
     zombie = site.nursery.start()
     run.train([10, 20])
-    eventually(lambda: newest(run) == 1, timeout_s=20, what="the first generation")
+    eventually(lambda: newest(run) == 1, what="the first generation")
     site.proxy.rules = [Rule(Spoil.HOLD, operations=frozenset({"CREATE"}), key=second, times=1)]
     run.train([30])
-    eventually(lambda: site.proxy.spoiled[Spoil.HOLD], timeout_s=20, what="the creation of the second generation")
+    eventually(lambda: site.proxy.spoiled[Spoil.HOLD], what="the creation of the second generation")
     zombie.stop()
 
     heir = site.nursery.start()
-    eventually(lambda: newest(run) >= 2, timeout_s=40, what="the heir's second generation")
+    eventually(lambda: newest(run) >= 2, what="the heir's second generation")
     site.proxy.release()
     zombie.go_on()
     run.train([40])
     run.finish()
     run.wait_until_succeeded()
 
-    eventually(lambda: zombie.said("fenced"), timeout_s=20, what="the zombie's word of it")
+    eventually(lambda: zombie.said("fenced"), what="the zombie's word of it")
     assert heir.is_alive
     assert zombie.is_alive
     run.check([10, 20, 30, 40])
@@ -231,7 +231,7 @@ def test_f10_a_store_that_is_away_is_waited_for(site: Site, away_s: float) -> No
     run = TrainedRun(site.store)
     averager = site.nursery.start()
     run.train([10, 20])
-    eventually(lambda: newest(run), timeout_s=20, what="the first generation")
+    eventually(lambda: newest(run), what="the first generation")
 
     site.proxy.go_down()
     run.train([30, 40])
@@ -253,7 +253,7 @@ def test_f22_no_room_for_scratch_is_said_and_waited_for(site: Site) -> None:
         run.checkpoint(step, tensors)
     run.finish()
     troubles = eventually(
-        lambda: averager.said("store_away") or averager.said("run_stalled"), timeout_s=30, what="word of no room"
+        lambda: averager.said("store_away") or averager.said("run_stalled"), what="word of no room"
     )
     assert "scratch" in str(troubles[0]).lower() or "room" in str(troubles[0]).lower()
     assert averager.is_alive
@@ -289,13 +289,13 @@ def test_f29_a_key_that_is_revoked_and_given_back(own_site: Site) -> None:
     run = TrainedRun(own_site.store)
     averager = own_site.nursery.start()
     run.train([10, 20])
-    eventually(lambda: newest(run), timeout_s=20, what="the first generation")
+    eventually(lambda: newest(run), what="the first generation")
 
     sound = own_site.seaweed.config
     own_site.seaweed.kill()
     own_site.seaweed.config = replace(sound, secret_key="another-secret-key")
     own_site.seaweed.start()
-    said = eventually(lambda: averager.said("storage_auth"), timeout_s=30, what="word of the refused key")
+    said = eventually(lambda: averager.said("storage_auth"), what="word of the refused key")
     own_site.seaweed.kill()
     own_site.seaweed.config = sound
     own_site.seaweed.start()

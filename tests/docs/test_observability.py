@@ -15,6 +15,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from services.api.observation import RequestMetrics
 from services.averager import telemetry as averager
 from services.notifier import telemetry as notifier
+from services.predictor import telemetry as predictor
 from services.runtime.metrics import StoreMetrics
 from services.trainer import telemetry as runner
 
@@ -28,7 +29,7 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "weight-averaging.js
 def exposed() -> dict[str, set[str]]:
     """Metric -> labels, as the code has them."""
     owners: list[Any] = [RequestMetrics(), StoreMetrics(registry=CollectorRegistry())]
-    found = [value for owner in (*owners, averager, runner, notifier) for value in vars(owner).values()]
+    found = [value for owner in (*owners, averager, runner, predictor, notifier) for value in vars(owner).values()]
     metrics = [value for value in found if isinstance(value, MetricWrapperBase)]
     told = {
         metric._name + ("_total" if isinstance(metric, Counter) else ""): set(metric._labelnames)
@@ -58,7 +59,7 @@ def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
 def test_metrics_are_named_as_prometheus_wants_it() -> None:
     """Base units at the end of the name, a prefix for what they are of, and no label without a bound."""
     for name, labels in exposed().items():
-        assert re.fullmatch(r"wa_(build|store|api|averager|runner|notifier)_[a-z_]+", name)
+        assert re.fullmatch(r"wa_(build|store|api|averager|runner|predictor|notifier)_[a-z_]+", name)
         assert not re.search(r"_(ms|milliseconds|minutes|mb|percent)(_|$)", name)
         assert not labels & {"run_id", "run", "path", "url", "average", "name", "owner", "key"}
 
@@ -91,7 +92,7 @@ def test_what_is_scraped_is_what_the_compose_file_serves() -> None:
     jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     targets = {target for job in jobs for known in job.get("static_configs", []) for target in known["targets"]}
     targets |= {f"{known['names'][0]}:{known['port']}" for job in jobs for known in job.get("dns_sd_configs", [])}
-    ports = ("WA_API_PORT", "WA_AVERAGER_PORT", "WA_RUNNER_PORT", "WA_NOTIFIER_PORT")
+    ports = ("WA_API_PORT", "WA_AVERAGER_PORT", "WA_RUNNER_PORT", "WA_PREDICTOR_PORT", "WA_NOTIFIER_PORT")
     served = {
         f"{name}:{service['environment'][port]}"
         for name, service in services.items()

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from support.averaging import same_bits
-from support.stack import RunningStack, descendants, eventually, kill, submission
+from support.descendants import descendants
+from support.patience import eventually
+from support.stack import RunningStack, kill, submission
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
@@ -38,7 +40,7 @@ def victim(stack: RunningStack, role: str) -> int:
         "driver": (pids["runner"], "services.trainer.driver"),
     }[role]
     found: int = eventually(
-        lambda: next((pid for pid, command in descendants(above) if sign in command), None),
+        lambda: next((pid for pid, command in descendants(above).items() if sign in command), None),
         timeout_s=30,
         what=f"a {role} process",
     )
@@ -93,7 +95,7 @@ STARTS_AGAIN = {"worker", "driver", "runner", "ray"}  # with one of them an atte
 
 
 @pytest.mark.parametrize(
-    "roles", [("averager", "worker"), ("store", "driver"), ("api", "runner"), ("ray",)], ids=" and ".join
+    "roles", [("averager", "store", "worker"), ("api", "driver", "runner"), ("ray",)], ids=" and ".join
 )
 def test_kills_change_nothing(
     stack: RunningStack, main_run: dict[str, Any], roles: tuple[str, ...], tmp_path: Path
@@ -136,13 +138,17 @@ def test_two_averagers_fold_nothing_twice(stack: RunningStack, tmp_path: Path) -
         second = subprocess.Popen([sys.executable, "-m", "services.averager"], env=environment, stderr=log)
         try:
             eventually(lambda: "averager_ready" in said.read_text(), timeout_s=60, what="the second averager")
-            request = submission(averages=[{"name": "swa", "rule": rule}], checkpoint={"every_steps": 5})
+            request = submission(
+                config={"epochs": 4, "lr": 0.1},
+                averages=[{"name": "swa", "rule": rule}],
+                checkpoint={"every_steps": 5},
+            )
             run_id = client.submit(request)["run_id"]
             run = finished(stack, run_id)
             assert second.poll() is None
         finally:
             second.terminate()
-            assert second.wait(timeout=15) == 0
+            assert second.wait(timeout=60) == 0
     assert run["state"] == "succeeded", run
     logs = [said.read_text(), (stack.data / "logs" / "averager.log").read_text()]
     at_work = [log for log in logs if any("published" in line and run_id in line for line in log.splitlines())]

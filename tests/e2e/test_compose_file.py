@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
+from services.stack.identities import GRANTS, KeyPair, key_pair, seaweed_config
+
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "deploy" / "images"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILES = sorted(IMAGES.glob("*.Dockerfile"))
+ROLES = {"ray-head": "trainer"} | {name: name for name in ("averager", "predictor", "api", "notifier")}
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(:-)?")
 
 each_service = pytest.mark.parametrize("name", SERVICES)
@@ -96,14 +100,61 @@ def test_a_bare_start_needs_no_settings() -> None:
 
 def test_the_store_keeps_its_objects_and_gets_time_to_stop() -> None:
     """Objects live in a named volume, which `docker compose down` keeps; stopping may take half a minute."""
-    assert SERVICES["store"]["volumes"] == ["objects:/data"]
-    assert set(COMPOSE["volumes"]) == {"objects", "scratch"}
+    assert "objects:/data" in SERVICES["store"]["volumes"]
+    assert set(COMPOSE["volumes"]) == {"objects", "scratch"} | {f"keys-{role}" for role in GRANTS}
+
+
+@each_service
+def test_a_service_has_the_keys_of_its_kind_and_no_others(name: str) -> None:
+    """The store hands each kind of process its keys in a volume that these two see, and nobody else."""
+    keys = {volume for volume in SERVICES[name].get("volumes", ()) if volume.startswith("keys-")}
+    role = ROLES.get(name)
+    expected = {f"keys-{role}:/keys:ro"} if role else set()
+    assert keys == ({f"keys-{role}:/keys/{role}" for role in GRANTS} if name == "store" else expected)
+    assert not {"WA_S3_ACCESS_KEY", "WA_S3_SECRET_KEY"} & set(SERVICES[name]["environment"])
+    assert ("AWS_SECRET_ACCESS_KEY" in SERVICES[name]["environment"]) == (name == "store")
+
+
+def test_every_kind_of_process_is_started_with_its_keys() -> None:
+    """Whoever has an identity reads it before it begins, and begins anew when the store was given other keys."""
+    assert set(ROLES.values()) == set(GRANTS)
+    for name in ROLES:
+        command = " ".join(SERVICES[name]["command"])
+        starts = (IMAGES / "ray-head.sh").read_text() if name == "ray-head" else command
+        assert "wa-with-keys python -m services." in starts
+        assert SERVICES[name]["depends_on"]["store"]["restart"] is True
+
+
+def test_the_store_knows_what_it_hands_out(tmp_path: Path) -> None:
+    """Identities and keys are the embedded stack's, and what a shell reads of them, odd characters included."""
+    admin = KeyPair("an access'key", "a $ecret")
+    given = {"AWS_ACCESS_KEY_ID": admin.access_key, "AWS_SECRET_ACCESS_KEY": admin.secret_key, "WA_BUCKET": "b"}
+    for role in GRANTS:
+        (tmp_path / role).mkdir()
+    for _ in ("first start", "restart"):
+        _run("store_keys.py", str(tmp_path / "s3.json"), str(tmp_path), PYTHONPATH=str(ROOT), **given)
+
+    assert (tmp_path / "s3.json").read_text() == seaweed_config(admin=admin, bucket="b")
+    for role in GRANTS:
+        file = tmp_path / role / "s3.env"
+        show = '. "$0"; printf "%s\\n%s" "$WA_S3_ACCESS_KEY" "$WA_S3_SECRET_KEY"'
+        told = subprocess.run(["sh", "-c", show, str(file)], capture_output=True, text=True, check=True)
+        assert KeyPair(*told.stdout.splitlines()) == key_pair(role, admin=admin)
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_the_store_image_holds_what_writes_the_keys() -> None:
+    """The image has a folder for each kind of process, and needs nothing but what it copies to fill them."""
+    text = (IMAGES / "store.Dockerfile").read_text()
+    assert all(f"/keys/{role}" in text for role in GRANTS)
+    loaded = _run("../../services/stack/identities.py")
+    assert (loaded.returncode, loaded.stderr) == (0, "")
 
 
 def test_the_averager_works_on_a_disk_and_says_whether_it_gets_on() -> None:
     """Accumulators larger than memory go to a volume, not to the tmpfs, and the healthcheck asks the averager."""
     averager = SERVICES["averager"]
-    assert averager["volumes"] == [f"scratch:{averager['environment']['WA_SCRATCH_DIR']}"]
+    assert f"scratch:{averager['environment']['WA_SCRATCH_DIR']}" in averager["volumes"]
     assert "install -d -o 10001 -g 10001 /scratch" in Path("deploy/images/compute.Dockerfile").read_text()
     port = averager["environment"]["WA_AVERAGER_PORT"]
     assert averager["healthcheck"]["test"][-1] == f"http://127.0.0.1:{port}/readyz"
@@ -174,6 +225,14 @@ def test_the_healthcheck_fails_on_what_it_cannot_find_or_understand(target: str)
     assert len(ended.stderr.splitlines()) == 1
 
 
-def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(IMAGES / script), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )

@@ -1,17 +1,22 @@
-"""At length, on the embedded stack: many runs in disorder, and one that is killed at random again and again."""
+"""At length, on the embedded stack: many runs in disorder, and one that is killed at random again and again.
+
+In parts of a few minutes: all of them are fifty runs and ten kills, and `-k "disorder and [3]"` is one.
+"""
 
 from __future__ import annotations
 
 import random
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from services.client.errors import ApiError
 from support.averaging import same_bits, served_weights
+from support.descendants import descendants
 from support.leftovers import check_nothing_is_left
-from support.stack import descendants, eventually, kill, submission
+from support.patience import eventually
+from support.stack import kill, submission
 from support.training import differing_tensors, log_of, weights_of
 
 if TYPE_CHECKING:
@@ -21,8 +26,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(4 * 3600)]
 
+NUM_RUNS, NUM_KILLS = 5, 2  # in each part
 OVER = {"succeeded", "failed", "cancelled"}
 SIGNS = {"worker": ("ray", "RayTrainWorker"), "driver": ("runner", "services.trainer.driver")}
+ROLES = ["worker", "worker", "driver", "runner"]
 AVERAGES = [{"name": "swa", "rule": "swa:start_step=40"}, {"name": "ema", "rule": "ema:half_life=30"}]
 
 
@@ -35,7 +42,7 @@ def kill_a(stack: RunningStack, role: str) -> bool:
     if not sign:
         kill(pids[role])
         return True
-    found = next((pid for pid, line in descendants(pids[above]) if sign in line), None)
+    found = next((pid for pid, line in descendants(pids[above]).items() if sign in line), None)
     if found is not None:
         with suppress(ProcessLookupError):
             kill(found)
@@ -102,14 +109,14 @@ class Disorder:
         return sum(len(log_of(store, run_id).entries) for run_id in self.run_ids)
 
 
-@pytest.mark.parametrize("num_runs", [6, 50])
-def test_runs_in_disorder_leave_nothing_on_ray(stack: RunningStack, num_runs: int) -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_runs_in_disorder_leave_nothing_on_ray(stack: RunningStack, seed: int) -> None:
     """F15, F16: runs submitted, cancelled, paused and killed at random all end, and nothing of them is left."""
-    disorder = Disorder(stack, seed=num_runs)
-    for _ in range(num_runs):
+    disorder = Disorder(stack, seed=seed)
+    for _ in range(NUM_RUNS):
         disorder.submit()
         disorder.happen()
-    eventually(disorder.go_on, timeout_s=120 * num_runs, what="the end of all runs")
+    eventually(disorder.go_on, timeout_s=120 * NUM_RUNS, what="the end of all runs")
 
     with stack.client() as client:
         runs = [client.run(run_id) for run_id in disorder.run_ids]
@@ -117,13 +124,17 @@ def test_runs_in_disorder_leave_nothing_on_ray(stack: RunningStack, num_runs: in
     check_nothing_is_left(stack)
 
 
-@pytest.mark.parametrize("num_kills", [2, 10])
-def test_kills_at_random_change_no_bit_on_ray(stack: RunningStack, num_kills: int) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(stack: RunningStack) -> str:
+    """The run that nobody kills."""
+    return trained(stack, moments=[])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kills_at_random_change_no_bit_on_ray(stack: RunningStack, undisturbed: str, seed: int) -> None:
     """F15, F16: two workers, killed at random points, end with the weights and averages of an undisturbed run."""
-    draw = random.Random(num_kills)
-    request = submission(config={"epochs": 60}, averages=AVERAGES, max_failures=100)
-    undisturbed = trained(stack, request, moments=[])
-    killed = trained(stack, request, moments=[(draw.randrange(4), draw.choice(ROLES)) for _ in range(num_kills)])
+    draw = random.Random(seed)
+    killed = trained(stack, moments=[(draw.randrange(4), draw.choice(ROLES)) for _ in range(NUM_KILLS)])
 
     store = stack.store()
     runs = [log_of(store, run_id).lineage for run_id in (undisturbed, killed)]
@@ -134,11 +145,9 @@ def test_kills_at_random_change_no_bit_on_ray(stack: RunningStack, num_kills: in
     check_nothing_is_left(stack)
 
 
-ROLES = ["worker", "worker", "driver", "runner"]
-
-
-def trained(stack: RunningStack, request: dict[str, Any], *, moments: list[tuple[int, str]]) -> str:
+def trained(stack: RunningStack, *, moments: list[tuple[int, str]]) -> str:
     """A run that has succeeded through kills, each after so many new checkpoints and of such a process."""
+    request = submission(config={"epochs": 60}, averages=AVERAGES, max_failures=100)
     with stack.client() as client:
         run_id: str = client.submit(request)["run_id"]
     store = stack.store()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from services.runtime.settings import Settings
+from services.stack.identities import GRANTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,7 @@ def templates() -> Iterator[dict[str, Any]]:
 
 
 CONTAINERS = {container["name"]: container for pod in templates() for container in pod["spec"]["containers"]}
+ROLES = {name: "trainer" if name == "ray-head" else name for name in CONTAINERS if name != "ray-worker"}
 each_container = pytest.mark.parametrize("name", CONTAINERS)
 
 
@@ -57,7 +59,7 @@ def test_every_document_is_a_named_resource() -> None:
     """Each has a kind, a version and a name of its own, and all processes of the stack are there."""
     names = [(document["apiVersion"], document["kind"], document["metadata"]["name"]) for document in DOCUMENTS]
     assert len(names) == len(set(names))
-    assert set(CONTAINERS) == {"ray-head", "ray-worker", "averager", "predictor", "api"}
+    assert set(CONTAINERS) == {"ray-head", "ray-worker", "averager", "predictor", "api", "notifier"}
 
 
 @each_container
@@ -99,6 +101,28 @@ def test_ray_asks_for_a_token_and_its_workers_know_no_keys_of_the_bucket() -> No
         assert settings_of(name)["RAY_AUTH_TOKEN"]
     assert not {"WA_S3_SECRET_KEY", "WA_TOKEN"} & settings_of("ray-worker").keys()
     assert "RAY_AUTH_TOKEN" not in settings_of("averager").keys() | settings_of("api").keys()
+
+
+@pytest.mark.parametrize(("name", "role"), ROLES.items())
+def test_each_process_has_keys_of_its_own_kind_alone(name: str, role: str) -> None:
+    """The Secret with the bucket's keys is that of the process's kind: no wider rights than its work needs."""
+    secrets = [source["secretRef"]["name"] for source in CONTAINERS[name]["envFrom"] if "secretRef" in source]
+    assert [secret for secret in secrets if "store" in secret] == [f"weight-averaging-store-{role}"]
+    assert f"weight-averaging-store-{role}" in [document["metadata"]["name"] for document in found("Secret")]
+
+
+def test_every_kind_of_process_runs() -> None:
+    """No kind of process that has an identity is forgotten."""
+    assert set(ROLES.values()) == set(GRANTS)
+
+
+def test_every_process_can_be_scraped_and_probed() -> None:
+    """All but Ray's nodes, which hold nothing of ours, listen beyond loopback on a port that has a name."""
+    for name in ROLES:
+        settings = settings_of(name)
+        (port,) = (int(value) for key, value in settings.items() if key.endswith("_PORT"))
+        assert {value for key, value in settings.items() if key.endswith("_HOST")} == {"0.0.0.0"}  # noqa: S104
+        assert port in [entry["containerPort"] for entry in CONTAINERS[name]["ports"]]
 
 
 def test_secrets_are_placeholders_in_secrets() -> None:

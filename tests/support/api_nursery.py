@@ -36,7 +36,7 @@ class ApiNursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._forker.communicate(timeout=20)
+        self._forker.communicate(timeout=60)
 
     @property
     def url(self) -> str:

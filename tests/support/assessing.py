@@ -1,6 +1,6 @@
 """What tests of assessing share: a small recipe that behaves, or not, as its config says, and jobs for it.
 
-``python -c`` `CHILD` is the assess process with this recipe in place of the built-in ones.
+`CHILD` is the command of the assess process with this recipe in place of the built-in ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,8 @@ from torch import nn
 
 from services.averager import assess
 from services.averager.assessor import AssessJob
+from support.child import serving
+from support.patience import eventually
 from wa_core.recipe import Recipe
 from wa_core.records import AverageManifest, RecipeConfig, RunRequest
 from wa_core.tensors import serialize
@@ -30,12 +31,7 @@ if TYPE_CHECKING:
 
     from services.averager.assessor import Assessor, FinishedJob
 
-_TESTS = str(Path(__file__).parent.parent)
-CHILD = (
-    sys.executable,
-    "-c",
-    f"import sys; sys.path.insert(0, {_TESTS!r}); from support.assessing import serve; sys.exit(serve())",
-)
+CHILD = serving("support.assessing")
 NUM_HELDOUT = 24
 
 
@@ -172,32 +168,17 @@ def manifest(name: str, *, generation: int = 1) -> AverageManifest:
     )
 
 
-def finish(assessor: Assessor, *, timeout_s: float = 120.0) -> FinishedJob:
+def finish(assessor: Assessor) -> FinishedJob:
     """Ask until the job has ended."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if finished := assessor.poll():
-            return finished
-        time.sleep(0.01)
-    raise AssertionError("the job did not end")
+    finished = eventually(assessor.poll, timeout_s=120, what="the end of the job")
+    assert finished is not None
+    return finished
 
 
-def wait_for(path: Path, *, timeout_s: float = 120.0) -> int:
+def wait_for(path: Path) -> int:
     """The process id that the recipe's mark holds, once it is there."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if path.exists():
-            return int(path.read_text())
-        time.sleep(0.01)
-    raise AssertionError(f"{path} did not appear")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there and not merely waiting to be buried."""
-    try:
-        return b"State:\tZ" not in Path(f"/proc/{pid}/status").read_bytes()
-    except OSError:
-        return False
+    eventually(path.exists, timeout_s=120, what=f"the appearance of {path}")
+    return int(path.read_text())
 
 
 def _data(count: int) -> torch.Tensor:

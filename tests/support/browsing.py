@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
 
-PATIENCE_MS = 20_000  # of a machine that does much else
+PATIENCE_MS = 60_000  # of a machine that does much else
 
 
 @pytest.fixture(scope="module")  # while it is open an event loop runs, which tests in other modules want to do

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from support.command_nursery import CommandNursery
 
 RUN_ID = "01JZ8W6J5N1V3C9T7Q2R4S6X8Y"
 TOKEN = "right"
@@ -97,13 +99,22 @@ class Wa:
 
     folder: Path
     environment: dict[str, str]
+    nursery: CommandNursery
 
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+    def with_variables(self, **variables: str) -> Wa:
+        """The same with more of an environment."""
+        return replace(self, environment=self.environment | variables)
+
+    def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run it to its end, with `stdin` piped in."""
+        if self.nursery.can_run(self.environment):
+            environment = self.environment
+            return self.nursery.run(arguments, folder=self.folder, environment=environment, stdin=stdin)
         return subprocess.run(
             [sys.executable, "-m", "services.cli", *arguments],
             cwd=self.folder,
             env=self.environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,

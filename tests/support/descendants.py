@@ -1,4 +1,4 @@
-"""The processes below a process, read from /proc: so that a test kills exactly what it started."""
+"""What /proc knows of the processes that a test has started: who is below one, and whether one still lives."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def descendants(pid: int) -> dict[int, str]:
         parents[int(folder.name)] = int(fields[1])
     found = {child for child in parents if _is_below(child, pid, parents)}
     return {child: _command_line(child) for child in found}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _is_below(child: int, pid: int, parents: dict[int, int]) -> bool:

@@ -1,12 +1,11 @@
 """What tests of landscapes share: a recipe whose loss is a bowl, known in closed form, and runs to go through it.
 
-``python -c`` `CHILD` is the landscape process with this recipe in place of the built-in ones.
+`CHILD` is the command of the landscape process with this recipe in place of the built-in ones.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from torch import nn
 
 from services.averager import landscape
 from support.averaging import averager, run_until_idle
+from support.child import serving
 from support.runs import HandmadeRun
 from wa_core.recipe import Recipe
 from wa_core.records import RecipeConfig
@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
     from wa_core.store.base import ObjectStore
 
-_TESTS = str(Path(__file__).parent.parent)
-CHILD = (
-    sys.executable,
-    "-c",
-    f"import sys; sys.path.insert(0, {_TESTS!r}); from support.landscapes import serve; sys.exit(serve())",
-)
+CHILD = serving("support.landscapes")
 SIZE = 6
 SCALES = np.arange(1.0, SIZE + 1)
 CENTRE = np.linspace(-1.0, 1.0, SIZE)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.stack.state import DataFolder
+from support.descendants import descendants
 from support.ray_state import living_on_ray
-from support.stack import descendants
 from wa_core import layout
 
 if TYPE_CHECKING:
@@ -37,5 +37,5 @@ def check_nothing_is_left(stack: RunningStack) -> None:
 def processes_of_runs(stack: RunningStack) -> list[str]:
     """The command lines of drivers, workers and uploaders below the stack's processes."""
     pids = stack.pids()
-    lines = [line for role in ("runner", "ray") for _, line in descendants(pids[role])]
+    lines = [line for role in ("runner", "ray") for line in descendants(pids[role]).values()]
     return [line for line in lines if any(sign in line for sign in _OF_A_RUN)]

@@ -13,10 +13,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from support.descendants import is_alive
+from support.patience import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,10 +49,7 @@ class AveragerProcess:
     @property
     def is_alive(self) -> bool:
         """Whether it has not ended."""
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
+        return is_alive(self.pid)
 
     @property
     def peak_rss_bytes(self) -> int:
@@ -64,12 +63,9 @@ class AveragerProcess:
         found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         return [line for line in found if line["event"] == event]
 
-    def wait_until_ready(self, *, timeout_s: float = 30.0) -> None:
+    def wait_until_ready(self) -> None:
         """Return once it has begun to look for runs."""
-        deadline = time.monotonic() + timeout_s
-        while not self.said(READY):
-            assert time.monotonic() < deadline, f"not ready: {self.log.read_text()}"
-            time.sleep(0.01)
+        eventually(lambda: self.said(READY), what=f"word of readiness in {self.log}")
 
 
 class Nursery:
@@ -97,7 +93,7 @@ class Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._forker.communicate(timeout=20)  # closes its stdin, at which it ends, and they with it
+        self._forker.communicate(timeout=60)  # closes its stdin, at which it ends, and they with it
 
     def start(self, *, file_size_limit: int | None = None) -> AveragerProcess:
         """Start another averager; `file_size_limit` is the size beyond which it cannot write a file, in bytes."""

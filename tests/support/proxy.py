@@ -123,13 +123,13 @@ class FaultProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(timeout=10)
+        self._port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(timeout=60)
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         self._loop.close()
 
     def forget(self) -> None:

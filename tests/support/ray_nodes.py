@@ -12,13 +12,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from services.stack import ray_head, seaweedfs
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
+from support.patience import eventually
 
 _WATCHFUL = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -46,7 +46,7 @@ class RayNodes:
     def __enter__(self) -> Self:
         head = [each for each in ray_head.argv(self._config) if not each.startswith("--num-cpus")]
         self._start([*head, f"--num-cpus={self._cpus_each}"])
-        _wait_until(lambda: ray_head.answers(self._config), limit_s=60)
+        eventually(lambda: ray_head.answers(self._config), what="the head's start")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,7 +56,7 @@ class RayNodes:
                 os.kill(pid, signal.SIGKILL)
         for node in self._nodes:
             node.wait()
-        _wait_until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in pids), limit_s=20)
+        eventually(lambda: not any(map(is_alive, pids)), what="the end of all nodes")
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -76,7 +76,7 @@ class RayNodes:
         argv += ["--include-log-monitor=false", "--disable-usage-stats"]
         number = len(self._nodes)
         self._start([*argv, f"--num-cpus={self._cpus_each}", "--object-store-memory=100000000"])
-        _wait_until(lambda: "Ray runtime started" in self.log_of(number), limit_s=60)
+        eventually(lambda: "Ray runtime started" in self.log_of(number), what="the node's start")
         return number
 
     def log_of(self, number: int) -> str:
@@ -95,10 +95,3 @@ class RayNodes:
         with path.open("wb") as log:
             environment = {**os.environ, **self.environment, **_WATCHFUL}
             self._nodes.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=log))
-
-
-def _wait_until(holds: object, *, limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "Ray did not come to it in time"
-        time.sleep(0.1)

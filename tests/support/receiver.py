@@ -58,7 +58,7 @@ class Receiver:
     on_request: Callable[[], None] = lambda: None
     received: list[Received] = field(default_factory=list)
 
-    def wait_for(self, count: int, *, seconds: float = 30.0) -> list[Received]:
+    def wait_for(self, count: int, *, seconds: float = 60.0) -> list[Received]:
         """The first `count` requests, once they are there."""
         deadline = time.monotonic() + seconds
         while len(self.received) < count:

@@ -74,7 +74,7 @@ class ScriptedRunners:
     def stop(self, process: subprocess.Popen[bytes]) -> int:
         """SIGTERM; the exit status."""
         process.send_signal(signal.SIGTERM)
-        return process.wait(20)
+        return process.wait(60)
 
 
 def main() -> int:

@@ -105,7 +105,7 @@ class _Fate:
         self._chance = chance
         self._averagers = [workers.start() for _ in range(hardship.num_averagers)]
         for averager in self._averagers:
-            averager.wait_until_ready(timeout_s=60)
+            averager.wait_until_ready()
         self._stopped: dict[AveragerProcess, float] = {}
         self._strike_at = self._kill_store_at = time.monotonic()
         self._postpone_strike()

@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.client import Client
@@ -17,7 +15,7 @@ from services.stack.state import DataFolder
 from wa_core.store.s3 import S3Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 WA = (sys.executable, "-m", "services.cli")
 DIGITS = "services.recipes.digits:Digits"
@@ -77,33 +75,6 @@ def submission(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def eventually(found: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
-    """Poll until `found` returns something true."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
-
-
 def kill(pid: int) -> None:
     """SIGKILL: no handler runs, nothing is flushed."""
     os.kill(pid, signal.SIGKILL)
-
-
-def descendants(pid: int) -> Iterator[tuple[int, str]]:
-    """(pid, command line) of everything below a process, as /proc has it now."""
-    children: dict[int, list[tuple[int, str]]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children.setdefault(parent, []).append((int(folder.name), command))
-    pending = [pid]
-    while pending:
-        for child, command in children.get(pending.pop(), []):
-            yield child, command
-            pending.append(child)

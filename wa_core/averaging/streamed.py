@@ -7,8 +7,7 @@ outside of a fold every accumulator has taken the same checkpoints, or the shado
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +18,8 @@ from wa_core.averaging.files.sources import StoredTensor, specs_of
 from wa_core.averaging.kernels import rounds_to_one
 from wa_core.averaging.rules import require_lerp
 from wa_core.averaging.scratch import FileStorage, MemoryStorage
+from wa_core.averaging.slots import pairs_of, size_of, slots_of
 from wa_core.averaging.snapshot import ShadowDescription, bad_shadow
-from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
 from wa_core.header import DTYPE_BYTES
 from wa_core.specs import TensorSpec, check_spec, format_dtype_name
@@ -37,25 +36,9 @@ if TYPE_CHECKING:
     from wa_core.averaging.files.sources import FilesSource, Source
     from wa_core.averaging.rules import Rule
     from wa_core.averaging.scratch import Storage
+    from wa_core.averaging.slots import Slot
 
 _BLOCK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One accumulator: `dtype` is torch's name of what it holds; it begins at byte `begin` of the storage."""
-
-    name: str
-    dtype: str
-    policy: Policy
-    item_bytes: int
-    num_elements: int
-    begin: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all elements."""
-        return self.num_elements * self.item_bytes
 
 
 class StreamedShadow:
@@ -122,7 +105,7 @@ class StreamedShadow:
     @property
     def state_bytes(self) -> int:
         """What the accumulators take, in memory or in the scratch file; 0 before the first fold."""
-        return _size_of(self._slots)
+        return size_of(self._slots)
 
     @property
     def value_bytes(self) -> int:
@@ -278,14 +261,14 @@ class StreamedShadow:
         return self._storage
 
     def _make_room(self, about: ShadowDescription, name: str) -> None:
-        slots = _slots_of(about, name)
+        slots = slots_of(about, name)
         if self._storage is not None:  # of a first checkpoint that was refused
             self._storage.close()
-        folder, end = self._scratch_folder, _size_of(slots)
+        folder, end = self._scratch_folder, size_of(slots)
         self._storage = MemoryStorage(end) if folder is None else FileStorage(folder, end)
         self._slots, self._about = slots, about
         self._stored = {spec.name: spec for spec in about.specs if spec.name in slots}
-        self._pairs = _pairs_of(slots)
+        self._pairs = pairs_of(slots)
         self._layout = repr(slots)
 
     def _load(self, source: FilesSource, pace: Pace) -> None:
@@ -366,47 +349,6 @@ class StreamedShadow:
                 values = torch.from_numpy(raw).view(getattr(torch, slot.dtype))
                 raw = values.to(into).view(torch.uint8).numpy()
             writer.write(slot.name, begin // slot.item_bytes * tensor.item_bytes, raw.data)
-
-
-def accumulator_bytes(source: Source, dtype: AccumulatorDtype = "float32", *, latest: Iterable[str] = ()) -> int:
-    """What the accumulators of one average of checkpoints like `source` take: `StreamedShadow.state_bytes`.
-
-    Raises:
-        IncompatibleError: it cannot be averaged.
-    """
-    about = ShadowDescription("", dtype, specs_of(source), source.ties, coefficients={}, latest=tuple(latest))
-    return _size_of(_slots_of(about, source.name))
-
-
-def _slots_of(about: ShadowDescription, name: str) -> dict[str, Slot]:
-    try:
-        policies = about.policies
-    except IncompatibleError as error:
-        raise IncompatibleError(f"{name}: {error.message}", code=error.code) from None
-    slots: dict[str, Slot] = {}
-    end = 0
-    dtypes = {spec.name: spec.dtype for spec in about.specs}
-    # As files mostly have them, so that neighbours there are neighbours here (`wa_core.averaging.runs`); and
-    # widest elements first, so that every accumulator is aligned to its own element size.
-    order = [(-DTYPE_BYTES[format_dtype_name(spec.dtype)], dtypes[spec.name], spec) for spec in about.stored]
-    for item, _, spec in sorted(order):
-        num = math.prod(spec.shape)
-        slots[spec.name] = Slot(spec.name, spec.dtype, policies[spec.name], -item, num, end)
-        end += num * -item
-    return slots
-
-
-def _size_of(slots: Mapping[str, Slot]) -> int:
-    return sum(slot.size_bytes for slot in slots.values())
-
-
-def _pairs_of(slots: Mapping[str, Slot]) -> list[list[tuple[Slot, Slot]]]:
-    found: dict[tuple[str, str], list[tuple[Slot, Slot]]] = {}
-    for mean in slots.values():
-        if mean.policy is Policy.POOLED_MEAN:
-            variance = slots[partner_of(mean.name)]
-            found.setdefault((mean.dtype, variance.dtype), []).append((mean, variance))
-    return list(found.values())
 
 
 def _cut(size_bytes: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from wa_core.catalog.checkpoints import parse_entry
 from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit, parse, patiently
 from wa_core.catalog.deliveries import mark_telling
 from wa_core.catalog.hints import digest_of, is_worth_renewing, read_log_hint, write_log_hint
+from wa_core.catalog.history import branched_at, extend, lineage, state_after
 from wa_core.errors import (
     AlreadyFinishedError,
     ConflictError,
@@ -23,7 +24,6 @@ from wa_core.errors import (
 )
 from wa_core.records import (
     DEFAULT_OWNER,
-    AttemptFailed,
     AttemptStarted,
     AverageAdded,
     AverageRequest,
@@ -31,7 +31,6 @@ from wa_core.records import (
     CancelRequested,
     CheckpointCommitted,
     Entry,
-    Failed,
     LogEntry,
     Marker,
     Paused,
@@ -41,8 +40,6 @@ from wa_core.records import (
     RunSpec,
     RunState,
     Submitted,
-    Succeeded,
-    TrainingFinished,
 )
 
 if TYPE_CHECKING:
@@ -52,62 +49,6 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 E = TypeVar("E", bound=LogEntry)
-
-_STATE_AFTER: dict[type[LogEntry], RunState] = {
-    Submitted: RunState.QUEUED,
-    AttemptStarted: RunState.STARTING,
-    PauseRequested: RunState.PAUSING,
-    Paused: RunState.PAUSED,
-    ResumeRequested: RunState.QUEUED,
-    AttemptFailed: RunState.RECOVERING,
-    TrainingFinished: RunState.FINALIZING,
-    Succeeded: RunState.SUCCEEDED,
-    Failed: RunState.FAILED,
-    Cancelled: RunState.CANCELLED,
-}
-
-
-def state_after(state: RunState, entry: LogEntry) -> RunState:
-    """The state that a run in `state` has once `entry` is in its log.
-
-    A checkpoint proves that a starting attempt runs. It changes nothing else: the last one of an attempt may
-    land after its failure was recorded, and must not hide that the run waits for a new attempt.
-    """
-    if isinstance(entry, CheckpointCommitted):
-        return RunState.RUNNING if state is RunState.STARTING else state
-    return _STATE_AFTER.get(type(entry), state)
-
-
-def lineage(entries: Sequence[LogEntry]) -> list[CheckpointCommitted]:
-    """The checkpoints that the newest attempt grew from, and its own, in order.
-
-    Those that an older attempt committed after the point where a newer one resumed are abandoned: an average
-    never mixes two branches.
-    """
-    surviving: list[CheckpointCommitted] = []
-    for entry in entries:
-        _extend(surviving, entry)
-    return surviving
-
-
-def branched_at(entries: Sequence[LogEntry]) -> int:
-    """The newest attempt that abandoned checkpoints, 0 while none has; see `lineage`."""
-    branch, newest = 0, 0
-    for entry in entries:
-        if isinstance(entry, AttemptStarted):
-            branch = entry.attempt if newest > (entry.resumed_from or 0) else branch
-            newest = entry.resumed_from or 0
-        elif isinstance(entry, CheckpointCommitted):
-            newest = entry.seq
-    return branch
-
-
-def _extend(surviving: list[CheckpointCommitted], entry: LogEntry) -> None:
-    """Take one more entry into a lineage, in place."""
-    if isinstance(entry, AttemptStarted):
-        surviving[:] = [kept for kept in surviving if kept.seq <= (entry.resumed_from or 0)]
-    elif isinstance(entry, CheckpointCommitted):
-        surviving.append(entry)
 
 
 def requested_averages(spec: RunSpec, entries: Iterable[LogEntry]) -> list[AverageRequest]:
@@ -385,7 +326,7 @@ class RunLog:
 
     def _add(self, entry: Entry, *, sha256: str) -> None:
         self._entries.append(entry)
-        _extend(self._lineage, entry)
+        extend(self._lineage, entry)
         self._last_sha256 = sha256
 
     def _start_from_hint(self) -> None:

@@ -275,10 +275,10 @@ def test_many_watchers_share_one_look() -> None:
 
     async def watch(watches: Watches, ready: asyncio.Semaphore) -> int:
         async with watches.of("it", look, mark=lambda seen: seen) as watched:
-            first = await watched.newer_than(0, timeout_s=10)
+            first = await watched.newer_than(0, timeout_s=60)
             version = watched.version
             ready.release()
-            while (newer := await watched.newer_than(version, timeout_s=10)) is None:
+            while (newer := await watched.newer_than(version, timeout_s=60)) is None:
                 pass
             return (first or 0) * 10 + newer
 
@@ -306,9 +306,9 @@ def test_a_look_that_fails_is_told_to_those_who_watch(error: Exception) -> None:
         watches = Watches()
         async with watches.of("it", failing, mark=lambda seen: seen) as watched:
             with pytest.raises(Exception, match=r"away|went wrong"):
-                await watched.newer_than(0, timeout_s=10)
+                await watched.newer_than(0, timeout_s=60)
         async with watches.of("it", lambda: 3, mark=lambda seen: seen) as watched:
-            return await watched.newer_than(0, timeout_s=10) or 0
+            return await watched.newer_than(0, timeout_s=60) or 0
 
     assert asyncio.run(main()) == 3
 
@@ -348,7 +348,7 @@ def test_two_submissions_with_one_key_at_once_in_one_process() -> None:
             target=lambda: answers.append(api.post("/v1/runs", json=submission(), headers=headers))
         )
         sender.start()
-        assert store.stuck.wait(10)
+        assert store.stuck.wait(60)
 
         meanwhile = api.post("/v1/runs", json=submission(), headers=headers)
         store.let_go.set()
@@ -374,5 +374,5 @@ class StuckCreates(MemoryStore):
         """Hang, then create."""
         if not self.let_go.is_set():
             self.stuck.set()
-            self.let_go.wait(30)
+            self.let_go.wait(120)
         super().create(key, body)

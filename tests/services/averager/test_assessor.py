@@ -19,8 +19,10 @@ from services.averager.assessor import RAY_AGAIN_AFTER_S, AssessJob, ProcessAsse
 from services.averager.hearing import Hearing
 from services.recipes.loader import load_recipe
 from services.runtime.child import environment_without_secrets
-from support.assessing import CHILD, finish, is_alive, make_job, tiny_request, tiny_weights, wait_for
+from support.assessing import CHILD, finish, make_job, tiny_request, tiny_weights, wait_for
 from support.averaging import same_bits
+from support.descendants import is_alive
+from support.patience import eventually
 from support.runs import DIGITS
 from wa_core.clock import ManualClock
 from wa_core.errors import UserCodeError
@@ -181,7 +183,7 @@ def test_a_hanging_child_is_killed_and_nobody_waits(tmp_path: Path) -> None:
         began = time.monotonic()
         assessor.start(make_job(tmp_path, averages, request=request))
         assert assessor.poll() is None
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 30  # and not for as long as it hangs
         assert not assessor.is_idle
         pid = wait_for(tmp_path / "marks.pid")
         clock.advance(299)
@@ -246,10 +248,7 @@ def test_closing_gives_up_the_job_and_ends_all_processes(assessor: ProcessAssess
     child = assessor._child.pid
     assessor.close()
     assert not is_alive(child)
-    deadline = time.monotonic() + 20
-    while is_alive(grandchild) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_alive(grandchild)
+    eventually(lambda: not is_alive(grandchild), what="the grandchild's end")
     assert assessor.is_idle
     assert assessor.poll() is None
     assert job.folder.exists()
@@ -276,10 +275,7 @@ time.sleep(600)
     finally:
         averager.kill()
         averager.wait()
-    deadline = time.monotonic() + 20
-    while is_alive(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_alive(child)
+    eventually(lambda: not is_alive(child), what="the child's end")
 
 
 def test_closing_stops_the_writing_of_files(childless: ProcessAssessor, tmp_path: Path) -> None:

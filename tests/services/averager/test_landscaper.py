@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,11 @@ from services.averager.landscape_job import Limits
 from services.averager.landscaper import LIFETIME_S, LOOK_EVERY_S, MAX_ATTEMPTS, Landscaper
 from services.averager.lease import Worker
 from services.averager.scratch import Scratch
-from support.assessing import is_alive, wait_for
+from support.assessing import wait_for
 from support.averaging import averager
+from support.descendants import is_alive
 from support.landscapes import CHILD, bowl, point, published
+from support.patience import eventually
 from wa_core import layout
 from wa_core.catalog.landscapes import Landscapes, list_wanted
 from wa_core.catalog.sweeper import Sweeper
@@ -78,13 +79,14 @@ def result(
     run: HandmadeRun, landscape_id: str, landscaper: Landscaper, *, timeout_s: float = 120.0
 ) -> LandscapeResult:
     """What comes of a landscape, while an averager with nothing else to do works on it."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+
+    def worked() -> LandscapeResult | None:
         landscaper.work(is_idle=True)
-        if (found := known(run).result(landscape_id)) is not None and not landscaper.is_busy:
-            return found
-        time.sleep(0.02)
-    raise AssertionError("there was no result")
+        return None if landscaper.is_busy else known(run).result(landscape_id)
+
+    found = eventually(worked, timeout_s=timeout_s, what="a result")
+    assert found is not None
+    return found
 
 
 def test_a_line_is_worked_out(store: MemoryStore, build: Build) -> None:
@@ -243,9 +245,7 @@ def test_f3_a_zombie_stops_when_another_has_taken_over(store: MemoryStore, build
 
     taken(run, landscape_id, "elsewhere/1/ab", attempt=2, progress=0.75)
 
-    deadline = time.monotonic() + 60
-    while landscaper.is_busy and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: not landscaper.is_busy, what="giving up")
     assert not is_alive(pid)
     assert known(run).result(landscape_id) is None
     progress = known(run).progress(landscape_id)

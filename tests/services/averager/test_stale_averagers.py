@@ -11,7 +11,7 @@ from wa_core import layout
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.runs import branched_at
+from wa_core.catalog.history import branched_at
 from wa_core.records import AttemptFailed, AttemptStarted, CheckpointCommitted
 from wa_core.store.memory import MemoryStore
 

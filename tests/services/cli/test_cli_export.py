@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from services.recipes.loader import load_recipe
 from support.api import serving
-from support.command import Wa
 from support.predicting import PublishedRun, digits_weights
 from support.runs import DIGITS
 from wa_core.catalog.packages import put_package
@@ -24,6 +23,8 @@ from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from support.command import Wa
 
 MOONS = "examples/moons"
 
@@ -52,7 +53,7 @@ def address(store: MemoryStore) -> Iterator[str]:
 @pytest.fixture
 def exporting(lonely_wa: Wa, address: str) -> Wa:
     """The command, pointed to the API."""
-    return Wa(lonely_wa.folder, lonely_wa.environment | {"WA_API_URL": address})
+    return lonely_wa.with_variables(WA_API_URL=address)
 
 
 def test_every_form_holds_the_same_averaged_model(exporting: Wa, run: PublishedRun, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_80_ctrl_c_while_following_a_feed_says_that_the_run_goes_on(wa: Wa, serv
     try:
         assert json.loads(following.stdout.readline())["kind"] == "submitted"
         following.send_signal(2)
-        _, said = following.communicate(timeout=20)
+        _, said = following.communicate(timeout=60)
     finally:
         following.kill()
         following.communicate()
@@ -212,3 +212,11 @@ def test_bench_measures_what_is_there(lonely_wa: Wa) -> None:
     assert [figure["unit"] for figure in json.loads(done.stdout)["figures"]] == ["s", "MiB/s"]
     assert "the bucket is left out" in done.stderr
     assert "the service is left out" in done.stderr
+
+
+def test_env_says_that_nothing_runs(lonely_wa: Wa) -> None:
+    """Where no stack runs there is nothing to export: exit 3, one line with what to do, and nothing on stdout."""
+    done = lonely_wa("env")
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "wa up" in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from support.api import serving
 from support.averaging import averager
 from support.bad_checkpoints import good_state
 from support.command import RUN_ID, Service, Wa, average_resource, run_resource
+from support.patience import eventually
 from support.runs import HandmadeRun
 from wa_core import layout
 from wa_core.averaging.rules import parse_rule
@@ -61,17 +61,13 @@ def run() -> HandmadeRun:
         run.checkpoint(step, good_state(step))
     run.finish()
     with averaging(run.store):
-        deadline = time.monotonic() + 60
-        while not run.log.state.is_terminal:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-            run.log.refresh()
+        eventually(lambda: run.log.refresh() or run.log.state.is_terminal, what="the run's end")
     return run
 
 
 def pointed_to(wa: Wa, url: str) -> Wa:
     """The command, pointed to a service without a token."""
-    return Wa(wa.folder, wa.environment | {"WA_API_URL": url})
+    return wa.with_variables(WA_API_URL=url)
 
 
 def test_an_average_is_added_waited_for_and_downloaded(lonely_wa: Wa, run: HandmadeRun) -> None:
@@ -200,10 +196,10 @@ def test_80_ctrl_c_says_that_the_average_goes_on(wa: Wa, service: Service) -> No
     service.says("/v1/runs/" + RUN_ID, run_resource(state="running"))
     service.says(f"{PATH}/swa", *states({}))
     process = wa.start("rebuild", RUN_ID, "-r", "swa", "--follow")
-    deadline = time.monotonic() + 60
-    while not any(method == "GET" and path == f"{PATH}/swa" for method, path, _ in service.requests):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(
+        lambda: any(method == "GET" and path == f"{PATH}/swa" for method, path, _ in service.requests),
+        what="the first look",
+    )
 
     process.send_signal(signal.SIGINT)
 

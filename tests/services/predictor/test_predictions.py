@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +21,8 @@ from services.api.predictions import Predictor
 from services.recipes.char_lm import CharLm
 from services.recipes.loader import load_recipe
 from support.api import serving
-from support.assessing import is_alive
 from support.averaging import newest_assessment
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
 from support.predicting import TOKEN, PredictorProcess, PublishedRun, digits_weights, predicting
 from support.runs import DIGITS
 from wa_core.catalog.averages import Generations
@@ -109,6 +112,20 @@ def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     model.load_state_dict(weights)
     with torch.no_grad():
         return model(images).double().softmax(dim=1)
+
+
+def test_the_command_asks_too(api: httpx2.Client, run: PublishedRun, tmp_path: Path) -> None:
+    """`wa predict` prints what the average makes of each image in a file."""
+    (tmp_path / "images.json").write_text(json.dumps([BLANK, BLANK]))
+    command = [sys.executable, "-m", "services.cli", "predict", run.run_id, "swa", "images.json"]
+    environment = os.environ | {"WA_API_URL": str(api.base_url)}
+
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert [sorted(json.loads(line)) for line in done.stdout.splitlines()] == [["digit", "probabilities"]] * 2
 
 
 def test_digits_are_told_as_plain_torch_tells_them(
@@ -319,5 +336,5 @@ def test_a_killed_predictor_is_unavailable_until_it_is_back(store: LocalStore, t
         assert ask().status_code == 200
         assert not is_alive(holder)
         predictor.process.send_signal(signal.SIGTERM)
-        assert predictor.process.wait(10) == 0
+        assert predictor.process.wait(60) == 0
     assert "a-secret" not in (tmp_path / "log").read_text()

@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from services.runtime import tracing
 from support.api import submission
+from support.patience import eventually
 from support.runs import random_weights
 from support.training import start_attempt
 from wa_core import layout
@@ -32,7 +33,7 @@ from wa_core.store.local import LocalStore
 from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -130,19 +131,10 @@ def process(module: str, bucket: Path, **environment: str) -> Iterator[subproces
     try:
         yield started
         started.send_signal(signal.SIGTERM)
-        started.communicate(timeout=20)
+        started.communicate(timeout=60)
     finally:
         started.kill()
-        started.wait(20)
-
-
-def wait_until(holds: Callable[[], Any], *, seconds: float = 60.0) -> Any:
-    """What `holds` returns, once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
+        started.wait(60)
 
 
 def submitted(port: int) -> str:
@@ -155,7 +147,7 @@ def submitted(port: int) -> str:
             except httpx2.TransportError:
                 return False
 
-        wait_until(is_up)
+        eventually(is_up, what="the API's start")
         body = submission(averages=[{"name": "swa", "rule": "swa"}])
         return str(http.post("/v1/runs", json=body, headers={"traceparent": CALLER}).json()["run_id"])
 
@@ -183,7 +175,7 @@ def test_one_trace_joins_a_submission_its_attempt_and_its_averages(tmp_path: Pat
     log.append(TrainingFinished(step=20))
     with process("services.averager", bucket, **endpoint):
         done = collector.wait_for("fold", "publish", "assess", "serve")
-        wait_until(lambda: log.refresh() or log.state is RunState.SUCCEEDED)
+        eventually(lambda: log.refresh() or log.state is RunState.SUCCEEDED, what="the run's end")
     assert {span.trace_id for span in done.values()} == {TRACE}
     assert {span.parent_id for span in done.values()} == {asked.span_id}
     assert {span.service for span in done.values()} == {"wa-averager"}
@@ -221,7 +213,7 @@ def test_a_collector_that_is_away_keeps_no_process_from_ending(tmp_path: Path) -
         submitted(port)
         began_at = time.monotonic()
         api.send_signal(signal.SIGTERM)
-        api.communicate(timeout=20)
+        api.communicate(timeout=60)
         assert time.monotonic() - began_at < 10
         assert api.returncode == 0
 

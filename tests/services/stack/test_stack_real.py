@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -15,14 +14,14 @@ import pytest
 
 from services.stack.leftovers import members
 from services.stack.state import DataFolder, StackState
+from support.patience import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
-DEADLINE_S = 60.0
 PARTS = {"store", "ray", "runner", "averager", "predictor", "api", "supervisor"}
 
 
@@ -70,14 +69,6 @@ def processes_of(state: StackState) -> list[int]:
     return members(state.stack_id, state.processes.values())
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen in {DEADLINE_S:.0f} s"
-        time.sleep(0.1)
-
-
 def is_ready(api_url: str) -> bool:
     """Whether the API says that it and its store are ready."""
     try:
@@ -94,16 +85,21 @@ def test_a_detached_stack_repairs_itself_and_goes_without_a_trace(data: Path) ->
     assert set(said["pids"]) == PARTS
     assert is_ready(said["api_url"])
 
+    told = wa("env", "--data", str(data)).stdout
+    assert f"export WA_API_URL={said['api_url']}\nexport WA_TOKEN={said['token']}\n" in told
+    assert json.loads(wa("env", "--json", "--data", str(data)).stdout) == said
+
     again = wa("up", "--detach", "--data", str(data))
     assert again.returncode == 1
     assert "already runs" in again.stderr
 
     for part in ("store", "ray", "averager", "predictor", "runner", "api"):
         os.kill(said["pids"][part], signal.SIGKILL)
-    until(
-        lambda: all(state_of(data).pids[part] != said["pids"][part] for part in PARTS - {"supervisor"}), "restart"
+    eventually(
+        lambda: all(state_of(data).pids[part] != said["pids"][part] for part in PARTS - {"supervisor"}),
+        what="the restart",
     )
-    until(lambda: is_ready(said["api_url"]), "recovery")
+    eventually(lambda: is_ready(said["api_url"]), what="recovery")
 
     state = state_of(data)
     down = wa("down", "--data", str(data), "--json")
@@ -147,7 +143,9 @@ def test_an_end_during_the_start_leaves_nothing(data: Path) -> None:
         text=True,
     )
     try:
-        until(lambda: "ray" in (getattr(DataFolder(data).read_state(), "processes", {})), "start of Ray")
+        eventually(
+            lambda: "ray" in getattr(DataFolder(data).read_state(), "processes", {}), what="the start of Ray"
+        )
         state = state_of(data)
         process.terminate()
         _, said = process.communicate(timeout=60)

@@ -13,12 +13,12 @@ import pytest
 from services.stack.leftovers import ProcessRef, kill_all, members, reference, session_members
 from services.stack.processes import ChildSpec
 from services.stack.supervisor import Supervisor
+from support.patience import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-DEADLINE_S = 20.0
 SLEEP = "import time; time.sleep(600)"
 
 
@@ -60,20 +60,12 @@ class Stand:
         return members(self.stack_id, [])
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_a_killed_child_is_restarted_and_reported(stack: Stand) -> None:
     """A child that is killed comes back by itself under a new process id, which is reported."""
     first = stack.start("api", SLEEP)
 
     os.kill(first, signal.SIGKILL)
-    until(lambda: (stack.supervisor.watch(), stack.pid("api") != first)[1])
+    eventually(lambda: (stack.supervisor.watch(), stack.pid("api") != first)[1], what="its restart")
 
     assert stack.supervisor.is_alive("api")
     assert stack.reports[-1]["api"].pid == stack.pid("api")
@@ -85,11 +77,11 @@ def test_what_a_dead_child_started_goes_before_it_is_restarted(stack: Stand) -> 
     first = stack.start(
         "ray", f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]).wait()"
     )
-    until(lambda: len(stack.left()) == 2)
+    eventually(lambda: len(stack.left()) == 2, what="the grandchild")
     grandchild = next(pid for pid in stack.left() if pid != first)
 
     os.kill(first, signal.SIGKILL)
-    until(lambda: (stack.supervisor.watch(), stack.pid("ray") != first)[1])
+    eventually(lambda: (stack.supervisor.watch(), stack.pid("ray") != first)[1], what="its restart")
 
     assert grandchild not in stack.left()
 
@@ -101,7 +93,7 @@ def test_restarts_wait_longer_each_time(stack: Stand) -> None:
 
     while len(starts) < 3:
         before = stack.pid("runner")
-        until(lambda: (stack.supervisor.watch(), stack.pid("runner") != before)[1])  # noqa: B023  used at once
+        eventually(lambda: (stack.supervisor.watch(), stack.pid("runner") != before)[1], what="its restart")  # noqa: B023  used at once
         starts.append(time.monotonic())
 
     assert starts[1] - starts[0] >= 0.5
@@ -117,7 +109,7 @@ def test_children_end_in_the_order_given(stack: Stand) -> None:
     )
     for name in ("store", "runner"):
         stack.start(name, code)
-        until(lambda: "up" in stack.log(name))  # noqa: B023  used at once
+        eventually(lambda: "up" in stack.log(name), what="its start")  # noqa: B023  used at once
 
     stack.supervisor.stop([("runner",), ("store",)])
 
@@ -135,7 +127,7 @@ def test_a_child_that_ignores_sigterm_is_killed_with_its_children(stack: Stand) 
         "print('up', flush=True); time.sleep(600)"
     )
     stack.start("averager", code, grace_s=0.3)
-    until(lambda: "up" in stack.log("averager") and len(stack.left()) == 2)
+    eventually(lambda: "up" in stack.log("averager") and len(stack.left()) == 2, what="both starts")
 
     stack.supervisor.stop([("averager",)])
 
@@ -148,7 +140,7 @@ def test_a_hurried_stop_waits_for_nobody(stack: Stand) -> None:
         "averager",
         "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
     )
-    until(lambda: "up" in stack.log("averager"))
+    eventually(lambda: "up" in stack.log("averager"), what="its start")
     began = time.monotonic()
 
     stack.supervisor.stop([("averager",)], is_hurried=lambda: True)
@@ -179,7 +171,7 @@ def test_a_process_that_began_a_session_of_its_own_is_found_by_its_marker(stack:
         f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
     )
     stack.start("runner", escaping)
-    until(lambda: not stack.supervisor.is_alive("runner") and len(stack.left()) == 1)
+    eventually(lambda: not stack.supervisor.is_alive("runner") and len(stack.left()) == 1, what="its end")
 
     killed = kill_all(stack.left)
 

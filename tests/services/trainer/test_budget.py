@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.trainer.budget import MAX_LOST, final_failure, spent_s
-from wa_core.catalog.runs import state_after
+from wa_core.catalog.history import state_after
 from wa_core.records import (
     AttemptFailed,
     AttemptStarted,

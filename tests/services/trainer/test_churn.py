@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from fastapi.testclient import TestClient
 from services.api.app import create_app
 from support.api import submission
 from support.descendants import descendants
+from support.patience import eventually
 from support.scripted_driver import TOTAL_STEPS
 from support.scripted_runner import ScriptedRunners
 from support.training import log_of
@@ -111,12 +111,12 @@ def test_fifty_runs_in_disorder_leave_nothing_behind(tmp_path: Path) -> None:
             churn.ask()
             if len(churn.run_ids) % 10 == 0:
                 churn.kill_the_runner()
-        _wait_until(lambda: churn.go_on(store), limit_s=240)
+        eventually(lambda: churn.go_on(store), timeout_s=240, what="the end of all runs")
         churn.was_below.update(descendants(churn.runner.pid))
         assert runners.stop(churn.runner) == 0
 
         assert list(runners.temporary.iterdir()) == []
-        _wait_until(lambda: not any(_is_driver(pid) for pid in churn.was_below), limit_s=10)
+        eventually(lambda: not any(_is_driver(pid) for pid in churn.was_below), what="the end of all drivers")
     assert list(list_queue(store)) == []
     for run_id in churn.run_ids:
         _check(store, run_id, is_cancelled=run_id in churn.cancelled)
@@ -140,10 +140,3 @@ def _is_driver(pid: int) -> bool:
         return b"scripted_driver" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-
-
-def _wait_until(is_done: Callable[[], object], *, limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_done():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.2)

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import TYPE_CHECKING
 
 from services.trainer.cluster import ThisMachine, WatchedCluster
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from support.patience import eventually
 
 
 def scripted(code: str) -> tuple[str, ...]:
     """A watcher that does something else."""
     return (sys.executable, "-c", code)
-
-
-def eventually(found: Callable[[], object]) -> object:
-    """Poll until there is something."""
-    deadline = time.monotonic() + 20
-    while (result := found()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return result
 
 
 def test_the_last_word_of_the_watcher_counts() -> None:
@@ -33,7 +20,7 @@ import time; time.sleep(60)"""
     cluster = WatchedCluster(command=scripted(lines))
     try:
         assert cluster.totals() is None
-        eventually(lambda: True if (cluster.totals() or {}).get("CPU") == 4 else None)
+        eventually(lambda: (cluster.totals() or {}).get("CPU") == 4, what="its last word")
         assert cluster.totals() == {"CPU": 4, "GPU": 2}
     finally:
         cluster.close()

@@ -142,4 +142,4 @@ def test_a_driver_without_its_runner_ends_at_once(tmp_path: Path) -> None:
         start_new_session=True,
     )
 
-    assert driver.wait(30) == -signal.SIGKILL
+    assert driver.wait(60) == -signal.SIGKILL

@@ -18,7 +18,8 @@ from services.trainer.budget import MAX_LOST
 from services.trainer.held import Graces
 from services.trainer.runner import Runner, RunnerConfig
 from support import scripted_driver
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
+from support.patience import eventually
 from support.scripted_runner import ScriptedRunners
 from support.ticked_runner import kinds, tick_until
 from support.training import digits_request, log_of, submit_run
@@ -266,12 +267,9 @@ def test_f16_a_run_that_kills_its_runners_is_ended(tmp_path: Path) -> None:
         store = LocalStore(runners.bucket)
         run_id = submit_run(store, request())
         for _ in range(MAX_LOST):
-            assert runners.start().wait(30) == -signal.SIGKILL
+            assert runners.start().wait(60) == -signal.SIGKILL
         last = runners.start()
-        deadline = time.monotonic() + 20
-        while state(store, run_id) is not RunState.FAILED:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: state(store, run_id) is RunState.FAILED, what="giving up")
         assert runners.stop(last) == 0
 
     assert reasons(store, run_id) == ["runner_lost"] * (MAX_LOST + 1)
@@ -283,13 +281,13 @@ def test_f16_a_killed_runner_leaves_nothing_and_its_run_goes_on(tmp_path: Path) 
         store = LocalStore(runners.bucket)
         run_id = submit_run(store, request(max_failures=0))
         first = runners.start()
-        _wait_until(lambda: log_of(store, run_id).lineage)
+        eventually(lambda: log_of(store, run_id).lineage, what="training")
         below = descendants(first.pid)
         first.kill()
-        _wait_until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in below))
+        eventually(lambda: not any(map(is_alive, below)), what="the end of its drivers")
         assert list(runners.temporary.iterdir()) != []
         second = runners.start()
-        _wait_until(lambda: state(store, run_id) is RunState.FINALIZING)
+        eventually(lambda: state(store, run_id) is RunState.FINALIZING, what="the end of training")
         assert runners.stop(second) == 0
 
         assert list(runners.temporary.iterdir()) == []
@@ -304,20 +302,15 @@ def test_f28_a_runner_under_load_ends_within_ten_seconds(tmp_path: Path) -> None
         store = LocalStore(runners.bucket)
         run_ids = [submit_run(store, request()) for _ in range(4)]
         runner = runners.start()
-        _wait_until(lambda: all(state(store, run_id) is RunState.STARTING for run_id in run_ids))
+        eventually(
+            lambda: all(state(store, run_id) is RunState.STARTING for run_id in run_ids), what="the start of all"
+        )
         below = descendants(runner.pid)
         began_at = time.monotonic()
 
         assert runners.stop(runner) == 0
 
         assert time.monotonic() - began_at < 10
-        assert not any(Path(f"/proc/{pid}/fd").exists() for pid in below)
+        assert not any(map(is_alive, below))
         assert list(runners.temporary.iterdir()) == []
     assert [reasons(store, run_id) for run_id in run_ids] == [["runner_stopped"]] * 4
-
-
-def _wait_until(is_done: Callable[[], object], *, limit_s: float = 30.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_done():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.02)

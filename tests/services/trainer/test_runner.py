@@ -119,7 +119,8 @@ def test_65_66_no_attempt_grows_from_a_checkpoint_that_no_average_folds(
     store.put(key, store.get(key).replace(b'"format":1', b'"format":2'))
     log.append(AttemptFailed(reason="test"))
 
-    tick_until(make_runner("finish"), lambda: log_of(store, run_id).state is RunState.FINALIZING)
+    runner = make_runner("finish", lost_after_s=0.3)
+    tick_until(runner, lambda: log_of(store, run_id).state is RunState.FINALIZING)
 
     starts = [entry for entry in log_of(store, run_id).entries if isinstance(entry, AttemptStarted)]
     assert starts[-1].resumed_from == sound.seq

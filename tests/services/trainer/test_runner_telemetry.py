@@ -73,7 +73,7 @@ def test_a_runner_process_answers_probes_and_logs_json(tmp_path: Path) -> None:
     try:
         answers = {path: answered(f"http://127.0.0.1:{port}{path}") for path in ("/livez", "/readyz", "/metrics")}
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     finally:
         process.kill()
 

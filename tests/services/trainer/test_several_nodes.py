@@ -14,8 +14,8 @@ import pytest
 from services.averager.scratch import Scratch
 from services.averager.verify import verify
 from support.averaging import averager, run_until_idle
+from support.patience import eventually
 from support.ray_nodes import RayNodes
-from support.stack import eventually
 from support.training import digits_request, log_of, submit_run
 from wa_core.clock import SystemClock
 from wa_core.records import AttemptStarted, RunState, Scaling
@@ -54,7 +54,7 @@ def _runner(tmp_path: Path, nodes: RayNodes) -> Iterator[None]:
     )
     yield
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 @pytest.mark.usefixtures("_runner")

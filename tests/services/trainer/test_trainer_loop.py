@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import pytest
 
 from services.trainer.loop import TrainContext, TrainOutcome, train
 from support.hostile import Canary
+from support.patience import eventually
 from support.training import (
     differing_tensors,
     digits_request,
@@ -292,11 +292,8 @@ def test_metrics_heartbeat_and_logs_reach_the_bucket() -> None:
 
 
 def _wait_for_step(store: MemoryStore, run_id: str) -> None:
-    deadline = time.monotonic() + 30
     key = layout.heartbeat(run_id, "trainer")
-    while time.monotonic() < deadline:
-        found = list(store.list(key))
-        if found and (Heartbeat.model_validate_json(store.get(key)).step or 0) > 0:
-            return
-        time.sleep(0.05)
-    pytest.fail("training did not begin within 30 s")
+    eventually(
+        lambda: list(store.list(key)) and Heartbeat.model_validate_json(store.get(key)).step,
+        what="the first step",
+    )

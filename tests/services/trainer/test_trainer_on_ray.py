@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
+from support.patience import eventually
 from support.training import (
     differing_tensors,
     digits_request,
@@ -26,7 +25,8 @@ from wa_core.records import CancelRequested, RunRequest, RunState
 from wa_core.store.local import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -41,16 +41,8 @@ def runner(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     below = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
-    process.wait(15)
-    wait_until(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in below), limit_s=20)
-
-
-def wait_until(is_done: Callable[[], object], *, limit_s: float = 240.0) -> None:
-    """Poll until something holds."""
-    deadline = time.monotonic() + limit_s
-    while not is_done():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.1)
+    process.wait(60)
+    eventually(lambda: not any(map(is_alive, below)), what="the end of all that it had started")
 
 
 def long_request(*, epochs: int) -> RunRequest:
@@ -65,14 +57,18 @@ def test_a_run_whose_driver_and_worker_are_killed_ends_bit_identical(
     """F15, F16: SIGKILL of the driver and of a worker cost attempts, not one bit of the weights."""
     store = LocalStore(tmp_path)
     run_id = submit_run(store, long_request(epochs=60))
-    wait_until(lambda: len(log_of(store, run_id).lineage) >= 3)
+    eventually(lambda: len(log_of(store, run_id).lineage) >= 3, timeout_s=240, what="training")
     kill_one(runner.pid, "services.trainer.driver")
-    wait_until(lambda: log_of(store, run_id).attempt == 2)
+    eventually(lambda: log_of(store, run_id).attempt == 2, timeout_s=240, what="recovery")
     num_before = len(log_of(store, run_id).lineage)
-    wait_until(lambda: len(log_of(store, run_id).lineage) >= num_before + 3)
+    eventually(lambda: len(log_of(store, run_id).lineage) >= num_before + 3, timeout_s=240, what="training anew")
     kill_one(runner.pid, "RayTrainWorker")
 
-    wait_until(lambda: log_of(store, run_id).state in {RunState.FINALIZING, RunState.FAILED})
+    eventually(
+        lambda: log_of(store, run_id).state in {RunState.FINALIZING, RunState.FAILED},
+        timeout_s=240,
+        what="the end",
+    )
 
     log = log_of(store, run_id)
     reasons = [entry.reason for entry in log.entries if entry.kind == "attempt_failed"]
@@ -86,10 +82,10 @@ def test_a_cancelled_run_keeps_its_last_step(tmp_path: Path, runner: subprocess.
     """A cancel ends training on Ray within seconds, after a last checkpoint; the runner then leaves in order."""
     store = LocalStore(tmp_path)
     run_id = submit_run(store, long_request(epochs=5_000))
-    wait_until(lambda: log_of(store, run_id).lineage)
+    eventually(lambda: log_of(store, run_id).lineage, timeout_s=240, what="training")
 
     log_of(store, run_id).append(CancelRequested())
-    wait_until(lambda: log_of(store, run_id).state is RunState.CANCELLED, limit_s=30)
+    eventually(lambda: log_of(store, run_id).state is RunState.CANCELLED, what="the end")
 
     kinds = [entry.kind for entry in log_of(store, run_id).entries]
     assert kinds[-2:] == ["checkpoint", "cancelled"]

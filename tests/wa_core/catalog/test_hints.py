@@ -11,7 +11,8 @@ from support.faulty import FaultyStore
 from wa_core import layout
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.hints import MIN_LENGTH, is_worth_renewing
-from wa_core.catalog.runs import RunLog, lineage, submit
+from wa_core.catalog.history import lineage
+from wa_core.catalog.runs import RunLog, submit
 from wa_core.clock import ManualClock
 from wa_core.records import AttemptStarted, AverageManifest, CheckpointCommitted, RunRequest
 from wa_core.store.memory import MemoryStore

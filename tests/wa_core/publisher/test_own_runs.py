@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +15,7 @@ from torch.nn import functional
 from support.averaging import newest_assessment
 from support.hostile import Canary
 from support.own import assert_is_mean_of_checkpoints, average_to_end, batches, small_model
+from support.patience import eventually
 from support.training import differing_tensors, digits_request, log_of, start_attempt, submit_run
 from wa_core import register_run, resume_run
 from wa_core.catalog.files import put_file
@@ -85,14 +85,6 @@ def offer_and_raise(run: OwnRun, *steps: int, error: type[BaseException] = Keybo
     for step in steps:
         run.offer(step, {"w": torch.ones(3)}, trainer_state={})
     raise error("on purpose")
-
-
-def wait_until_stop_is_wanted(run: OwnRun) -> None:
-    """Look as a loop would."""
-    deadline = time.monotonic() + 30
-    while not run.is_stop_wanted:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_plain_loop_ends_in_an_average(tmp_path: Path) -> None:
@@ -206,7 +198,7 @@ def test_an_owner_can_cancel(tmp_path: Path) -> None:
 
     with register_run(store) as run:
         log_of(store, run.run_id).append(CancelRequested())
-        wait_until_stop_is_wanted(run)
+        eventually(lambda: run.is_stop_wanted, what="the wish to stop")
         run.offer(7, {"w": torch.ones(3)})
 
     log = log_of(store, run.run_id)
@@ -220,7 +212,7 @@ def test_an_owner_can_pause_and_go_on(tmp_path: Path) -> None:
     with register_run(store) as run:
         run.offer(1, {"w": torch.ones(3)})
         log_of(store, run.run_id).append(PauseRequested())
-        wait_until_stop_is_wanted(run)
+        eventually(lambda: run.is_stop_wanted, what="the wish to stop")
     assert log_of(store, run.run_id).state is RunState.PAUSED
     with resume_run(store, run.run_id) as resumed:
         resumed.offer(2, {"w": torch.ones(3)})
@@ -234,7 +226,7 @@ def test_f18_an_attempt_that_was_taken_over_is_told(tmp_path: Path) -> None:
     older = register_run(store)
     newer = resume_run(store, older.run_id)
 
-    wait_until_stop_is_wanted(older)
+    eventually(lambda: older.is_stop_wanted, what="the wish to stop")
     older.offer(1, {"w": torch.ones(3)})
     with pytest.raises(FencedError):
         older.finish()

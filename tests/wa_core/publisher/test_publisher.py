@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from support.patience import eventually
 from support.training import digits_request, log_of, start_attempt, submit_run, weights_of
 from wa_core.errors import ConflictError, FencedError, InvalidInputError, StoreUnavailableError
 from wa_core.publisher import CheckpointPublisher
@@ -163,10 +164,11 @@ def test_a_slow_store_makes_offers_wait_and_meters_it(store: GatedStore, run_id:
     with CheckpointPublisher(store, run_id, attempt=1) as publisher:
         thread = threading.Thread(target=offer_three, args=(publisher,))
         thread.start()
+        eventually(lambda: offered, what="the first offer")
         thread.join(0.5)
         assert offered == [1]
         store.gate.set()
-        thread.join(30)
+        thread.join(60)
 
     entries = log_of(store, run_id).lineage
     assert [entry.step for entry in entries] == [1, 2, 3]

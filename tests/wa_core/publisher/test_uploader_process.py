@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
+from support.patience import eventually
 from support.training import digits_request, log_of, start_attempt, submit_run, weights_of
 from wa_core import layout
 from wa_core.errors import ConflictError, FencedError, StoreAuthError, StoreUnavailableError, TransientError
@@ -26,8 +26,6 @@ from wa_core.store.local import LocalStore
 from wa_core.tensors import serialize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from support.seaweed import Seaweed
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  that nothing of ours is in it
@@ -65,22 +63,6 @@ def uploader_of(publisher: CheckpointPublisher) -> UploaderProcess:
     """The process behind a publisher."""
     assert isinstance(publisher._writer, UploaderProcess)
     return publisher._writer
-
-
-def wait_until(is_so: Callable[[], bool], *, timeout_s: float = 30) -> None:
-    """Look until it is so."""
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_files_in_s3_are_what_was_offered(seaweed: Seaweed) -> None:
@@ -201,7 +183,7 @@ def test_an_uploader_killed_after_its_commit_commits_nothing_twice(store: LocalS
     with CheckpointPublisher(store, run_id, attempt=1) as publisher:
         uploader, snapshot = uploader_of(publisher), publisher._snapshots[0]
         publisher.offer(1, {"w": torch.ones(3)})
-        wait_until(lambda: len(log_of(store, run_id).lineage) == 1)
+        eventually(lambda: len(log_of(store, run_id).lineage) == 1, what="the commit")
         (entry,) = log_of(store, run_id).lineage
         from wa_core.publisher.writer import Upload
 
@@ -211,7 +193,7 @@ def test_an_uploader_killed_after_its_commit_commits_nothing_twice(store: LocalS
             {layout.MODEL_FILE: snapshot._model.segment.path},
         )
         os.kill(uploader.pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(uploader.pid))
+        eventually(lambda: not is_alive(uploader.pid), what="its death")
         uploader.write(upload)
 
     assert log_of(store, run_id).lineage == [entry]
@@ -227,7 +209,7 @@ def test_an_uploader_that_dies_twice_is_an_error(seaweed: Seaweed) -> None:
     first = uploader_of(publisher).pid
     publisher.offer(5, {"w": torch.ones(3)})
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: uploader_of(publisher).pid != first)
+    eventually(lambda: uploader_of(publisher).pid != first, what="another process")
     os.kill(uploader_of(publisher).pid, signal.SIGKILL)
 
     with pytest.raises(
@@ -250,7 +232,7 @@ def test_the_uploader_dies_with_its_trainer(store: LocalStore, run_id: str) -> N
         assert is_alive(uploader)
         trainer.kill()
         trainer.wait()
-        wait_until(lambda: not is_alive(uploader), timeout_s=5)
+        eventually(lambda: not is_alive(uploader), what="the uploader's end")
     finally:
         trainer.kill()
         trainer.communicate()
@@ -281,7 +263,7 @@ def test_the_uploader_is_small_and_keeps_the_secret(seaweed: Seaweed) -> None:
 
     with CheckpointPublisher(store, run_id, attempt=1) as publisher:
         publisher.offer(1, {"w": torch.ones(100)})
-        wait_until(lambda: len(log_of(store, run_id).lineage) == 1)
+        eventually(lambda: len(log_of(store, run_id).lineage) == 1, what="the commit")
         about = Path(f"/proc/{uploader_of(publisher).pid}")
         assert "torch" not in (about / "maps").read_text()
         for name in ("cmdline", "environ"):
@@ -292,7 +274,7 @@ def test_what_is_sent_to_the_job_is_the_trainers_to_act_on(store: LocalStore, ru
     """SIGINT and SIGTERM do not end an uploader: the trainer may still want to flush."""
     with CheckpointPublisher(store, run_id, attempt=1) as publisher:
         publisher.offer(1, {"w": torch.ones(100)})
-        wait_until(lambda: len(log_of(store, run_id).lineage) == 1)
+        eventually(lambda: len(log_of(store, run_id).lineage) == 1, what="the commit")
         pid = uploader_of(publisher).pid
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)

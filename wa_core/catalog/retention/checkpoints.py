@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wa_core.catalog.history import lineage
 from wa_core.catalog.retention.picture import Delete, Keep
 from wa_core.catalog.retention.policy import kept_by_policy
 from wa_core.catalog.retention.rewinds import Path
-from wa_core.catalog.runs import lineage
 from wa_core.records import AttemptStarted, CheckpointCommitted, ResumeRequested
 
 if TYPE_CHECKING:

@@ -6,23 +6,24 @@ import io
 import pickle
 import subprocess
 import sys
-import time
 import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from support.descendants import descendants
+from support.descendants import descendants, is_alive
 from support.hostile import Canary, archive
+from support.patience import eventually
 from wa_core.averaging.files.foreign import ConversionLimits, convert_checkpoint, export_pt, is_torch_format
 from wa_core.averaging.files.sources import open_source
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError, WeightAveragingError
 from wa_core.tensors import read_checkpoint, serialize
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from wa_core.tensors import Checkpoint
 
 
@@ -54,14 +55,6 @@ def assert_same(found: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
     for name, tensor in expected.items():
         assert found.tensors[name].dtype == tensor.dtype
         assert torch.equal(found.tensors[name], tensor), name
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is alive; one that has ended and that nobody has waited for is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_state_dict_comes_through_bit_for_bit_with_its_ties(tmp_path: Path) -> None:
@@ -297,17 +290,12 @@ def test_the_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
     )
     arguments = [str(tmp_path / "m.pt"), str(tmp_path / "out.safetensors")]
     parent = subprocess.Popen([sys.executable, "-c", code, *arguments])
-    deadline = time.monotonic() + 60
-    while not (children := descendants(parent.pid)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    children = eventually(lambda: descendants(parent.pid), what="the conversion's start")
 
     parent.kill()
     parent.wait()
 
-    while any(is_running(pid) for pid in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: not any(map(is_alive, children)), what="the conversion's end")
     assert not (tmp_path / "out.safetensors").exists()
 
 

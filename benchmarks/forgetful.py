@@ -1,0 +1,79 @@
+"""A server like one on another machine: it takes large bodies and forgets them, and passes on all else.
+
+`python -m benchmarks.forgetful PORT TARGET_PORT` stands before a real S3 server. What a store does with the bytes
+of a checkpoint costs the trainer's machine nothing, unless it is the same machine; this one costs it the reading,
+on its last processor and at the lowest priority. Small requests (records, listings) are answered by the server
+behind it, so whatever commits is real. It checks no signature of what it forgets.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_LARGE_BYTES = 1 << 20
+_UPLOAD = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+_DONE = b"<CompleteMultipartUploadResult><ETag>1</ETag></CompleteMultipartUploadResult>"
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """Answers one connection."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer leaves in one piece
+    target_port = 0
+
+    def do_PUT(self) -> None:
+        """Forget what is large or a part; create what is small."""
+        left = int(self.headers.get("Content-Length", 0))
+        if left < _LARGE_BYTES and "uploadId=" not in self.path:
+            self._pass_on()
+            return
+        room = bytearray(1 << 18)
+        while left > 0 and (count := self.rfile.readinto(memoryview(room)[:left])):
+            left -= count
+        self._answer(200, {"ETag": '"1"'}, b"")
+
+    def do_POST(self) -> None:
+        """Begin and end uploads in parts."""
+        if "uploads" in self.path:
+            self._answer(200, {}, _UPLOAD)
+        elif "uploadId=" in self.path:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._answer(200, {}, _DONE)
+        else:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        upstream = HTTPConnection("127.0.0.1", self.target_port)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        upstream.request(self.command, self.path, body=body or None, headers=headers)
+        answer = upstream.getresponse()
+        kept = {k: v for k, v in answer.getheaders() if k.lower() not in {"content-length", "transfer-encoding"}}
+        self._answer(answer.status, kept, answer.read())
+        upstream.close()
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    do_GET = do_DELETE = _pass_on  # noqa: N815  named by `http.server`
+
+
+def main() -> None:
+    """Serve until the end."""
+    os.nice(19)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    Forgetful.target_port = int(sys.argv[2])
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Forgetful).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
