@@ -1,4 +1,4 @@
-"""Serves a published weights file over HTTP: validators, ranges and digests (RFC 9110, RFC 9530).
+"""Serves a file of weights over HTTP: validators, ranges and digests (RFC 9110, RFC 9530).
 
 The content's sha256 is its strong ETag, so a cut download can go on only with the very same bytes. Bytes go
 straight from the store to the caller, one chunk in memory at a time.
@@ -32,6 +32,21 @@ if TYPE_CHECKING:
 
 PRESIGNED_FOR_S = 3600
 MAX_DOWNLOADS = 16  # read at a time, a chunk of memory each; more wait for their turn, chunk by chunk
+
+
+def download_response(
+    request: Request, store: ObjectStore, file: FileRef, *, filename: str, redirect: bool
+) -> Response:
+    """Answer GET or HEAD for `file`, or with `redirect` a GET with the way to the store itself, if it has one.
+
+    Raises:
+        HttpProblem: as `weights_response`.
+        ObjectNotFoundError: a cleaner has removed the file.
+    """
+    # Such an address is signed for one method, and it is not HEAD's.
+    if redirect and request.method == "GET" and (elsewhere := redirect_response(store, file)):
+        return elsewhere
+    return weights_response(request, store, file, filename=filename)
 
 
 def weights_response(request: Request, store: ObjectStore, file: FileRef, *, filename: str) -> Response:

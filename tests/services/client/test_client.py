@@ -259,6 +259,19 @@ def test_a_cut_download_goes_on(tmp_path: Path) -> None:
     assert ranges[-1] == f"bytes={sum(cuts)}-"
 
 
+def test_raw_weights_are_downloaded_alike(client: Client, store: MemoryStore, tmp_path: Path) -> None:
+    """The newest checkpoint, or that of a step; a cut download of one goes on."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    run.checkpoint(40)
+
+    assert client.download_raw(run.run_id, tmp_path / "raw").read_bytes() == b"checkpoint 40"
+    assert client.download_raw(run.run_id, tmp_path / "raw", step=20).read_bytes() == b"checkpoint 20"
+    with cutting(WEIGHTS, cut_at=(5,)) as server, client_of(server) as cut:
+        assert cut.download_raw("RUN", tmp_path / "cut").read_bytes() == WEIGHTS
+        assert server.ranges == [None, "bytes=5-"]
+
+
 def test_a_replaced_file_starts_over(tmp_path: Path) -> None:
     """Fault F30: when the content is replaced during a cut, nothing of the old one is in the result."""
     with cutting(WEIGHTS, OTHER, cut_at=(1_000_000,)) as server, client_of(server) as client:
