@@ -22,9 +22,11 @@ define install
 	touch $(STAMP)
 endef
 
-# What it takes to use the project, and what it takes to change it.
+# What it takes to use the project, and what it takes to change it. Processes of a first stack would all write the
+# same bytecode at once, which takes them a minute more than it takes here.
 $(STAMP): pyproject.toml constraints.txt
 	$(call install,all)
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 
 $(DEV): pyproject.toml constraints.txt
 	$(call install,dev)

@@ -51,7 +51,10 @@ LONGEST = (
     "tests/services/averager/test_landscaper.py",
     "tests/services/trainer/test_churn.py",
     "tests/services/trainer/test_exact_resume.py",
+    "tests/services/api/test_api_killed.py",
+    "tests/services/api/test_api_description.py",
     "tests/wa_core/averaging/test_bad_checkpoints.py",
+    "tests/services/cli/test_cli_export.py",
 )
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# SeaweedFS as one process, with an identity for each kind of process. Its WebDAV, file and administration pages ask for none, so they are off;
-# of what is left, only S3 (8333) may be published.
+# SeaweedFS, with an identity for each kind of process that calls. Its WebDAV, file and administration pages ask for
+# none, so they are off; of what is left, only S3 (8333) may be published.
 set -eu
 : "${AWS_ACCESS_KEY_ID:?set the access key: without credentials the store accepts every request}"
 : "${AWS_SECRET_ACCESS_KEY:?set the secret key: without credentials the store accepts every request}"

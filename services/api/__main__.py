@@ -35,6 +35,9 @@ GRACE_S = 7  # for requests in flight, of the 10 s that a supervisor waits
 _KEEP_ALIVE_S = 15
 # How long threads that talk to the store may keep the one that answers requests from going on; 5 ms by default.
 _SWITCH_S = 0.001
+# When garbage is looked for; 700, 10 and 10 by default. What is kept of a thousand runs takes a fifth of a second
+# to look through, in which no request is answered, and little of what a request makes is cyclic.
+_GARBAGE = (10_000, 20, 100)
 
 
 class ApiServer(uvicorn.Server):
@@ -87,6 +90,7 @@ def serve(settings: Settings) -> int:
     )
     sys.setswitchinterval(_SWITCH_S)
     app.openapi()  # works out the routes, which the first requests would have to wait for
+    gc.set_threshold(*_GARBAGE)
     gc.freeze()  # what was loaded by now stays; looking for garbage in it would stop all requests for a while
     app.state.catalog.index.wake()  # the first list should not have to read every run
     app.state.max_queued_per_owner = settings.max_queued_per_owner

@@ -28,6 +28,8 @@ from services.api.rates import RateLimits
 from services.api.readiness import Readiness
 from services.api.routes import (
     averages,
+    checkpoints,
+    deliveries,
     feeds,
     formats,
     insight,
@@ -60,8 +62,10 @@ log = structlog.get_logger(__name__)
 _ROUTERS = (
     service.router,
     runs.router,
+    checkpoints.router,
     packages.router,
     feeds.router,
+    deliveries.router,
     averages.router,
     insight.router,
     landscapes.router,

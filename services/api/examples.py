@@ -140,6 +140,45 @@ LANDSCAPE: Json = {
     "created_at": "2026-11-25T08:40:00Z",
     "finished_at": "2026-11-25T08:40:20Z",
 }
+DELIVERY: Json = {
+    "delivery_id": "00-log-0000000012",
+    "webhook": 0,
+    "host": "example.com",
+    "event": "succeeded",
+    "event_id": "log-0000000012",
+    "outcome": "delivered",
+    "at": "2026-11-25T08:40:00Z",
+    "status": 204,
+    "num_tries": 1,
+    "message": "",
+}
+INSTANCES: Json = {"instances": [{"prompt": "The data set", "max_new_characters": 20}]}
+PREDICTIONS: Json = {
+    "predictions": [{"continuation": " of the targets of t", "next": {" ": 0.41, "s": 0.22}}],
+    "run_id": RUN_ID,
+    "average": "swa",
+    "generation": 3,
+    "sha256": _SHA256,
+}
+COEFFICIENTS: Json = {
+    "run_id": RUN_ID,
+    "average": "swa",
+    "generation": 3,
+    "rule": "swa:start_step=100",
+    "sha256": _SHA256,
+    "data": [{"step": step, "coefficient": 0.5, "sha256": _SHA256} for step in (100, 120)],
+}
+MODEL_CONFIG: Json = {
+    "recipe": "services.recipes.digits:Digits",
+    "package": None,
+    "config": {"epochs": 12, "lr": 0.1},
+    "seed": 0,
+    "weights": "averaged",
+    "run_id": RUN_ID,
+    "average": "swa",
+    "generation": 3,
+    "rule": "swa:start_step=100",
+}
 TOKEN: Json = {
     "token_id": "237b19ce33262c1e",
     "name": "alice",
@@ -157,6 +196,7 @@ REQUESTS: dict[str, Json] = {
     "preview_average": {"rule": "ema:half_life=60"},
     "ask_for_landscape": {"kind": "line", "points": 31},
     "create_token": {"name": "alice", "scopes": ["runs:read"], "expires_in_s": 2_592_000},
+    "predict": INSTANCES,
 }
 
 ANSWERS: dict[str, Json] = {
@@ -185,6 +225,10 @@ ANSWERS: dict[str, Json] = {
     | {"state": "queued", "progress": 0.0, "axis": [], "losses": [], "generation": None, "finished_at": None},
     "list_landscapes": {"data": [LANDSCAPE | {"axis": [], "losses": []}]},
     "show_landscape": LANDSCAPE,
+    "list_deliveries": {"data": [DELIVERY], "has_more": False, "next": None},
+    "predict": PREDICTIONS,
+    "show_coefficients": COEFFICIENTS,
+    "show_config": MODEL_CONFIG,
     "create_token": TOKEN | {"secret": "wa_237b19ce33262c1e_…"},
     "list_tokens": {"data": [TOKEN]},
     "livez": {"status": "ok"},

@@ -37,17 +37,12 @@ class Predictor:
 
     def __init__(self, url: str | None, *, token: str | None = None) -> None:
         self._url = url
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx2.AsyncClient(
-            headers=headers,
-            timeout=httpx2.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS),
-            trust_env=False,  # it is a process of ours, not a place on the web
-        )
+        self._http = None if url is None else _client(token)
 
     async def close(self) -> None:
         """Give back the connections."""
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.aclose()
 
     async def predict(self, job: PredictionJob) -> PredictionAnswer:
         """Ask.
@@ -57,7 +52,7 @@ class Predictor:
                 ``prediction_failed``; 503 ``predictor_unavailable`` or ``predictor_busy``; 504
                 ``prediction_timeout``.
         """
-        if self._url is None:
+        if self._url is None or self._http is None:
             raise _unavailable(_NO_PREDICTOR)
         try:
             response = await self._http.post(
@@ -85,6 +80,15 @@ def _problem(refusal: Refusal, *, status: int) -> HttpProblem:
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     faults = [(fault.pointer, fault.message) for fault in refusal.faults]
     return HttpProblem(refusal.message, status=status, code=refusal.code, faults=faults, headers=headers)
+
+
+def _client(token: str | None) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        timeout=httpx2.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+        limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS),
+        trust_env=False,  # it is a process of ours, not a place on the web
+    )
 
 
 def _unavailable(detail: str) -> HttpProblem:

@@ -250,6 +250,24 @@ class LandscapeResource(Resource):
     finished_at: AwareDatetime | None = None
 
 
+class DeliveryResource(Resource):
+    """One event for one webhook: what became of the message. `at` is when that was written down.
+
+    `status` is the receiver's last one; `message` says why there is none. Addresses are not shown.
+    """
+
+    delivery_id: str
+    webhook: int = Field(description="its place in the submission's list, from 0")
+    host: str
+    event: str
+    event_id: str = Field(description="the end of the message's `webhook-id`")
+    outcome: Literal["pending", "delivered", "given_up"]
+    at: AwareDatetime | None = None
+    status: int | None = None
+    num_tries: int | None = Field(default=None, description="null while pending, or if nobody counted")
+    message: str = ""
+
+
 class LogLine(Resource):
     """One line that a rank wrote."""
 

@@ -1,4 +1,4 @@
-"""Serves a published weights file over HTTP: validators, ranges and digests (RFC 9110, RFC 9530).
+"""Serves a file of weights over HTTP: validators, ranges and digests (RFC 9110, RFC 9530).
 
 The content's sha256 is its strong ETag, so a cut download can go on only with the very same bytes. Bytes go
 straight from the store to the caller, one chunk in memory at a time.
@@ -31,7 +31,22 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 PRESIGNED_FOR_S = 3600
-MAX_DOWNLOADS = 64  # more wait for their turn, chunk by chunk
+MAX_DOWNLOADS = 16  # read at a time, a chunk of memory each; more wait for their turn, chunk by chunk
+
+
+def download_response(
+    request: Request, store: ObjectStore, file: FileRef, *, filename: str, redirect: bool
+) -> Response:
+    """Answer GET or HEAD for `file`, or with `redirect` a GET with the way to the store itself, if it has one.
+
+    Raises:
+        HttpProblem: as `weights_response`.
+        ObjectNotFoundError: a cleaner has removed the file.
+    """
+    # Such an address is signed for one method, and it is not HEAD's.
+    if redirect and request.method == "GET" and (elsewhere := redirect_response(store, file)):
+        return elsewhere
+    return weights_response(request, store, file, filename=filename)
 
 
 def weights_response(request: Request, store: ObjectStore, file: FileRef, *, filename: str) -> Response:
@@ -69,20 +84,27 @@ async def sent_in_threads(chunks: Iterator[bytes], threads: CapacityLimiter) -> 
 def redirect_response(store: ObjectStore, file: FileRef) -> Response | None:
     """Send the caller to the store itself, or None when the store has no such addresses."""
     url = store.presign(file.key, expires_s=PRESIGNED_FOR_S)
-    return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"}) if url else None
+    if url is None:
+        return None
+    # What is there is told here, since the store has other ETags and digests.
+    headers = {"Cache-Control": "no-store", "ETag": f'"{file.sha256}"', "Repr-Digest": _digest(file)}
+    return RedirectResponse(url, status_code=307, headers=headers)
 
 
 def _headers(file: FileRef, *, etag: str, filename: str) -> dict[str, str]:
-    digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
     return {
         "Content-Type": "application/octet-stream",
         "Content-Disposition": f'attachment; filename="{filename}"',
         "ETag": etag,
-        "Repr-Digest": f"sha-256=:{digest}:",
+        "Repr-Digest": _digest(file),
         "Accept-Ranges": "bytes",
         # The same address serves newer weights later; the ETag makes asking again cheap.
         "Cache-Control": "private, no-cache",
     }
+
+
+def _digest(file: FileRef) -> str:
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:"
 
 
 def _span(request: Request, file: FileRef, *, etag: str) -> Span | None:

@@ -49,6 +49,19 @@ def parse_recipe(text: str, *, is_packaged: bool = False) -> str:
     )
 
 
+def parse_json(text: str, *, place: str) -> JsonValue:
+    """A document of JSON."""
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise _refusal(
+            f"this is no JSON: {error.msg} at line {error.lineno}, column {error.colno}.", place=place
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number that JSON does not have; nesting without an end
+        raise _refusal(f"this is no JSON: {error}.", place=place) from None
+    return value
+
+
 def parse_config(items: Sequence[str], *, place: str = "-c") -> dict[str, JsonValue]:
     """``key=value`` settings; a value that is JSON is taken as such, any other as text."""
     config: dict[str, JsonValue] = {}
@@ -94,6 +107,13 @@ def parse_averages(items: Sequence[str]) -> list[dict[str, str]]:
         names += [] if name else [chosen]
         averages.append({"name": chosen, "rule": rule})
     return averages
+
+
+def parse_webhooks(urls: Sequence[str], *, events: Sequence[str]) -> list[dict[str, object]]:
+    """Each address with what it is told; the service says what it takes."""
+    if events and not urls:
+        raise _refusal("there is nobody to tell; give an address with --webhook.", place="--webhook-event")
+    return [{"url": url, **({"events": list(events)} if events else {})} for url in urls]
 
 
 def name_of_rule(rule: str) -> str:

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -53,17 +53,44 @@ def print_json(value: object) -> None:
 def print_table(columns: list[str], rows: list[list[object]], *, title: str | None = None) -> None:
     """A table on stdout; columns whose values are all numbers are aligned to the right."""
     console = answers()
-    table = Table(title=title, title_justify="left", pad_edge=False, box=SIMPLE_HEAD)
+    with console.capture() as drawn:
+        console.print(_table(columns, rows, title=title, is_terminal=console.is_terminal))
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+
+
+def follow_table(columns: list[str], look: Callable[[], list[list[object]]], *, every_s: float = 2.0) -> NoReturn:
+    """A table on stdout that is kept up to date until Ctrl-C; piped, each row when it is new or has changed."""
+    console = answers()
     if not console.is_terminal:
+        seen: list[list[object]] = []
+        while True:
+            rows = look()
+            for row in rows:
+                if row not in seen:
+                    answer("  ".join(shown(value) for value in row))
+            sys.stdout.flush()
+            seen = rows
+            time.sleep(every_s)
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(_table(columns, look(), title=None, is_terminal=True), refresh=True)
+            time.sleep(every_s)
+
+
+def _table(columns: list[str], rows: list[list[object]], *, title: str | None, is_terminal: bool) -> Table:
+    table = Table(title=title, title_justify="left", pad_edge=False, box=SIMPLE_HEAD)
+    if not is_terminal:
         table.box, table.header_style = None, ""
     for index, column in enumerate(columns):
         is_number = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
-        table.add_column(column, justify="right" if rows and is_number else "left", no_wrap=True)
+        # The first is what a person copies: on a narrow terminal the others give way.
+        whole = max((len(shown(row[0])) for row in rows), default=0) if index == 0 else None
+        table.add_column(column, justify="right" if rows and is_number else "left", no_wrap=True, min_width=whole)
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
-    with console.capture() as drawn:
-        console.print(table)
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+    return table
 
 
 @contextmanager

@@ -7,14 +7,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from services.cli.connection import ApiUrl, OneAverage, PublishedState, RunId, Token, connect
 from services.cli.console import answer, say
 from services.cli.local import installed
-from services.cli.results import chosen_state, download_weights, only_average
+from services.cli.results import chosen_query, download_weights, only_average
 from services.cli.runs import FOLLOW_PATIENCE_S
 from services.client.download import check_writable
 from services.runtime.child import Child
@@ -89,9 +89,7 @@ def export(
 
 
 def _published(client: Client, run_id: str, name: str, *, at: str) -> Json:
-    state = chosen_state(at)
-    query: dict[str, Any] = {"step": state} if isinstance(state, int) else {"at": state}
-    shown = client.average(run_id, name, **query)
+    shown = client.average(run_id, name, **chosen_query(at))
     if shown["published_generation"] is None:
         raise NoAverageYetError(
             f"average {name} has no published weights yet; wa averages {run_id} shows how far it is"

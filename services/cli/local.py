@@ -138,9 +138,11 @@ def _announce(found: Connection, *, as_json: bool, data: Path, is_detached: bool
     answer(f"API    {found.api_url}")
     answer(f"S3     {found.s3_endpoint}, bucket {found.bucket}")
     answer(f"logs   {data / 'logs'}")
-    if data == DEFAULT_DATA:
+    elsewhere = "" if data == DEFAULT_DATA else f" --data {data}"
+    # Left over from an earlier stack, a variable would lead commands there, also in this folder.
+    if not elsewhere and os.environ.get("WA_API_URL", found.api_url) == found.api_url:
         say("Commands in this folder find it by themselves. Next: wa submit digits --average swa --follow")
     else:
-        say(f'For other commands: eval "$(wa env --data {data})"')
+        say(f'For other commands: eval "$(wa env{elsewhere})"')
     if is_detached:
-        say(f"Stop it with: wa down{'' if data == DEFAULT_DATA else f' --data {data}'}")
+        say(f"Stop it with: wa down{elsewhere}")

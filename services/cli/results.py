@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  Typer reads the annotations at run time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,11 +52,14 @@ def averages(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, 
             say(f"{one['name']}: {warning}")
 
 
-def download(
+def download(  # noqa: PLR0913  one parameter for each option of the command
     run_id: RunId,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
     average: OneAverage = None,
+    is_raw: Annotated[
+        bool, typer.Option("--raw", help="The raw weights of a checkpoint, the newest unless --at STEP.")
+    ] = False,
     at: PublishedState = "latest",
     file_format: Annotated[Literal["safetensors", "pt"], typer.Option("--format", help="File format.")] = (
         "safetensors"
@@ -65,21 +68,44 @@ def download(
     api_url: ApiUrl = None,
     token: Token = None,
 ) -> None:
-    """Download averaged weights, and check their digest.
+    """Download averaged weights, or raw ones, and check their digest.
 
     A download that was cut goes on where it was when the command is given again.
 
     Example: wa download RUN --average swa -o swa.safetensors
 
     Example: wa download RUN --average ema --at best --format pt -o ema.pt
+
+    Example: wa download RUN --raw -o raw.safetensors
     """
+    step = _raw_step(at, average=average, file_format=file_format) if is_raw else None
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S) as client:
-        name = average or only_average(client, run_id)
-        download_weights(client, run_id, name, output, file=f"weights.{file_format}", at=chosen_state(at))
+        if is_raw:
+            with bytes_bar(output.name) as on_progress:
+                client.download_raw(run_id, output, step=step, on_progress=on_progress)
+            which: dict[str, object] = {"average": None, "weights": "raw"}
+        else:
+            name = average or only_average(client, run_id)
+            download_weights(client, run_id, name, output, file=f"weights.{file_format}", at=chosen_state(at))
+            which = {"average": name, "weights": "averaged"}
     if as_json:
-        print_json({"average": name, "path": str(output), "size_bytes": output.stat().st_size})
+        print_json({**which, "path": str(output), "size_bytes": output.stat().st_size})
     else:
         answer(str(output))
+
+
+def _raw_step(at: str, *, average: str | None, file_format: str) -> int | None:
+    """Which checkpoint `--raw` means; None is the newest."""
+    if average is not None:
+        raise typer.BadParameter("raw weights are in no average; leave --average out.", param_hint="'--raw'")
+    if file_format != "safetensors":
+        raise typer.BadParameter("raw weights are stored as safetensors alone.", param_hint="'--format'")
+    state = chosen_state(at)
+    if state == "best":
+        raise typer.BadParameter(
+            "of raw weights write latest or a step; `wa checkpoints RUN` lists them.", param_hint="'--at'"
+        )
+    return state if isinstance(state, int) else None
 
 
 def download_weights(
@@ -104,6 +130,12 @@ def chosen_state(text: str) -> str | int:
     if text.isdecimal() and len(text) <= _MAX_DIGITS:
         return int(text)
     raise typer.BadParameter(f"{text!r} is none of: best, latest, the number of a step.", param_hint="'--at'")
+
+
+def chosen_query(text: str) -> dict[str, Any]:
+    """What `--at` means, as the clients' methods take it."""
+    state = chosen_state(text)
+    return {"step": state} if isinstance(state, int) else {"at": state}
 
 
 def only_average(client: Client, run_id: str) -> str:

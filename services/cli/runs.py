@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.arguments import parse_averages, parse_config, parse_labels, parse_recipe, parse_since
+from services.cli.arguments import (
+    parse_averages,
+    parse_config,
+    parse_labels,
+    parse_recipe,
+    parse_since,
+    parse_webhooks,
+)
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
-from services.cli.console import answer, print_json, print_table, say, shown
+from services.cli.console import answer, follow_table, print_json, print_table, say, shown
 from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
 from wa_core.errors import InvalidInputError
 from wa_core.packages import pack_folder
@@ -26,7 +33,8 @@ if TYPE_CHECKING:
 FOLLOW_PATIENCE_S = 60.0
 _PAGE = 200  # the most that the service gives at once
 _INTERRUPTED = 130
-_RUN_COLUMNS = ("run_id", "state", "averaging_state", "step", "total_steps", "recipe")
+_RUN_TITLES = ["RUN", "STATE", "AVERAGING", "STEP", "OF", "RECIPE", "CREATED"]
+_RUN_COLUMNS = ("run_id", "state", "averaging_state", "step", "total_steps")
 
 
 def submit(  # noqa: PLR0913  one parameter for each option of the command
@@ -78,6 +86,17 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         float | None,
         typer.Option(metavar="SECONDS", help="How long it may train.", show_default="as long as it takes"),
     ] = None,
+    webhook: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="An address to tell what happens; may be repeated.")
+    ] = None,
+    webhook_event: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EVENT",
+            help="What to tell: failed, published, ...; may be repeated.",
+            show_default="how the run ends",
+        ),
+    ] = None,
     is_followed: Annotated[
         bool, typer.Option("--follow", "-f", help="Show progress until the run has ended.")
     ] = False,
@@ -90,6 +109,8 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
     Example: wa submit digits -c epochs=12 --average swa:start_step=100 --average mine=ema:half_life=60 --follow
 
     Example: wa submit moons:Moons --package examples/moons --average swa:start_step=50
+
+    Example: wa submit digits --webhook https://example.com/hooks --webhook-event failed --webhook-event published
     """
     body = None if package is None else _packed(package)
     request: dict[str, object] = {
@@ -108,6 +129,8 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
     }
     if deadlines := _given(queue_s=queue_deadline, run_s=run_deadline):
         request["deadlines"] = deadlines
+    if webhooks := parse_webhooks(webhook or [], events=webhook_event or []):
+        request["webhooks"] = webhooks
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
         if body is not None:
             request["package"] = client.upload_package(body)["package"]
@@ -128,7 +151,7 @@ def _packed(folder: Path) -> bytes:
         raise typer.BadParameter(str(error), param_hint="'--package'") from None
 
 
-def runs(
+def runs(  # noqa: PLR0913  one parameter for each option of the command
     *,
     state: Annotated[str | None, typer.Option(help="Only runs in this state.", show_default=False)] = None,
     label: Annotated[
@@ -140,6 +163,9 @@ def runs(
         typer.Option(metavar="AGE|DATE", help="Only newer runs: 30m, 2h, 7d, 2026-11-01.", show_default=False),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most, newest first.")] = 20,
+    is_followed: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep the table up to date until Ctrl-C.")
+    ] = False,
     as_json: AsJson = False,
     api_url: ApiUrl = None,
     token: Token = None,
@@ -149,21 +175,43 @@ def runs(
     Example: wa runs --state running
 
     Example: wa runs --label team=vision --since 7d --json
+
+    Example: wa runs --state running --follow
     """
+    if is_followed and as_json:
+        raise typer.BadParameter("a table is followed; for programs leave --json out.", param_hint="'--follow'")
     wanted = next((f"{key}:{value}" for key, value in parse_labels([label] if label else []).items()), None)
     after_date = None if since is None else parse_since(since, now=datetime.now(UTC))
-    with connect(api_url, token) as client:
-        page = _listed(client, limit, state=state, label=wanted, owner=owner, since=after_date)
+    patience_s = FOLLOW_PATIENCE_S if is_followed else 0.0
+    with connect(api_url, token, patience_s=patience_s) as client:
+
+        def look() -> Json:
+            return _listed(client, limit, state=state, label=wanted, owner=owner, since=after_date)
+
+        if is_followed:
+            try:
+                follow_table(_RUN_TITLES, lambda: _run_rows(look()))
+            except KeyboardInterrupt:
+                raise typer.Exit(_INTERRUPTED) from None
+        page = look()
     if as_json:
         print_json(page)
         return
-    columns = ["RUN", "STATE", "AVERAGING", "STEP", "OF", "RECIPE", "CREATED"]
-    print_table(
-        columns,
-        [[*(run[key] for key in _RUN_COLUMNS), short_time(run["created_at"])] for run in page["data"]],
-    )
+    print_table(_RUN_TITLES, _run_rows(page))
     if page["has_more"]:
         say(f"the newest {limit}; more with --limit")
+
+
+def _run_rows(page: Json) -> list[list[object]]:
+    return [
+        [*(run[key] for key in _RUN_COLUMNS), _short_recipe(run["recipe"]), short_time(run["created_at"])]
+        for run in page["data"]
+    ]
+
+
+def _short_recipe(recipe: str | None) -> str | None:
+    """``digits:Digits`` of ``services.recipes.digits:Digits``: a row fits a terminal."""
+    return recipe and recipe.rpartition(".")[2]
 
 
 def _listed(client: Client, limit: int, **filters: str | None) -> Json:

@@ -268,6 +268,20 @@ class Predicted(Answer):
     generation: int | None = None
 
 
+class Delivery(Answer):
+    """One event for one of a run's webhooks, and what became of the message."""
+
+    delivery_id: str
+    webhook: int
+    host: str
+    event: str
+    outcome: str
+    at: datetime | None = None
+    status: int | None = None
+    num_tries: int | None = None
+    message: str = ""
+
+
 class Token(Answer):
     """A token of the service; `secret` only in the answer that made it."""
 

@@ -87,6 +87,7 @@ class AsyncClient(Connected):
     all_events = aplays(scripts.all_events)
     all_logs = aplays(scripts.all_logs)
     all_metrics = aplays(scripts.all_metrics)
+    all_deliveries = aplays(scripts.all_deliveries)
     follow_events = aplays(scripts.follow_events)
     follow_logs = aplays(scripts.follow_logs)
     follow_metrics = aplays(scripts.follow_metrics)
@@ -138,3 +139,15 @@ class AsyncClient(Connected):
         """Download averaged weights to `path`; see `Client.download`."""
         wanted, query = calls.file_of(run_id, name, file=file, at=at, generation=generation)
         return await fetch_file_async(self._transport, wanted, path, query=query, on_progress=on_progress)
+
+    async def download_raw(
+        self,
+        run_id: str,
+        path: str | Path,
+        *,
+        step: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Download a checkpoint's raw weights to `path`; see `Client.download_raw`."""
+        wanted = calls.raw_file_of(run_id, step=step)
+        return await fetch_file_async(self._transport, wanted, path, on_progress=on_progress)

@@ -18,6 +18,7 @@ from services.client.answers import (
     AddedAverage,
     Average,
     Checkpoint,
+    Delivery,
     Event,
     Generation,
     Landscape,
@@ -186,6 +187,11 @@ def metrics(run_id: str, *, after: str | None = None, limit: int | None = None) 
     return _get(f"{_run(run_id)}/metrics", Page[Metrics].model_validate, {"after": after, "limit": limit})
 
 
+def deliveries_page(run_id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[Delivery]]:
+    """One page of the messages to a run's webhooks, by webhook and event."""
+    return _get(f"{_run(run_id)}/deliveries", Page[Delivery].model_validate, {"after": after, "limit": limit})
+
+
 # -- what a run made ----------------------------------------------------------------------------------------------
 
 
@@ -298,6 +304,11 @@ def file_of(
     """Path and query of a file of an average."""
     query = {"generation": generation, "step": at} if isinstance(at, int) else {"generation": generation, "at": at}
     return f"{_average(run_id, name)}/{_part(file)}", query
+
+
+def raw_file_of(run_id: str, *, step: int | None) -> str:
+    """Path of the raw weights of a checkpoint."""
+    return f"{_run(run_id)}/checkpoints/{'latest' if step is None else step}/weights.safetensors"
 
 
 # -- tokens -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ A file arrives as ``PATH.part``. Beside it ``PATH.part.etag`` says which content
 download goes on with ``Range`` and ``If-Range``, and starts over when the content has been replaced. `PATH`
 appears by an atomic rename, after the sha256 of every byte has matched the service's ``Repr-Digest``. No more
 than one piece is in memory.
+
+A download begins at the store's own address, where the service names one: it is faster, and costs the service
+nothing (ADR 0034). Whatever goes wrong there, the service itself sends the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from services.client.calls import Call
+from services.client.errors import ApiError
 from services.client.exchange import RANGE_NOT_SATISFIABLE
 from services.client.retries import TROUBLE, Patience
 from wa_core.errors import CorruptError, InvalidInputError
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from services.client.calls import Query
+    from services.client.retries import Trouble
     from services.client.transport import AsyncTransport, Transport
 
 _LEAST_PATIENCE_S = 10.0
@@ -60,6 +65,8 @@ def fetch_file(
                 for piece in response.iter_raw():
                     take(piece)
         except TROUBLE as error:
+            if download.turns_to_service(error):
+                continue
             if download.size_bytes > size:
                 patience.renew()
             time.sleep(patience.wait_s_after(error))
@@ -87,6 +94,8 @@ async def fetch_file_async(
                     async for piece in response.aiter_raw():
                         take(piece)
         except TROUBLE as error:
+            if download.turns_to_service(error):
+                continue
             if download.size_bytes > size:
                 patience.renew()
             await asyncio.sleep(patience.wait_s_after(error))
@@ -126,6 +135,8 @@ class Download:
         self._on_progress = on_progress
         self._digest: str | None = None
         self._num_mismatches = 0
+        self._may_ask_store = True
+        self._asked_store = False
 
     @property
     def target(self) -> Path:
@@ -143,7 +154,16 @@ class Download:
         size, etag = self._part.size_bytes(), self._part.etag()
         if size and etag:
             headers |= {"Range": f"bytes={size}-", "If-Range": etag}
-        return Call("GET", self._url_path, lambda said: said, query=self._query, headers=headers)
+        # The store knows nothing of our ETags, so it cannot tell whether a part still belongs to what it has.
+        self._asked_store = self._may_ask_store and not size
+        query = {**self._query, "redirect": self._asked_store or None}
+        return Call("GET", self._url_path, lambda said: said, query=query, headers=headers)
+
+    def turns_to_service(self, error: Trouble) -> bool:
+        """Whether what has gone wrong may have been the store's own address; it is not asked again."""
+        self._may_ask_store = False
+        says_when = isinstance(error, ApiError) and error.retry_after_s is not None
+        return self._asked_store and not says_when
 
     @contextmanager
     def receiving(self, response: httpx2.Response) -> Iterator[Callable[[bytes], None]]:
@@ -155,10 +175,12 @@ class Download:
             self._digest = _unquoted(etag) if is_whole else None
             yield lambda _piece: None
             return
+        # Who sends elsewhere says what is there.
+        promise = response.history[0] if response.history else response
         if response.status_code != _PARTIAL:
-            self._part.begin(response.headers.get("ETag", ""))
+            self._part.begin(promise.headers.get("ETag", ""))
             size = 0
-        self._digest = _promised_sha256(response)
+        self._digest = _promised_sha256(promise)
         total = size + int(response.headers.get("Content-Length", 0))
         with self._part.appending() as file:
 
@@ -181,6 +203,7 @@ class Download:
             self._part.finish()
             return True
         self._part.discard()
+        self._may_ask_store = False
         self._num_mismatches += self._digest is not None
         if self._num_mismatches == _MAX_MISMATCHES:
             raise CorruptError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from services.client.errors import ApiError, ServiceUnreachableError
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from services.client.calls import Call
@@ -37,13 +39,21 @@ def client_settings(base_url: str, *, token: str | None, timeout_s: float) -> di
     """
     if not base_url.startswith(("http://", "https://")):
         raise InvalidInputError(f"the service's address is {base_url!r}; write http://HOST:PORT")
+    # A proxy meant for the web must not get between a user and a service on the same machine.
+    trust_env = urlsplit(base_url).hostname not in _THIS_MACHINE
     return {
         "base_url": base_url.rstrip("/"),
         "headers": {"User-Agent": "wa-client"} | ({"Authorization": f"Bearer {token}"} if token else {}),
         "timeout": httpx2.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
-        # A proxy meant for the web must not get between a user and a service on the same machine.
-        "trust_env": urlsplit(base_url).hostname not in _THIS_MACHINE,
+        "trust_env": trust_env,
+        "verify": _trusted(trust_env=trust_env),
     }
+
+
+@cache
+def _trusted(*, trust_env: bool) -> ssl.SSLContext:
+    """What TLS connections trust, shared by all clients: to read it takes longer than most requests."""
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 def request_settings(call: Call[Any], *, timeout_s: float) -> dict[str, Any]:

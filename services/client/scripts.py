@@ -14,7 +14,7 @@ from services.client import calls
 from services.client.calls import Call
 
 if TYPE_CHECKING:
-    from services.client.answers import Checkpoint, Event, Generation, LogLine, Metrics, Page, Run
+    from services.client.answers import Checkpoint, Delivery, Event, Generation, LogLine, Metrics, Page, Run
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -73,6 +73,11 @@ def all_metrics(run_id: str, *, after: str | None = None) -> Script[Metrics]:
 def all_checkpoints(run_id: str) -> Script[Checkpoint]:
     """All committed checkpoints in order; `is_abandoned` marks those that no average counts."""
     return _pages(lambda cursor: calls.checkpoints_page(run_id, after=cursor))
+
+
+def all_deliveries(run_id: str) -> Script[Delivery]:
+    """All messages to a run's webhooks: ``delivered``, ``given_up`` or ``pending``."""
+    return _pages(lambda cursor: calls.deliveries_page(run_id, after=cursor))
 
 
 def all_generations(run_id: str, name: str, *, every: bool = False) -> Script[Generation]:

@@ -93,6 +93,7 @@ class Client(Connected):
     all_events = plays(scripts.all_events)
     all_logs = plays(scripts.all_logs)
     all_metrics = plays(scripts.all_metrics)
+    all_deliveries = plays(scripts.all_deliveries)
     follow_events = plays(scripts.follow_events)
     follow_logs = plays(scripts.follow_logs)
     follow_metrics = plays(scripts.follow_metrics)
@@ -156,3 +157,26 @@ class Client(Connected):
         """
         wanted, query = calls.file_of(run_id, name, file=file, at=at, generation=generation)
         return fetch_file(self._transport, wanted, path, query=query, on_progress=on_progress)
+
+    def download_raw(
+        self,
+        run_id: str,
+        path: str | Path,
+        *,
+        step: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Download a checkpoint's raw weights, which averages are compared with, as `download` does.
+
+        Args:
+            run_id: the run.
+            path: the file to write.
+            step: the checkpoint's; None is the newest.
+            on_progress: told (bytes so far, bytes in all) after each piece.
+
+        Raises:
+            CorruptError: what arrived is not what the service promised, twice.
+            InvalidInputError: `path` cannot be written.
+        """
+        wanted = calls.raw_file_of(run_id, step=step)
+        return fetch_file(self._transport, wanted, path, on_progress=on_progress)

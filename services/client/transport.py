@@ -64,10 +64,13 @@ class Transport:
 
     @contextmanager
     def stream(self, call: Call[Any]) -> Iterator[httpx2.Response]:
-        """An answer whose body comes in pieces; 416 is the caller's to handle, other problems are raised."""
+        """An answer whose body comes in pieces, from wherever the service sends the caller to.
+
+        416 is the caller's to handle, other problems are raised. The token stays with the service.
+        """
         request = self._http.build_request(**request_settings(call, timeout_s=self._timeout_s))
         with unreachable_named(self.base_url):
-            response = self._http.send(request, stream=True)
+            response = self._http.send(request, stream=True, follow_redirects=True)
             try:
                 if response.is_error and response.status_code != RANGE_NOT_SATISFIABLE:
                     response.read()
@@ -104,10 +107,13 @@ class AsyncTransport:
 
     @asynccontextmanager
     async def stream(self, call: Call[Any]) -> AsyncIterator[httpx2.Response]:
-        """An answer whose body comes in pieces; 416 is the caller's to handle, other problems are raised."""
+        """An answer whose body comes in pieces, from wherever the service sends the caller to.
+
+        416 is the caller's to handle, other problems are raised. The token stays with the service.
+        """
         request = self._http.build_request(**request_settings(call, timeout_s=self._timeout_s))
         with unreachable_named(self.base_url):
-            response = await self._http.send(request, stream=True)
+            response = await self._http.send(request, stream=True, follow_redirects=True)
             try:
                 if response.is_error and response.status_code != RANGE_NOT_SATISFIABLE:
                     await response.aread()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from wa_core.catalog.averages import headline
+from wa_core.catalog.deliveries import average_event_id, log_event_id
 from wa_core.records import AttemptFailed, Failed, TrainingFinished, WebhookEvent
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def of_entry(spec: RunSpec, entry: Entry, *, public_url: str) -> Event | None:
     if isinstance(entry, TrainingFinished):
         data |= {"step": entry.step, "metrics": entry.metrics}
     body = _message(f"run.{entry.kind}", at, spec, data, url=f"{public_url}/v1/runs/{spec.run_id}")
-    return Event(f"log-{entry.seq:010d}", entry.kind, at, body)
+    return Event(log_event_id(entry.seq), entry.kind, at, body)
 
 
 def of_assessment(spec: RunSpec, record: AssessmentRecord, *, public_url: str) -> Event:
@@ -59,11 +60,6 @@ def of_assessment(spec: RunSpec, record: AssessmentRecord, *, public_url: str) -
     url = f"{public_url}/v1/runs/{spec.run_id}/averages/{record.name}?generation={record.generation}"
     body = _message("average.published", record.at, spec, data, url=url)
     return Event(average_event_id(record.name, record.generation), "published", record.at, body)
-
-
-def average_event_id(name: str, generation: int) -> str:
-    """The id of the event that this generation can be downloaded."""
-    return f"average-{name}-{generation:08d}"
 
 
 def _message(kind: str, at: datetime, spec: RunSpec, data: dict[str, Any], *, url: str) -> bytes:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from services.notifier.events import average_event_id, of_assessment, of_entry
+from services.notifier.events import of_assessment, of_entry
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.deliveries import list_deliveries
+from wa_core.catalog.deliveries import average_event_id, list_deliveries
 from wa_core.catalog.runs import RunLog, fetch_spec, requested_averages
 
 if TYPE_CHECKING:

@@ -216,6 +216,7 @@ class Notifier:
             outcome=outcome,
             status=answer.status,
             message=answer.message,
+            num_tries=message.num_tries,
         )
         commit_delivery(self._store, delivery, patience_s=_PATIENCE_S)
         self._tellers[message.run_id].pending.remove(message)

@@ -105,14 +105,16 @@ class Wa:
         """The same with more of an environment."""
         return replace(self, environment=self.environment | variables)
 
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+    def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run it to its end, with `stdin` piped in."""
         if self.nursery.can_run(self.environment):
-            return self.nursery.run(arguments, folder=self.folder, environment=self.environment)
+            environment = self.environment
+            return self.nursery.run(arguments, folder=self.folder, environment=environment, stdin=stdin)
         return subprocess.run(
             [sys.executable, "-m", "services.cli", *arguments],
             cwd=self.folder,
             env=self.environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,

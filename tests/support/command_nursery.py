@@ -52,17 +52,19 @@ class CommandNursery:
         return _without_ours(environment) == _without_ours(os.environ)
 
     def run(
-        self, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str]
+        self, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         assert self._forker.stdin is not None
         assert self._forker.stdout is not None
         with tempfile.TemporaryDirectory() as kept:
             outputs = [Path(kept, name) for name in ("stdout", "stderr")]
+            (given := Path(kept, "stdin")).write_text(stdin)
             wish = {
                 "argv": [_COMMAND, *arguments],
                 "folder": str(folder),
                 "environment": dict(environment),
+                "stdin": str(given),
                 "outputs": [str(path) for path in outputs],
             }
             self._forker.stdin.write(json.dumps(wish) + "\n")
@@ -103,7 +105,7 @@ def _import_everything() -> None:
 
 
 def _become(wish: dict[str, Any]) -> None:
-    for target, path in enumerate([os.devnull, *wish["outputs"]]):
+    for target, path in enumerate([wish["stdin"], *wish["outputs"]]):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), target)
     os.chdir(wish["folder"])
     os.environ.clear()

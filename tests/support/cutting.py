@@ -30,6 +30,7 @@ class CuttingServer(ThreadingHTTPServer):
         self.cut_at = cut_at
         self.is_lying = is_lying
         self.ranges: list[str | None] = []
+        self.tokens: list[str | None] = []
 
 
 class CuttingHandler(BaseHTTPRequestHandler):
@@ -44,6 +45,7 @@ class CuttingHandler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha256(body).hexdigest()}"'
         asked = self.headers["Range"]
         self.server.ranges.append(asked)
+        self.server.tokens.append(self.headers["Authorization"])
         start = int(asked[6:-1]) if asked and self.headers["If-Range"] == etag else 0
         rest = body[start:]
         self.send_response(206 if start else 200)

@@ -9,14 +9,14 @@ import re
 from typing import TYPE_CHECKING
 
 from wa_core import layout
-from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit
+from wa_core.catalog.commit import COMMIT_PATIENCE_S, commit, parse
 from wa_core.errors import ConflictError
-from wa_core.records import Marker
+from wa_core.records import Delivery, Marker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from wa_core.records import Delivery, RunSpec
+    from wa_core.records import RunSpec
     from wa_core.store.base import ObjectStore
 
 
@@ -39,11 +39,32 @@ def list_telling(store: ObjectStore) -> Iterator[str]:
     return (run_id for info in store.list(layout.TELLING) if (run_id := layout.run_id_of(info.key)))
 
 
+def log_event_id(seq: int) -> str:
+    """The id of the event that an entry of a run's log is."""
+    return f"log-{seq:010d}"
+
+
+def average_event_id(name: str, generation: int) -> str:
+    """The id of the event that a generation of an average can be downloaded."""
+    return f"average-{name}-{generation:08d}"
+
+
 def list_deliveries(store: ObjectStore, run_id: str) -> set[tuple[int, str]]:
     """(webhook, event id) of all that a run has told, or that was given up."""
     prefix = layout.deliveries_prefix(run_id)
     found = (re.fullmatch(r"(\d+)/(.+)\.json", info.key.removeprefix(prefix)) for info in store.list(prefix))
     return {(int(match[1]), match[2]) for match in found if match}
+
+
+def fetch_delivery(store: ObjectStore, run_id: str, *, webhook: int, event_id: str) -> Delivery:
+    """What became of one event.
+
+    Raises:
+        ObjectNotFoundError: nothing yet.
+        CorruptError: the record cannot be read.
+    """
+    key = layout.delivery(run_id, webhook=webhook, event_id=event_id)
+    return parse(Delivery.model_validate_json, store.get(key), key=key)
 
 
 def commit_delivery(store: ObjectStore, delivery: Delivery, *, patience_s: float = COMMIT_PATIENCE_S) -> bool:

@@ -51,6 +51,7 @@ class Delivery(Record):
     """What became of one event for one webhook, written once: after this nothing is sent any more (ADR 0022).
 
     `webhook` is the place in the submission's list, from 0. `status` is the receiver's last one, if it gave any.
+    `num_tries` are those of the notifier that wrote this down, as no other's are known; 0 is unknown.
     """
 
     format: Literal[1] = FORMAT
@@ -62,3 +63,4 @@ class Delivery(Record):
     outcome: Literal["delivered", "given_up"]
     status: int | None = None
     message: str = ""
+    num_tries: int = Field(default=0, ge=0)

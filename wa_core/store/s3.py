@@ -1,9 +1,10 @@
 """S3 and servers that speak it: the only import of boto3.
 
-Commits (`create`) go through a client that never retries: a retried create gets 412 from its own first try, and
-only `wa_core.catalog.commit` can tell that apart from a lost race. Everything else is idempotent and is retried
-here a few times. Files go out with a CRC that the server checks but without a signature over their bytes, which
-would read them once more before the first is sent: what commits a file holds its sha256, and is signed itself.
+Commits (`create`) are never retried: a retried create gets 412 from its own first try, and only
+`wa_core.catalog.commit` can tell that apart from a lost race. Everything else is idempotent and is retried here a
+few times. Small requests do without boto3's clients (`wa_core.store.s3_requests`); streams and files do not. Files
+go out with a CRC that the server checks but without a signature over their bytes, which would read them once more
+before the first is sent: what commits a file holds its sha256, and is signed itself.
 Every botocore error is translated in one place, `_translated`; no message holds a secret.
 """
 
@@ -31,7 +32,6 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
-from botocore.utils import parse_timestamp
 
 from wa_core.errors import (
     AlreadyExistsError,
@@ -45,6 +45,14 @@ from wa_core.errors import (
 )
 from wa_core.store.base import Body, ByteRange, ObjectInfo
 from wa_core.store.keys import check_key, roll_up
+from wa_core.store.s3_requests import (
+    CONNECT_TIMEOUT_S,
+    MAX_CONNECTIONS,
+    S3Requests,
+    code_of,
+    is_passing,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,17 +68,6 @@ _NUM_PARTS_UNDER_WAY = 2  # each of them is in memory
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
-_PASSING_CODES = {
-    "ConditionalRequestConflict",
-    "IncompleteBody",
-    "BadDigest",
-    "OperationAborted",
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "TooManyRequests",
-}
-_PASSING_STATUSES = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 class S3Store:
@@ -124,14 +121,15 @@ class S3Store:
         # One more than is being sent; ten, by default, would be read ahead of a slow line.
         self._transfer.max_in_memory_upload_chunks = _NUM_PARTS_UNDER_WAY + 1
         self._where = _without_user(endpoint_url) if endpoint_url else f"AWS {region}"
-        session = boto3.session.Session(
-            access_key, secret_key, region_name=region, botocore_session=_quick_session()
-        )
-        self._commits = _client(session, endpoint_url, tries=1, read_timeout_s=20)
+        signing = botocore.session.get_session()
+        session = boto3.session.Session(access_key, secret_key, region_name=region, botocore_session=signing)
         self._data = _client(session, endpoint_url, tries=3, read_timeout_s=60)
         self._files = _client(session, endpoint_url, tries=3, read_timeout_s=60, sign_body=False)
         is_same = public_endpoint_url in {None, endpoint_url}
         self._public = self._data if is_same else _client(session, public_endpoint_url, tries=1, read_timeout_s=20)
+        where = f"{self._data.meta.endpoint_url.rstrip('/')}/{bucket}"
+        self._commits = S3Requests(signing, where, region=region, tries=1, read_timeout_s=20)
+        self._small = S3Requests(signing, where, region=region, tries=3, read_timeout_s=60)
 
     def ensure_bucket(self) -> None:
         """Make the bucket unless it is there.
@@ -156,7 +154,11 @@ class S3Store:
             return b""
         wanted = byte_range or ByteRange(0)
         with self._translated(key):
-            body: bytes = self._open(key, wanted)["Body"].read()
+            headers = {} if wanted == ByteRange(0) else {"Range": _range_header(wanted)}
+            answer = self._small.send("GET", check_key(key), headers=headers)
+        if headers:
+            self._check_range(wanted, answer.headers.get("Content-Range", ""))
+        body: bytes = answer.content
         return body
 
     def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -175,8 +177,8 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         """Say an object's size and time."""
         with self._translated(key):
-            found = self._data.head_object(Bucket=self.bucket, Key=check_key(key))
-        return ObjectInfo(key, found["ContentLength"], found["LastModified"])
+            found = self._small.send("HEAD", check_key(key)).headers
+        return ObjectInfo(key, int(found["Content-Length"]), parsedate_to_datetime(found["Last-Modified"]))
 
     def put(self, key: str, body: Body) -> None:
         """Write an object, in parts when it is large."""
@@ -187,18 +189,18 @@ class S3Store:
             self._upload(key, io.BytesIO(data))
         else:
             with self._translated(key):
-                self._data.put_object(Bucket=self.bucket, Key=key, Body=data)
+                self._small.send("PUT", key, body=data)
 
     def create(self, key: str, body: bytes) -> None:
         """Write an object if its key is free: one conditional PUT, one try."""
         check_key(key)
         with self._translated(key):
             try:
-                self._commits.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
+                self._commits.send("PUT", key, headers={"If-None-Match": "*"}, body=body)
             except ClientError as error:
-                if _status(error) == HTTPStatus.PRECONDITION_FAILED:
+                if status_of(error) == HTTPStatus.PRECONDITION_FAILED:
                     raise AlreadyExistsError(f"{key} exists already") from None
-                if _status(error) == HTTPStatus.NOT_IMPLEMENTED:
+                if status_of(error) == HTTPStatus.NOT_IMPLEMENTED:
                     raise UnsafeStoreError(
                         f"the store at {self._where} does not implement conditional writes; commits need them"
                     ) from error
@@ -217,7 +219,7 @@ class S3Store:
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
         with self._translated(key):
-            self._data.delete_object(Bucket=self.bucket, Key=check_key(key))
+            self._small.send("DELETE", check_key(key))
 
     def presign(self, key: str, *, expires_s: int) -> str | None:
         """A URL at the public endpoint that reads the object for `expires_s` seconds."""
@@ -230,11 +232,13 @@ class S3Store:
         check_key(key)
         if wanted == ByteRange(0):
             return self._data.get_object(Bucket=self.bucket, Key=key)
-        header = f"bytes={wanted.start}-{'' if wanted.end is None else wanted.end - 1}"
-        opened = self._data.get_object(Bucket=self.bucket, Key=key, Range=header)
-        if not opened.get("ContentRange", "").startswith(f"bytes {wanted.start}-"):
-            raise ConfigurationError(f"the store at {self._where} ignores range reads, which this program needs")
+        opened = self._data.get_object(Bucket=self.bucket, Key=key, Range=_range_header(wanted))
+        self._check_range(wanted, opened.get("ContentRange", ""))
         return opened
+
+    def _check_range(self, wanted: ByteRange, given: str) -> None:
+        if not given.startswith(f"bytes {wanted.start}-"):
+            raise ConfigurationError(f"the store at {self._where} ignores range reads, which this program needs")
 
     def _chunks(self, key: str, opened: Any) -> Iterator[bytes]:  # noqa: ANN401  a botocore response
         left = opened["ContentLength"]
@@ -257,17 +261,14 @@ class S3Store:
             raise
 
     def _pages(self, prefix: str, start_after: str, delimiter: str | None) -> Iterator[ObjectInfo]:
-        asked: Any = {"Bucket": self.bucket, "Prefix": prefix}
+        asked = {"prefix": prefix} | ({"delimiter": delimiter} if delimiter == "/" else {})
         if wider := _wider_start(prefix, start_after):
-            asked["StartAfter"] = wider
-        if delimiter == "/":
-            asked["Delimiter"] = delimiter
-        for page in self._data.get_paginator("list_objects_v2").paginate(**asked):
-            for found in page.get("Contents", ()):
-                if not found["Key"].endswith("/"):  # a folder's own marker
-                    yield ObjectInfo(found["Key"], found["Size"], found["LastModified"])
-            for common in page.get("CommonPrefixes", ()):
-                yield ObjectInfo(common["Prefix"], 0)
+            asked["start-after"] = wider
+        for kind, told in self._small.listed(asked):
+            if kind == "CommonPrefixes":
+                yield ObjectInfo(told["Prefix"], 0)
+            elif not told["Key"].endswith("/"):  # a folder's own marker
+                yield ObjectInfo(told["Key"], int(told["Size"]), datetime.fromisoformat(told["LastModified"]))
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -289,7 +290,7 @@ class S3Store:
             ) from error
 
     def _from_answer(self, error: ClientError, key: str) -> WeightAveragingError:
-        status, code = _status(error), str(error.response.get("Error", {}).get("Code", ""))
+        status, code = status_of(error), code_of(error)
         said = f"the store at {self._where} answered {status} {code}"
         if code == "NoSuchBucket":
             return ConfigurationError(
@@ -304,8 +305,7 @@ class S3Store:
                 f"{said} for {key}; check WA_S3_ACCESS_KEY and WA_S3_SECRET_KEY, the key's rights and "
                 "this machine's clock"
             )
-        is_passing = status in _PASSING_STATUSES or code in _PASSING_CODES
-        if is_passing or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if is_passing(error):
             return StoreUnavailableError(f"{said} for {key}; it is overloaded or starting")
         return ConfigurationError(
             f"{said} for {key} ({error.operation_name}), which is not expected of an S3 store"
@@ -334,22 +334,6 @@ class _KeptOpen(io.RawIOBase):
         return self._file.tell()
 
 
-def _quick_session() -> botocore.session.Session:
-    """A session that reads times quickly: botocore's way of guessing their form is half the work of a listing."""
-    session = botocore.session.get_session()
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
-    return session
-
-
-def _moment(told: str) -> datetime:
-    """The time in an answer: as XML bodies write it, as headers do, or in some other way."""
-    try:
-        return parsedate_to_datetime(told) if "," in told else datetime.fromisoformat(told)
-    except (TypeError, ValueError):
-        moment: datetime = parse_timestamp(told)
-        return moment
-
-
 def _client(
     session: boto3.session.Session,
     endpoint_url: str | None,
@@ -363,9 +347,9 @@ def _client(
         signature_version="s3v4",
         s3=options,
         retries={"mode": "standard", "total_max_attempts": tries},
-        connect_timeout=5,
+        connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=read_timeout_s,
-        max_pool_connections=128,  # the API serves that many downloads at once, each on a connection of its own
+        max_pool_connections=MAX_CONNECTIONS,
         tcp_keepalive=True,
     )
     try:
@@ -391,8 +375,8 @@ def _wider_start(prefix: str, start_after: str) -> str:
     return folder + stem if stem else ""
 
 
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+def _range_header(wanted: ByteRange) -> str:
+    return f"bytes={wanted.start}-{'' if wanted.end is None else wanted.end - 1}"
 
 
 def _without_user(url: str) -> str:

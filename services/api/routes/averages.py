@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -12,11 +12,19 @@ from services.api.body import AverageAddition, read_addition
 from services.api.catalog import AverageSnapshot, Catalog
 from services.api.provenance import averaged_stem
 from services.api.resources import average_resource, prediction_resource
-from services.api.routes.dependencies import UNCHANGED, CatalogDep, RunDep, json_response, problems
+from services.api.routes.dependencies import (
+    FILE_ANSWERS,
+    UNCHANGED,
+    CatalogDep,
+    Redirect,
+    RunDep,
+    json_response,
+    problems,
+)
 from services.api.schemas import AddedAverage, AverageResource, Page
 from services.api.selection import Selection, best_generation, select, select_file
 from services.api.submission import check_addition
-from services.api.weights import redirect_response, weights_response
+from services.api.weights import download_response
 from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.history import lineage
 from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted
@@ -24,13 +32,6 @@ from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted
 router = APIRouter(prefix="/v1/runs/{run_id}/averages", tags=["averages"])
 
 _MAX_GENERATION = 99_999_999
-_FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "the file", "content": {"application/octet-stream": {}}},
-    206: {"description": "the range asked for", "content": {"application/octet-stream": {}}},
-    304: {"description": "the caller has it already"},
-    307: {"description": "the store's own address, when asked for with redirect"},
-    **problems(404, 409, 412, 416, 422),
-}
 
 
 async def selection(
@@ -137,21 +138,15 @@ class Download:
     request: Request
     catalog: CatalogDep
     chosen: SelectionDep
-    redirect: Annotated[bool, Query(description="go to the store itself, where it can be reached")] = False
+    redirect: Redirect = False
 
     def of(self, file: str) -> Response:
         """The answer with `file` in it, or with the way to it."""
         served, ref = select_file(self.catalog, self.run_id, self.name, self.chosen, file=file)
-        # Such an address is signed for one method, and it is not HEAD's.
-        if (
-            self.redirect
-            and self.request.method == "GET"
-            and (elsewhere := redirect_response(self.catalog.store, ref))
-        ):
-            return elsewhere
         stem = averaged_stem(self.run_id, self.name, served.generation)
         filename = f"{stem}.{file.rpartition('.')[2]}"
-        return weights_response(self.request, self.catalog.store, ref, filename=filename)
+        store = self.catalog.store
+        return download_response(self.request, store, ref, filename=filename, redirect=self.redirect)
 
 
 DownloadDep = Annotated[Download, Depends()]
@@ -159,7 +154,7 @@ DownloadDep = Annotated[Download, Depends()]
 
 # One route for each file and not a pattern: what can be downloaded is a short list, and it is in the description.
 @router.head("/{name}/weights.safetensors", include_in_schema=False)  # noqa: FAST003  Download takes it
-@router.get("/{name}/weights.safetensors", response_class=Response, responses=_FILE_ANSWERS)
+@router.get("/{name}/weights.safetensors", response_class=Response, responses=FILE_ANSWERS | problems(409))
 @scope(MODELS)
 def download_safetensors(download: DownloadDep) -> Response:
     """Download averaged weights as safetensors. Ranges, If-Range and digests work."""
@@ -167,7 +162,7 @@ def download_safetensors(download: DownloadDep) -> Response:
 
 
 @router.head("/{name}/weights.pt", include_in_schema=False)  # noqa: FAST003  Download takes it
-@router.get("/{name}/weights.pt", response_class=Response, responses=_FILE_ANSWERS)
+@router.get("/{name}/weights.pt", response_class=Response, responses=FILE_ANSWERS | problems(409))
 @scope(MODELS)
 def download_pickle(download: DownloadDep) -> Response:
     """Download averaged weights as a state dict for `torch.load(..., weights_only=True)`."""

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
@@ -47,6 +47,17 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
     content = {MEDIA_TYPE: {"schema": schema}}
     return {status: {"description": "problem", "content": content} for status in (401, *statuses, 429, 503)}
+
+
+FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the file", "content": {"application/octet-stream": {}}},
+    206: {"description": "the range asked for", "content": {"application/octet-stream": {}}},
+    304: {"description": "the caller has it already"},
+    307: {"description": "the store's own address, when asked for with redirect"},
+    **problems(404, 412, 416, 422),
+}
+
+Redirect = Annotated[bool, Query(description="go to the store itself, where it can be reached")]
 
 
 def etag_of(body: bytes) -> str:

@@ -386,7 +386,7 @@ def test_a_redirect_falls_back_to_serving(api: TestClient, url: str) -> None:
 
 
 def test_a_redirect_leads_to_the_store() -> None:
-    """With redirect the caller is sent to the store's own address, which nobody may cache."""
+    """With redirect the caller is sent to the store's own address, uncached, and told what is there."""
     store = AddressedStore()
     run = ApiRun(store).start()
     run.checkpoint(20)
@@ -398,6 +398,10 @@ def test_a_redirect_leads_to_the_store() -> None:
 
     assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(b"weights")))
     assert (answer.status_code, answer.headers["Cache-Control"]) == (307, "no-store")
+    assert (answer.headers["ETag"], answer.headers["Repr-Digest"]) == (
+        head.headers["ETag"],
+        head.headers["Repr-Digest"],
+    )
     assert answer.headers["Location"].startswith(f"https://store.example/runs/{run.run_id}/averages/swa/blobs/")
 
 

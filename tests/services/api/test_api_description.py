@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.api import examples, problems
-from services.api.body import AverageAddition, WantedRule
+from services.api.body import AverageAddition, PredictionRequest, WantedRule
 from services.api.problems import MEDIA_TYPE
 from services.api.schemas import (
     AddedAverage,
     AveragePreview,
     AverageResource,
     CheckpointResource,
+    Coefficients,
+    DeliveryResource,
     EventFeed,
     Feed,
     GenerationPage,
@@ -32,6 +34,7 @@ from services.api.schemas import (
     RunResource,
     TokenResource,
 )
+from services.runtime.prediction import PredictionAnswer
 from support.api import TOKEN, ApiRun, serving
 from wa_core.records import (
     LandscapeRequest,
@@ -73,6 +76,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "ask_for_landscape": LandscapeResource,
     "list_landscapes": Listing[LandscapeResource],
     "show_landscape": LandscapeResource,
+    "list_deliveries": Page[DeliveryResource],
+    "predict": PredictionAnswer,
+    "show_coefficients": Coefficients,
     "create_token": NewToken,
     "list_tokens": Listing[TokenResource],
 }
@@ -156,6 +162,7 @@ def test_examples_of_requests_are_taken(api: TestClient, store: MemoryStore) -> 
     assert WantedRule.model_validate(examples.REQUESTS["preview_average"])
     assert LandscapeRequest.model_validate(examples.REQUESTS["ask_for_landscape"])
     assert TokenRequest.model_validate(examples.REQUESTS["create_token"])
+    assert PredictionRequest.model_validate(examples.REQUESTS["predict"])
     assert entry_adapter.validate_python(examples.EVENT)
 
 

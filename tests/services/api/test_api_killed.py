@@ -23,23 +23,31 @@ if TYPE_CHECKING:
 NUM_KILLS = 100
 
 
-def listening(url: str) -> None:
+def listening(http: httpx2.Client) -> None:
     """Return once the API answers."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with suppress(httpx2.TransportError):
-            if httpx2.get(f"{url}/livez", timeout=5).status_code == 200:
+            if http.get("/livez").status_code == 200:
                 return
         time.sleep(0.005)
     raise AssertionError("the API did not start")
 
 
-def post(url: str, key: str) -> httpx2.Response | None:
+def post(http: httpx2.Client, key: str) -> httpx2.Response | None:
     """The answer to a submission under a key, or None if the connection was cut."""
     try:
-        return httpx2.post(f"{url}/v1/runs", json=submission(), headers={"Idempotency-Key": key}, timeout=10)
+        return http.post("/v1/runs", json=submission(), headers={"Idempotency-Key": key})
     except httpx2.TransportError:
         return None
+
+
+def submitted(answer: httpx2.Response | None) -> str:
+    """The id of the run that a submission made, or had made."""
+    assert answer is not None
+    assert answer.status_code == 202
+    run_id: str = answer.json()["run_id"]
+    return run_id
 
 
 def test_f13_a_killed_api_makes_each_run_once(tmp_path: Path) -> None:
@@ -48,29 +56,35 @@ def test_f13_a_killed_api_makes_each_run_once(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "bucket")
     found: list[str] = []
     num_cut = 0
-    with ApiNursery(tmp_path / "bucket", free_port()) as api:
+    anew = httpx2.Limits(max_keepalive_connections=0)  # a connection for each request
+    with (
+        ApiNursery(tmp_path / "bucket", free_port()) as api,
+        httpx2.Client(base_url=api.url, timeout=10, limits=anew, trust_env=False) as http,
+    ):
         api.start()
+        listening(http)
+        found += [submitted(post(http, "the first, which takes longest")), submitted(post(http, "the second"))]
+        began = time.monotonic()
+        found.append(submitted(post(http, "one that takes as long as most")))
+        takes_s = time.monotonic() - began
         for number in range(NUM_KILLS):
-            listening(api.url)
+            listening(http)
             answers: list[httpx2.Response | None] = []
             key = f"submission {number}"
-            sender = threading.Thread(target=lambda key=key, answers=answers: answers.append(post(api.url, key)))
+            sender = threading.Thread(target=lambda key=key, answers=answers: answers.append(post(http, key)))
             sender.start()
-            time.sleep(draw.uniform(0.0, 0.03))
+            time.sleep(draw.uniform(0.0, takes_s))
             api.kill()
             sender.join()
             num_cut += answers == [None]
             api.start()
-            listening(api.url)
-            again = post(api.url, key)
-            assert again is not None
-            assert again.status_code == 202
-            found.append(again.json()["run_id"])
+            listening(http)
+            found.append(submitted(post(http, key)))
             if answers[0] is not None:
-                assert answers[0].json()["run_id"] == found[-1]
+                assert submitted(answers[0]) == found[-1]
 
     assert sorted(found, reverse=True) == list_run_ids(store)
-    assert len(set(found)) == NUM_KILLS
+    assert len(set(found)) == len(found) == NUM_KILLS + 3
     assert {run_id for _, run_id in list_queue(store)} == set(list_active(store)) == set(found)
     for run_id in found:
         log = RunLog(store, run_id, clock=SystemClock())

@@ -83,16 +83,18 @@ def test_a_token_opens_what_its_scopes_say(guarded: TestClient) -> None:
 
 @pytest.mark.parametrize("scope", ["models:read", "runs:read"])
 def test_models_are_read_with_either_scope(guarded: TestClient, store: MemoryStore, scope: str) -> None:
-    """`models:read` downloads averages and sees nothing else of a run; `runs:read` downloads as ever."""
+    """`models:read` downloads averages and raw weights, and no more of a run; `runs:read` downloads as ever."""
     run = ApiRun(store).start()
     run.checkpoint(20)
     run.fold(body=b"weights")
     token = made(guarded, scopes=[scope])
 
     download = guarded.get(f"/v1/runs/{run.run_id}/averages/swa/weights.safetensors", headers=bearer(token))
+    raw = guarded.get(f"/v1/runs/{run.run_id}/checkpoints/latest/weights.safetensors", headers=bearer(token))
     shown = guarded.get(f"/v1/runs/{run.run_id}", headers=bearer(token))
 
     assert (download.status_code, download.content) == (200, b"weights")
+    assert (raw.status_code, raw.content) == (200, b"checkpoint 20")
     assert shown.status_code == (200 if scope == "runs:read" else 403)
 
 

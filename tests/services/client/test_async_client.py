@@ -98,6 +98,17 @@ def test_bytes_that_are_not_what_was_promised_are_refused(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_raw_weights_are_downloaded_alike(tmp_path: Path) -> None:
+    """A cut download of a checkpoint goes on, too."""
+
+    async def download(port: int) -> Path:
+        async with AsyncClient(f"http://127.0.0.1:{port}") as client:
+            return await client.download_raw("RUN", tmp_path / "out", step=20)
+
+    with cutting(WEIGHTS, cut_at=(5,)) as server:
+        assert asyncio.run(download(server.server_address[1])).read_bytes() == WEIGHTS
+
+
 async def _download(port: int, path: Path) -> None:
     async with AsyncClient(f"http://127.0.0.1:{port}") as client:
         await client.download("RUN", "swa", path)

@@ -41,6 +41,16 @@ def client(store: MemoryStore) -> Iterator[Client]:
         yield client
 
 
+class AddressedStore(MemoryStore):
+    """A store whose objects are all said to be at `address`."""
+
+    address = "http://127.0.0.1:9"  # where nothing listens
+
+    def presign(self, key: str, *, expires_s: int) -> str | None:
+        """An address."""
+        return f"{self.address}/{key}?expires={expires_s}"
+
+
 def published(store: MemoryStore, body: bytes = WEIGHTS) -> ApiRun:
     """A run with one published average."""
     run = ApiRun(store).start()
@@ -188,6 +198,32 @@ def test_a_download_arrives_whole(client: Client, store: MemoryStore, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["swa.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("there", "cut_at"), [(WEIGHTS, ()), (WEIGHTS, (1_000_000,)), (OTHER, ())], ids=["whole", "cut", "another"]
+)
+def test_a_download_begins_at_the_store(tmp_path: Path, there: bytes, cut_at: tuple[int, ...]) -> None:
+    """What the store has is read there, without the token; what breaks or is wrong comes from the service."""
+    store = AddressedStore()
+    run = published(store)
+    with cutting(there, cut_at=cut_at) as server, serving(store, token=TOKEN) as url:
+        store.address = f"http://127.0.0.1:{server.server_address[1]}"
+        with Client(url, token=TOKEN) as client:
+            client.download(run.run_id, "swa", tmp_path / "out")
+
+    assert (tmp_path / "out").read_bytes() == WEIGHTS
+    assert server.tokens == [None]
+
+
+def test_a_store_out_of_reach_is_read_through_the_service(tmp_path: Path) -> None:
+    """A store's address that leads nowhere from here costs a try, and nothing else."""
+    store = AddressedStore()
+    run = published(store)
+    with serving(store, token=TOKEN) as url, Client(url, token=TOKEN) as client:
+        client.download(run.run_id, "swa", tmp_path / "out")
+
+    assert (tmp_path / "out").read_bytes() == WEIGHTS
+
+
 def test_a_download_can_choose_its_generation(client: Client, store: MemoryStore, tmp_path: Path) -> None:
     """`at` picks the best, the latest, or the generation of a step."""
     run = published(store)
@@ -221,6 +257,19 @@ def test_a_cut_download_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == WEIGHTS
     assert ranges[0] is None
     assert ranges[-1] == f"bytes={sum(cuts)}-"
+
+
+def test_raw_weights_are_downloaded_alike(client: Client, store: MemoryStore, tmp_path: Path) -> None:
+    """The newest checkpoint, or that of a step; a cut download of one goes on."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    run.checkpoint(40)
+
+    assert client.download_raw(run.run_id, tmp_path / "raw").read_bytes() == b"checkpoint 40"
+    assert client.download_raw(run.run_id, tmp_path / "raw", step=20).read_bytes() == b"checkpoint 20"
+    with cutting(WEIGHTS, cut_at=(5,)) as server, client_of(server) as cut:
+        assert cut.download_raw("RUN", tmp_path / "cut").read_bytes() == WEIGHTS
+        assert server.ranges == [None, "bytes=5-"]
 
 
 def test_a_replaced_file_starts_over(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from support.faulty import FaultyStore
 from support.patience import eventually
 from support.receiver import KEY, SECRET, Receiver, receiving
 from wa_core import layout
-from wa_core.catalog.deliveries import list_deliveries, list_telling
+from wa_core.catalog.deliveries import fetch_delivery, list_deliveries, list_telling
 from wa_core.catalog.runs import add_average, submit
 from wa_core.clock import ManualClock, SystemClock
 from wa_core.errors import TransientError
@@ -172,6 +172,8 @@ def test_a_receiver_that_fails_is_tried_again_under_the_same_id(store: MemorySto
     assert len({each.body for each in receiver.received}) == 1
     assert [each.path for each in receiver.received] == ["/"] * 3
     assert list_deliveries(store, run.run_id) == {(0, "log-0000000002")}
+    written = fetch_delivery(store, run.run_id, webhook=0, event_id="log-0000000002")
+    assert (written.outcome, written.num_tries) == ("delivered", 3)
 
 
 def test_a_message_is_given_up_after_a_day(store: MemoryStore, receiver: Receiver) -> None:

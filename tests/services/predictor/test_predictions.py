@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +112,20 @@ def expected(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
     model.load_state_dict(weights)
     with torch.no_grad():
         return model(images).double().softmax(dim=1)
+
+
+def test_the_command_asks_too(api: httpx2.Client, run: PublishedRun, tmp_path: Path) -> None:
+    """`wa predict` prints what the average makes of each image in a file."""
+    (tmp_path / "images.json").write_text(json.dumps([BLANK, BLANK]))
+    command = [sys.executable, "-m", "services.cli", "predict", run.run_id, "swa", "images.json"]
+    environment = os.environ | {"WA_API_URL": str(api.base_url)}
+
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert [sorted(json.loads(line)) for line in done.stdout.splitlines()] == [["digit", "probabilities"]] * 2
 
 
 def test_digits_are_told_as_plain_torch_tells_them(

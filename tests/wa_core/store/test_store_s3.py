@@ -149,6 +149,16 @@ class TestS3Store(StoreContract):
 class TestAnswers:
     """How answers of a server that misbehaves are understood."""
 
+    @pytest.mark.parametrize(("status", "kind"), [(403, StoreAuthError), (404, ObjectNotFoundError)])
+    def test_a_refusal_in_a_foreign_form_is_understood(
+        self, scripted: Scripted, status: int, kind: type[Exception]
+    ) -> None:
+        """A proxy that refuses with a page of HTML is told by its status."""
+        scripted.answers = [(status, {}, b"<html><br></html>")]
+
+        with pytest.raises(kind):
+            scripted.store.get("k")
+
     def test_a_broken_download_is_unavailable(self, scripted: Scripted) -> None:
         """A body that ends before its promised length breaks the stream; the bytes so far were given out."""
         scripted.answers = [(200, {"Content-Length": "100"}, b"x" * 40)]
