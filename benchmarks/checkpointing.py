@@ -115,7 +115,6 @@ def markdown(data: dict[str, Any]) -> str:
         "slower steps",
         "copies",
         "times ours",
-        "done after",
         "pairs",
     ]
     return (
