@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api.answers.predictions import Predictor
 from services.api.app import create_app
-from services.api.predictions import Predictor
 from support.api import ApiRun, serving
 
 if TYPE_CHECKING:

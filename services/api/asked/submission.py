@@ -1,7 +1,7 @@
 """Checks a submission as a whole before a run exists, so that what is queued can start.
 
-The form of the body has been checked already (`services.api.body`); here it is held against what this service
-can do: its recipes and its rules.
+The form of the body has been checked already (`services.api.asked.body`); here it is held against what this
+service can do: its recipes and its rules.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.api.keys import check_key
+from services.api.asked.keys import check_key
 from services.api.problems import HttpProblem
 from services.recipes.registry import check_recipe
 from wa_core import layout
@@ -24,7 +24,7 @@ from wa_core.records import MAX_AVERAGES, RunSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from services.api.catalog import Catalog, RunSnapshot
+    from services.api.state.catalog import Catalog, RunSnapshot
     from wa_core.averaging.rules import AnyRule
     from wa_core.records import AverageRequest, RunRequest
     from wa_core.store.base import ObjectStore
