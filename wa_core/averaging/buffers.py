@@ -1,8 +1,8 @@
 """Memory that files are read into and written from.
 
-It knows the machine, not what the bytes are. The invariant: a buffer begins at a memory page, as a file's blocks
-do. Where `read` and `write` copy with `rep movsb` (processors of the Zen 3 kind), they take four times as long when
-the destination lies 1 to 31 bytes behind the source, modulo a page; what NumPy and `bytearray` get lies 16 or 32
+It knows the machine, not what the bytes are. The invariant: a buffer begins at a memory page, as blocks of files
+do. Where `read` and `write` copy with `rep movsb` (processors of the Zen 3 kind), they take four times as long if
+the destination lies 1 to 31 bytes behind the source, modulo a page. What NumPy and `bytearray` get lies 16 or 32
 bytes behind the beginning of one.
 """
 
