@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from wa_core.averaging.buffers import new_buffer
 from wa_core.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class FileStorage:
     def load(self, begin: int, size_bytes: int) -> Raw:
         """The bytes from `begin` on, in a buffer that the next `load` reuses."""
         if len(self._buffer) < size_bytes:
-            self._buffer = np.empty(size_bytes, np.uint8)
+            self._buffer = new_buffer(size_bytes)
         found, filled = self._buffer[:size_bytes], 0
         try:
             # The space was reserved, so the file never ends before.

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wa_core.averaging.buffers import new_buffer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -78,7 +80,7 @@ class Rounding:
 
     def __init__(self, *, max_elements: int) -> None:
         block = min(BLOCK, max_elements)
-        self._result = np.empty(max_elements * _WIDEST_NARROWED, np.uint8)
+        self._result = new_buffer(max_elements * _WIDEST_NARROWED)
         self._bits, self._spare = np.empty((2, block), np.uint32)
         self._is_middle = np.empty(block, np.bool_)
 

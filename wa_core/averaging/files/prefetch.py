@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
+from wa_core.averaging.buffers import new_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def prefetched(
     """
     stretches = iter(source.stretches(max(stretch_bytes, _FEWEST_BYTES)))
     size = max(stretch_bytes, _FEWEST_BYTES)
-    free = [np.empty(size, np.uint8) for _ in range(num_connections + _SPARE_BUFFERS)]
+    free = [new_buffer(size) for _ in range(num_connections + _SPARE_BUFFERS)]
     waiting: deque[Future[tuple[Stretch, Raw]]] = deque()
 
     def read(stretch: Stretch, buffer: Raw) -> tuple[Stretch, Raw]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from wa_core.averaging.buffers import new_buffer
 from wa_core.averaging.files.index import bad_index, parse_index
 from wa_core.averaging.files.parts import FilePart, ObjectPart, cut_off, read_header
 from wa_core.errors import CorruptError, StoreUnavailableError, WeightAveragingError
@@ -246,7 +247,7 @@ class FilesSource:
 
     def digests(self) -> dict[str, str]:
         """File name -> SHA-256 in hex; all data is read once more, recorded digests are checked."""
-        digests, buffer = self.start_digests(), memoryview(bytearray(_HASH_BYTES))
+        digests, buffer = self.start_digests(), new_buffer(_HASH_BYTES).data
         for stretch in self.stretches(_HASH_BYTES):
             block = buffer[: stretch.end - stretch.begin]
             self.read_stretch(stretch, block)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wa_core.averaging.buffers import new_buffer
 from wa_core.averaging.files.blocks import AccumulatorDtype, Raw, Rounding, WeightedSum, is_finite, widen
 from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import CorruptError, IncompatibleError
@@ -115,7 +116,7 @@ class _Worker:
 
     def __init__(self, merge: Merge) -> None:
         self._merge = merge
-        self._bytes = np.empty(merge.max_elements * _WIDEST_BYTES, np.uint8)
+        self._bytes = new_buffer(merge.max_elements * _WIDEST_BYTES)
         self._sum = WeightedSum(merge.coefficients, max_elements=merge.max_elements, accumulator=merge.accumulator)
         self._rounding = Rounding(max_elements=merge.max_elements)
 
