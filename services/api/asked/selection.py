@@ -71,6 +71,10 @@ def select_file(
         NotFoundError: no such run, average, generation, or kind of file.
     """
     _, served = select(catalog, run_id, name, selection)
+    if served is None and selection.is_newest:
+        # What was seen a moment ago may do for an answer, but not for a refusal.
+        averages = catalog.snapshot(run_id, anew=True).averages
+        served = next((average.served for average in averages if average.name == name), None)
     if served is None:
         raise _nothing_yet(catalog, run_id, name)
     ref = served.files.get(WEIGHTS_FILES[file])

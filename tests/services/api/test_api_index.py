@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
+from services.api.asked.selection import Selection, select_file
 from services.api.state.budget import Budget
 from services.api.state.catalog import Catalog
 from services.api.state.index import Query
@@ -175,6 +176,23 @@ def test_old_looks_are_not_believed() -> None:
 
     assert catalog.index.recent_page(Query(), before=None, limit=10) is None
     catalog.close()
+
+
+def test_weights_are_not_refused_for_what_was_seen_a_moment_ago() -> None:
+    """When there is no time to look, an answer may be a moment old, but a refusal looks anew."""
+    store, clock = MemoryStore(), ManualClock()
+    run = ApiRun(store).start()
+    catalog = quiet(store, clock)
+    catalog.snapshot(run.run_id)
+    run.checkpoint(20)
+    run.fold(body=b"weights")
+    while catalog.recent(run.run_id) is None:
+        pass  # until the time for looks is used up
+
+    served, _ = select_file(catalog, run.run_id, "swa", Selection(), file="weights.safetensors")
+
+    catalog.close()
+    assert served.generation == 1
 
 
 def test_a_damaged_run_does_not_hide_the_others(api: TestClient, store: MemoryStore) -> None:
