@@ -28,6 +28,8 @@ from collections import Counter
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from benchmarks import results, testbed
 from benchmarks.api_bucket import Bucket, fill, large_average
@@ -231,6 +233,7 @@ async def paced(work: Callable[[int], Awaitable[None]], *, num: int, per_s: floa
 async def measure_sse(bucket: Bucket, server: Server, *, seconds: float) -> dict[str, Any]:
     """Delays from the commit of an entry to its arrival, and what the clients add to the API's memory."""
     before = server.rss_bytes()
+    bucket.committed_at.clear()  # what other parts have committed is no news
     delays: list[float] = []
 
     async def follow(run_id: str) -> None:
@@ -257,12 +260,24 @@ async def measure_sse(bucket: Bucket, server: Server, *, seconds: float) -> dict
     }
 
 
+def wait_until_served(url: str) -> None:
+    """Wait until the API has seen that a file was published: it may have looked a moment before."""
+    while True:
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=10).close()  # noqa: S310  our own
+        except HTTPError:
+            time.sleep(0.5)
+        else:
+            return
+
+
 def measure_downloads(bucket: Bucket, server: Server, *, size_mb: float, rounds: int) -> dict[str, Any]:
     """Seconds of 50 downloads at once, straight and through the API, in turn."""
     run_id, key, size_bytes = large_average(bucket.store, size_bytes=round(size_mb * 1e6))
     straight = bucket.store.presign(key, expires_s=3600)
     file = f"{server.url}/v1/runs/{run_id}/averages/swa/weights.safetensors?at=latest"
     urls = {"straight": straight, "api": file, "redirected": f"{file}&redirect=1"}
+    wait_until_served(file)
     took: dict[str, list[float]] = {name: [] for name in urls}
     for number in range(rounds):
         for name in list(urls) if number % 2 else list(urls)[::-1]:
