@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
-import stamina
-
 from wa_core.errors import CorruptError, InvalidInputError, StoreUnavailableError
 from wa_core.header import LENGTH_BYTES, parse_header, parse_length
 
@@ -157,6 +155,8 @@ class ObjectPart:
         self._body = None
 
     def _fetch_into(self, begin: int, out: memoryview) -> int:
+        import stamina  # local files do without, and without the time that it takes to load
+
         filled = 0
         for attempt in stamina.retry_context(
             on=StoreUnavailableError, attempts=_TRIES, timeout=None, wait_initial=0.05, wait_max=2.0
