@@ -12,6 +12,8 @@ setup: $(STAMP)
 dev: $(DEV)
 
 # Bytecode is written for what is used, when it is used: to do so for all that is installed takes longest of all.
+# So it must be written, or each of the many processes would compile anew what it imports.
+export PYTHONDONTWRITEBYTECODE :=
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 TORCH := $(shell grep -i '^torch==' constraints.txt)
 
