@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wa_core.averaging.files.offline import average_files
+    from wa_core.averaging.files.offline import AverageReport, average_files
     from wa_core.averaging.rules import EmaRule, PowerEmaRule, SwaRule, parse_rule
     from wa_core.averaging.shadow import ShadowWeights
     from wa_core.averaging.windows import WindowRule
-    from wa_core.batchnorm import recalibrate
+    from wa_core.batchnorm import BatchNormReport, recalibrate
     from wa_core.optimizer import WeightAverage
     from wa_core.publisher import CheckpointPublisher, OwnRun, register_run, resume_run
     from wa_core.recipe import Recipe
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from wa_core.store.s3 import S3Store
 
 __all__ = [
+    "AverageReport",
+    "BatchNormReport",
     "CheckpointPublisher",
     "EmaRule",
     "LocalStore",
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AverageReport": "averaging.files.offline",
+    "BatchNormReport": "batchnorm",
     "CheckpointPublisher": "publisher",
     "EmaRule": "averaging.rules",
     "LocalStore": "store.local",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
+from services.api.access.connections import MAX_HEAD_BYTES, patient
+from services.api.access.guard import GuardLimits, Hosts
+from services.api.access.rates import REQUESTS, SUBMISSIONS, RateLimits
+from services.api.answers.predictions import Predictor
 from services.api.app import create_app
-from services.api.connections import MAX_HEAD_BYTES, patient
-from services.api.guard import GuardLimits, Hosts
-from services.api.predictions import Predictor
-from services.api.rates import REQUESTS, SUBMISSIONS, RateLimits
-from services.api.webhooks import WebhookPolicy
+from services.api.asked.webhooks import WebhookPolicy
 from services.runtime.lifecycle import Stop
 from services.runtime.process import run_process
 from services.runtime.stores import open_store

@@ -12,20 +12,20 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from services.api import problems
-from services.api.auth import Tokens, require_token
-from services.api.body import AverageAddition, PredictionRequest, WantedRule
-from services.api.catalog import Catalog
+from services.api.access.auth import Tokens, require_token
+from services.api.access.guard import Guard, GuardLimits
+from services.api.access.headers import SecurityHeaders
+from services.api.access.observation import ObservationMiddleware, RequestMetrics
+from services.api.access.rates import RateLimits
+from services.api.access.token_book import TokenBook
+from services.api.answers.history import History
+from services.api.answers.predictions import Predictor
+from services.api.answers.weights import MAX_DOWNLOADS
+from services.api.asked.body import AverageAddition, PredictionRequest, WantedRule
+from services.api.asked.webhooks import WebhookPolicy
 from services.api.dashboard import routes as pages
 from services.api.dashboard.static_files import PageFiles
 from services.api.description import complete
-from services.api.guard import Guard, GuardLimits
-from services.api.headers import SecurityHeaders
-from services.api.history import History
-from services.api.observation import ObservationMiddleware, RequestMetrics
-from services.api.patience import BriefStore
-from services.api.predictions import Predictor
-from services.api.rates import RateLimits
-from services.api.readiness import Readiness
 from services.api.routes import (
     averages,
     checkpoints,
@@ -42,10 +42,10 @@ from services.api.routes import (
     tokens,
 )
 from services.api.schemas import Problem
-from services.api.token_book import TokenBook
-from services.api.watching import Watches
-from services.api.webhooks import WebhookPolicy
-from services.api.weights import MAX_DOWNLOADS
+from services.api.state.catalog import Catalog
+from services.api.state.patience import BriefStore
+from services.api.state.readiness import Readiness
+from services.api.state.watching import Watches
 from services.runtime.lifecycle import Stop
 from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from services.api.request_id import current_request_id
+from services.api.access.request_id import current_request_id
 from wa_core import errors
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What the API answers, as pydantic models: the public shape of runs, averages, checkpoints and pages.
 
 These are the API's own; the records in the bucket may change behind them. They are built in
-`services.api.resources` and know no store.
+`services.api.answers.resources` and know no store.
 """
 
 from typing import Annotated, Any, Generic, Literal, TypeVar

@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics import MetricWrapperBase
 
-from services.api.observation import RequestMetrics
+from services.api.access.observation import RequestMetrics
 from services.averager import telemetry as averager
 from services.notifier import telemetry as notifier
 from services.predictor import telemetry as predictor

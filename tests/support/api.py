@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator, Mapping
 
-    from services.api.guard import GuardLimits
-    from services.api.predictions import Predictor
+    from services.api.access.guard import GuardLimits
+    from services.api.answers.predictions import Predictor
     from wa_core.store.base import ObjectStore
 
 DIGITS = "services.recipes.digits:Digits"

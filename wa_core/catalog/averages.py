@@ -40,7 +40,7 @@ class Generations:
         """Read one generation.
 
         Raises:
-            AverageNotFoundError: it does not exist.
+            AverageNotFoundError: it does not exist (`generation_not_found`).
             CorruptError: it cannot be read.
         """
         key = layout.generation(self.run_id, self.name, number)
@@ -48,7 +48,8 @@ class Generations:
             body = self._store.get(key)
         except ObjectNotFoundError:
             raise AverageNotFoundError(
-                f"average {self.name!r} of run {self.run_id} has no generation {number}"
+                f"average {self.name!r} of run {self.run_id} has no generation {number}",
+                code="generation_not_found",
             ) from None
         return parse(AverageManifest.model_validate_json, body, key=key)
 

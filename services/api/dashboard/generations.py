@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.api.history import MAX_PAGE
+from services.api.answers.history import MAX_PAGE
 from wa_core.records import HEADLINE_METRIC
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.api.catalog import Catalog
-    from services.api.history import History
+    from services.api.answers.history import History
     from services.api.schemas import GenerationResource
+    from services.api.state.catalog import Catalog
 
 
 def newest_generations(catalog: Catalog, history: History, run_id: str, name: str) -> list[GenerationResource]:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from services.api.answers.resources import average_resources, run_resource
 from services.api.dashboard.verdicts import Verdict, best_verdict
-from services.api.index import Query
-from services.api.resources import average_resources, run_resource
+from services.api.state.index import Query
 from wa_core.records import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from services.api.catalog import Catalog, RunSnapshot
-    from services.api.index import Row as IndexRow
     from services.api.schemas import RunResource
+    from services.api.state.catalog import Catalog, RunSnapshot
+    from services.api.state.index import Row as IndexRow
 
 PAGE_SIZE = 25
 MAX_TEXT = 200

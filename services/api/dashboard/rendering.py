@@ -1,7 +1,7 @@
 """Fills templates and answers with them.
 
 Everything is escaped, and a forgotten value is an error. Templates hold no script and no style of their own, since
-the answer's headers (`services.api.headers`) let the browser load nothing but this service's files.
+the answer's headers (`services.api.access.headers`) let the browser load nothing but this service's files.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from services.api.auth import is_signed_in, public
+from services.api.access.auth import is_signed_in, public
+from services.api.answers.history import History
 from services.api.dashboard.listing import MAX_TEXT, Filters, rows
 from services.api.dashboard.refusals import PageRoute, sign_in_page
 from services.api.dashboard.rendering import digest, is_part_wanted, page
 from services.api.dashboard.run_page import run_page
-from services.api.history import History
 from services.api.routes.dependencies import CatalogDep
 from services.api.routes.insight import history_of
 from wa_core import layout

@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from services.api.answers.resources import average_resources, checkpoint_resources, run_resource
 from services.api.dashboard.bars import DistanceBar, DriftBar, distance_bars, drift_bars
 from services.api.dashboard.charts import chart_data
 from services.api.dashboard.generations import metric_names, newest_generations
 from services.api.dashboard.rendering import digest
 from services.api.dashboard.timeline import Tick, timeline
 from services.api.dashboard.verdicts import Verdict, verdict_of
-from services.api.resources import average_resources, checkpoint_resources, run_resource
 from wa_core.errors import AverageNotFoundError
 from wa_core.records import AveragingState, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.api.catalog import Catalog
-    from services.api.history import History
+    from services.api.answers.history import History
     from services.api.schemas import AverageResource, GenerationResource, RunResource
+    from services.api.state.catalog import Catalog
     from wa_core.records import Entry
 
 MAX_EVENTS = 200

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from services.api.auth import MODELS, scope
-from services.api.body import AverageAddition, read_addition
-from services.api.catalog import AverageSnapshot, Catalog
-from services.api.provenance import averaged_stem
-from services.api.resources import average_resource, prediction_resource
+from services.api.access.auth import MODELS, scope
+from services.api.answers.provenance import averaged_stem
+from services.api.answers.resources import average_resource, prediction_resource
+from services.api.answers.weights import download_response
+from services.api.asked.body import AverageAddition, read_addition
+from services.api.asked.selection import Selection, best_generation, select, select_file
+from services.api.asked.submission import check_addition
 from services.api.routes.dependencies import (
     FILE_ANSWERS,
     UNCHANGED,
@@ -22,9 +24,7 @@ from services.api.routes.dependencies import (
     problems,
 )
 from services.api.schemas import AddedAverage, AverageResource, Page
-from services.api.selection import Selection, best_generation, select, select_file
-from services.api.submission import check_addition
-from services.api.weights import download_response
+from services.api.state.catalog import AverageSnapshot, Catalog
 from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.history import lineage
 from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from services.api.auth import MODELS, scope
-from services.api.catalog import Catalog
+from services.api.access.auth import MODELS, scope
+from services.api.answers.weights import download_response
 from services.api.routes.dependencies import FILE_ANSWERS, CatalogDep, Redirect
-from services.api.weights import download_response
+from services.api.state.catalog import Catalog
 from wa_core import layout
 from wa_core.catalog.history import lineage
 from wa_core.errors import NotFoundError

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from services.api.deliveries import delivery_page
+from services.api.answers.deliveries import delivery_page
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import DeliveryResource, Page
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from services.api.catalog import Catalog, PageKey
-from services.api.feeds import LineFeed, Position, log_feed, metric_feed
+from services.api.answers.feeds import LineFeed, Position, log_feed, metric_feed
+from services.api.answers.streams import EVENT_STREAM, line_events, log_events, stream_response, wants_stream
 from services.api.problems import HttpProblem
 from services.api.routes.dependencies import (
     UNCHANGED,
@@ -20,7 +20,7 @@ from services.api.routes.dependencies import (
     problems,
 )
 from services.api.schemas import EventFeed, Feed, LogLine
-from services.api.streams import EVENT_STREAM, line_events, log_events, stream_response, wants_stream
+from services.api.state.catalog import Catalog, PageKey
 from wa_core.records import Entry
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["feeds"])

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import StreamingResponse
 
-from services.api import model_card
-from services.api.auth import MODELS, scope
-from services.api.provenance import PublishedAverage, statement
+from services.api.access.auth import MODELS, scope
+from services.api.answers import model_card
+from services.api.answers.provenance import PublishedAverage, statement
+from services.api.answers.weights import sent_in_threads
+from services.api.answers.zipped import zip_stream
+from services.api.asked.selection import select_file
 from services.api.routes.averages import SelectionDep
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.routes.service import VERSION
 from services.api.schemas import Coefficients
-from services.api.selection import select_file
-from services.api.weights import sent_in_threads
-from services.api.zipped import zip_stream
 from wa_core import layout
 
 router = APIRouter(prefix="/v1/runs/{run_id}/averages/{name}", tags=["formats"])

@@ -4,13 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.api.auth import READ, scope
-from services.api.body import WantedRule, read_wanted_rule
-from services.api.history import MAX_PAGE, History
-from services.api.resources import preview_resource
+from services.api.access.auth import READ, scope
+from services.api.answers.history import MAX_PAGE, History
+from services.api.answers.resources import preview_resource
+from services.api.asked.body import WantedRule, read_wanted_rule
+from services.api.asked.submission import check_rule
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import AveragePreview, GenerationPage
-from services.api.submission import check_rule
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["insight"])
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from services.api.body import read_landscape_request
-from services.api.landscapes import MAX_LISTED, check_possible, landscape_resource
+from services.api.answers.landscapes import MAX_LISTED, check_possible, landscape_resource
+from services.api.asked.body import read_landscape_request
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import LandscapeResource, Listing
 from wa_core.catalog.landscapes import Landscape, Landscapes

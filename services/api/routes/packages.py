@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from services.api.auth import CODE, scope
-from services.api.body import read_package
+from services.api.access.auth import CODE, scope
+from services.api.asked.body import read_package
 from services.api.problems import HttpProblem
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import PackageResource

@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from services.api.auth import MODELS, scope
-from services.api.body import PredictionRequest, read_prediction
-from services.api.predictions import Predictor  # noqa: TC001  as all that routes name
+from services.api.access.auth import MODELS, scope
+from services.api.answers.predictions import Predictor  # noqa: TC001  as all that routes name
+from services.api.asked.body import PredictionRequest, read_prediction
+from services.api.asked.selection import select_file
 from services.api.problems import HttpProblem
 from services.api.routes.averages import SelectionDep
 from services.api.routes.dependencies import CatalogDep, problems
-from services.api.selection import select_file
 from services.runtime.prediction import PredictionAnswer, PredictionJob
 from wa_core.records import NO_RECIPE
 

@@ -8,22 +8,22 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi import Query as Param
 from starlette.concurrency import run_in_threadpool
 
-from services.api import wishes
-from services.api.auth import CODE, owner_of, require_scope
-from services.api.body import read_resumption, read_run_request
-from services.api.filters import RUN_ID, run_query
-from services.api.index import Query, Row
-from services.api.keys import MAX_KEY_CHARS
-from services.api.observation import traceparent_of
-from services.api.quota import check_quota
-from services.api.ranges import etag_matches
-from services.api.rates import limit_submissions
-from services.api.resources import checkpoint_resources, run_resource
+from services.api.access.auth import CODE, owner_of, require_scope
+from services.api.access.observation import traceparent_of
+from services.api.access.rates import limit_submissions
+from services.api.answers.ranges import etag_matches
+from services.api.answers.resources import checkpoint_resources, run_resource
+from services.api.asked import wishes
+from services.api.asked.body import read_resumption, read_run_request
+from services.api.asked.filters import RUN_ID, run_query
+from services.api.asked.keys import MAX_KEY_CHARS
+from services.api.asked.quota import check_quota
+from services.api.asked.submission import check_submission, submitted_run
+from services.api.asked.webhooks import check_webhooks
 from services.api.routes.dependencies import UNCHANGED, CatalogDep, entries_of, json_response, problems
 from services.api.schemas import CheckpointResource, Page, RunResource
-from services.api.submission import check_submission, submitted_run
-from services.api.watching import POLL_S
-from services.api.webhooks import check_webhooks
+from services.api.state.index import Query, Row
+from services.api.state.watching import POLL_S
 from wa_core.records import Resumption, RunRequest
 
 router = APIRouter(prefix="/v1", tags=["runs"])

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from services.api.auth import public
+from services.api.access.auth import public
 from wa_core.records import FORMAT
 
 router = APIRouter(tags=["service"])

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from services.api.auth import count_request, find_caller, public
-from services.api.body import read_form
+from services.api.access.auth import count_request, find_caller, public
+from services.api.access.session import begin_session, check_same_origin, end_session
+from services.api.asked.body import read_form
 from services.api.dashboard.refusals import PageRoute
 from services.api.problems import HttpProblem
-from services.api.session import begin_session, check_same_origin, end_session
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

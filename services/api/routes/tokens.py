@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from services.api.auth import ADMIN, scope
-from services.api.body import read_token_request
+from services.api.access.auth import ADMIN, scope
+from services.api.asked.body import read_token_request
 from services.api.problems import HttpProblem
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import Listing, NewToken, TokenResource

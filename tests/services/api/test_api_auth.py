@@ -8,8 +8,8 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from starlette.routing import Mount
 
+from services.api.access.auth import scope_of
 from services.api.app import create_app
-from services.api.auth import scope_of
 from support.api import TOKEN
 from wa_core.store.memory import MemoryStore
 

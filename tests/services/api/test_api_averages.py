@@ -147,7 +147,7 @@ def test_a_generation_can_be_chosen(api: TestClient, run: ApiRun) -> None:
     assert body("") == body("at=latest") == body("generation=2") == body("step=60") == b"worse"
     assert body("at=best") == body("generation=1") == body("step=40") == WEIGHTS
     assert api.get(f"{base}?at=best").json()["generation"] == 1
-    assert api.get(f"{base}?generation=9").json()["code"] == "average_not_found"
+    assert api.get(f"{base}?generation=9").json()["code"] == "generation_not_found"
     assert api.get(f"{base}?step=50").json()["code"] == "generation_not_found"
 
 

@@ -157,6 +157,30 @@ def test_names_with_odd_characters(api: TestClient, name: str) -> None:
         assert status == 422
 
 
+@pytest.mark.parametrize("value", ["a\nb", "\x1b[31m", "a\u202eb", "a\x00b"])
+def test_labels_with_odd_characters(api: TestClient, value: str) -> None:
+    """Bad input 18: the text of a label is held to it too, and the answer names the label."""
+    status, problem = post(api, submission(labels={"team": value}))
+
+    assert (status, problem["code"]) == (422, "invalid_request")
+    assert problem["errors"][0]["pointer"] == "labels.team"
+
+
+def test_a_label_may_be_any_readable_text(api: TestClient) -> None:
+    """Spaces, accents and other scripts are taken as they are."""
+    answer = api.post("/v1/runs", json=submission(labels={"team": "équipe 視覚 / B"}))
+
+    assert (answer.status_code, answer.json()["labels"]) == (202, {"team": "équipe 視覚 / B"})
+
+
+def test_a_recipe_that_is_no_path_lists_the_known(api: TestClient) -> None:
+    """Bad input 19: a short name answers 422 with the recipes that there are."""
+    status, problem = post(api, submission(recipe="digit"))
+
+    assert (status, problem["code"]) == (422, "invalid_request")
+    assert DIGITS in problem["errors"][0]["message"]
+
+
 def test_an_unknown_recipe_lists_the_known(api: TestClient) -> None:
     """Bad input 19: an unknown recipe answers 422 with the recipes that there are."""
     status, problem = post(api, submission(recipe="services.recipes.digits:Digit"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from services.api import examples, problems
-from services.api.body import AverageAddition, PredictionRequest, WantedRule
+from services.api.asked.body import AverageAddition, PredictionRequest, WantedRule
 from services.api.problems import MEDIA_TYPE
 from services.api.schemas import (
     AddedAverage,

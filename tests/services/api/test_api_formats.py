@@ -80,8 +80,8 @@ def test_the_card_does_not_hide_a_loss_or_that_nothing_was_measured(api: TestCli
 
 def test_what_a_user_wrote_stays_code(api: TestClient, store: MemoryStore) -> None:
     """Names of metrics and values of a config cannot make headings, links, cells or ends of a block."""
-    from services.api.model_card import _code, _evaluation
-    from services.api.provenance import PublishedAverage
+    from services.api.answers.model_card import _code, _evaluation
+    from services.api.answers.provenance import PublishedAverage
     from wa_core.catalog.averages import Generations
     from wa_core.catalog.runs import fetch_spec
 

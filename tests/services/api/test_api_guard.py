@@ -14,8 +14,8 @@ import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.api.connections import MAX_HEAD_BYTES, patient
-from services.api.guard import GuardLimits
+from services.api.access.connections import MAX_HEAD_BYTES, patient
+from services.api.access.guard import GuardLimits
 from support.api import TOKEN, ApiRun, serving
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def test_an_answer_that_never_begins_is_given_up() -> None:
     from fastapi.testclient import TestClient
     from starlette.responses import JSONResponse
 
-    from services.api.guard import Guard
+    from services.api.access.guard import Guard
 
     app = FastAPI()
 

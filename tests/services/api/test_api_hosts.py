@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api.access.guard import GuardLimits, Hosts
 from services.api.app import create_app
-from services.api.guard import GuardLimits, Hosts
 from wa_core.store.memory import MemoryStore
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  compared with, not bound to

@@ -11,10 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
-from services.api.budget import Budget
-from services.api.catalog import Catalog
-from services.api.index import Query
-from services.api.watching import Watches
+from services.api.state.budget import Budget
+from services.api.state.catalog import Catalog
+from services.api.state.index import Query
+from services.api.state.watching import Watches
 from support.api import ApiRun, submission
 from wa_core import layout
 from wa_core.clock import ManualClock, SystemClock

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api.answers.history import History
 from services.api.app import create_app
-from services.api.catalog import Catalog
-from services.api.history import History
+from services.api.state.catalog import Catalog
 from support.api import ApiRun
 from support.averaging import WatchedStore
 from wa_core import layout

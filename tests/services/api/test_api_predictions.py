@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api.answers.predictions import Predictor
 from services.api.app import create_app
-from services.api.predictions import Predictor
 from support.api import ApiRun, serving
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def test_what_there_is_not_cannot_be_asked(api: TestClient, store: MemoryStore, 
     urls = {
         "/v1/runs/01J0000000000000000000000A/averages/swa:predict": (404, "run_not_found"),
         url.replace("swa:", "ema:"): (404, "average_not_found"),
-        f"{url}?generation=9": (404, "average_not_found"),
+        f"{url}?generation=9": (404, "generation_not_found"),
         f"{url}?step=30": (404, "generation_not_found"),
         f"/v1/runs/{waiting.run_id}/averages/swa:predict": (409, "no_average_yet"),
     }

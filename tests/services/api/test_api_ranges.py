@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.api.ranges import (
+from services.api.answers.ranges import (
     Span,
     UnsatisfiableRangeError,
     etag_matches,

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api.access.rates import REQUESTS, SUBMISSIONS, RateLimits
 from services.api.app import create_app
-from services.api.rates import REQUESTS, SUBMISSIONS, RateLimits
 from support.api import TOKEN, submission
 from wa_core.errors import ConfigurationError
 

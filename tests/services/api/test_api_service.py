@@ -9,8 +9,8 @@ import structlog
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
-from services.api.patience import BriefStore, StoreAwayError
-from services.api.readiness import Readiness
+from services.api.state.patience import BriefStore, StoreAwayError
+from services.api.state.readiness import Readiness
 from support.api import ApiRun, submission
 from support.faulty import Fault, FaultyStore
 from wa_core.catalog.runs import list_run_ids

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api.access.token_book import RECHECK_S
 from services.api.app import create_app
-from services.api.token_book import RECHECK_S
 from support.api import TOKEN, ApiRun, submission
 from wa_core.clock import ManualClock
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.api.resources import average_resource
+from services.api.answers.resources import average_resource
 from support.api import submission
 from wa_core.records import AverageManifest, AverageRequest, CheckpointCommitted
 

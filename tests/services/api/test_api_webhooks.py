@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from services.api.webhooks import WebhookPolicy
+from services.api.asked.webhooks import WebhookPolicy
 from support.api import submission
 from wa_core.catalog.deliveries import list_telling
 from wa_core.catalog.runs import fetch_spec, list_run_ids

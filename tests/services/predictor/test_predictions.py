@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from services.api.predictions import Predictor
+from services.api.answers.predictions import Predictor
 from services.recipes.char_lm import CharLm
 from services.recipes.loader import load_recipe
 from support.api import serving

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from services.api import wishes
+from services.api.asked import wishes
 from services.trainer.budget import MAX_LOST
 from services.trainer.held import Graces
 from services.trainer.runner import Runner, RunnerConfig

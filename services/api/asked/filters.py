@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import Query as Param
 from pydantic import StringConstraints
 
-from services.api.index import Query
 from services.api.problems import HttpProblem
+from services.api.state.index import Query
 from wa_core.records import RunState
 
 RUN_ID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"

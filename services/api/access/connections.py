@@ -2,7 +2,7 @@
 
 Its own timer runs only between an answer and the next byte. Here a request's head must be whole within a time and
 a size, counted from the connection's beginning or the answer before it, however slowly it drips; and whoever asks
-must take some of the answer now and then. Bodies are `services.api.guard`'s to limit.
+must take some of the answer now and then. Bodies are `services.api.access.guard`'s to limit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checks a submission as a whole before a run exists, so that what is queued can start.
 
-The form of the body has been checked already (`services.api.body`); here it is held against what this service
-can do: its recipes and its rules.
+The form of the body has been checked already (`services.api.asked.body`); here it is held against what this
+service can do: its recipes and its rules.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.api.keys import check_key
+from services.api.asked.keys import check_key
 from services.api.problems import HttpProblem
 from services.recipes.registry import check_recipe
 from wa_core import layout
@@ -22,9 +22,9 @@ from wa_core.packages import find_recipe
 from wa_core.records import MAX_AVERAGES, RunSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from services.api.catalog import Catalog, RunSnapshot
+    from services.api.state.catalog import Catalog, RunSnapshot
     from wa_core.averaging.rules import AnyRule
     from wa_core.records import AverageRequest, RunRequest
     from wa_core.store.base import ObjectStore
@@ -40,8 +40,11 @@ def check_submission(request: RunRequest, store: ObjectStore) -> None:
 
     Raises:
         HttpProblem: 422 ``package_not_found``, ``recipe_not_allowed``, ``unknown_recipe``, ``invalid_config`` or
-            ``invalid_rule``.
+            ``invalid_rule``; ``invalid_request`` for a label that could fool a terminal or a reader.
     """
+    if faults := _label_faults(request.labels):
+        detail = "; ".join(f"{pointer}: {message}" for pointer, message in faults[:5])
+        raise HttpProblem(detail, status=422, code="invalid_request", faults=faults)
     try:
         if request.package is None:
             check_recipe(request.recipe, request.config)
@@ -112,6 +115,15 @@ def check_addition(average: AverageRequest, *, existing: Sequence[AverageRequest
             code="too_many_averages",
         )
     return rule
+
+
+def _label_faults(labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    # Here and not in the record: a bucket may hold labels that were taken before.
+    return [
+        (f"labels.{key}", f"{value[:100]!r} has control or invisible characters; write plain text")
+        for key, value in labels.items()
+        if not value.isprintable()
+    ]
 
 
 def _rule_faults(averages: list[AverageRequest]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from services.api.provenance import PublishedAverage
+    from services.api.answers.provenance import PublishedAverage
     from wa_core.records import Comparison
 
 _VERDICTS = {"averaged": "averaged wins", "raw": "raw wins", "tie": "tie: the interval has 0 in it"}

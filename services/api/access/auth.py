@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from services.api.access.rates import REQUESTS
+from services.api.access.session import check_same_origin, token_in_cookie
 from services.api.problems import HttpProblem
-from services.api.rates import REQUESTS
-from services.api.session import check_same_origin, token_in_cookie
 from wa_core.records import DEFAULT_OWNER
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,7 +54,7 @@ class Tokens:
     """What callers may send: `full` opens everything, `write` all but code and tokens, `read` only looks.
 
     Those in `named` (owner -> token) open everything as well, and say whose the runs are that are submitted. With
-    none of them, everybody is let in. Further tokens are in the bucket (`services.api.token_book`).
+    none of them, everybody is let in. Further tokens are in the bucket (`services.api.access.token_book`).
     """
 
     full: str | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from services.api.resources import evaluation_set
+from services.api.answers.resources import evaluation_set
 from services.api.schemas import EvaluationSet, GenerationPage, GenerationResource
 from wa_core.catalog.averages import Generations
 from wa_core.records import CheckpointCommitted
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from services.api.catalog import Catalog
+    from services.api.state.catalog import Catalog
     from wa_core.records import AssessmentRecord, AverageManifest, BatchNormSummary
 
 MAX_PAGE = 500

@@ -19,8 +19,8 @@ from prometheus_client.process_collector import ProcessCollector
 from starlette.requests import ClientDisconnect
 from structlog.contextvars import bound_contextvars
 
+from services.api.access.request_id import HEADER, request_id_of
 from services.api.problems import problem_response, unforeseen
-from services.api.request_id import HEADER, request_id_of
 from services.runtime import tracing
 from services.runtime.metrics import StoreMetrics, tell_build
 from wa_core import layout

@@ -9,7 +9,7 @@ from wa_core.errors import ConflictError, NoAverageYetError
 from wa_core.records import NO_RECIPE
 
 if TYPE_CHECKING:
-    from services.api.catalog import Catalog
+    from services.api.state.catalog import Catalog
     from wa_core.catalog.landscapes import Landscape
     from wa_core.records import LandscapeResult
 

@@ -16,7 +16,7 @@ from wa_core.catalog.runs import requested_averages
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.api.catalog import Catalog
+    from services.api.state.catalog import Catalog
     from wa_core.records import Entry, RunSpec
 
 

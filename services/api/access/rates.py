@@ -13,7 +13,7 @@ from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from services.api.headers import ADDED
+from services.api.access.headers import ADDED
 from services.api.problems import HttpProblem
 from wa_core.errors import ConfigurationError
 

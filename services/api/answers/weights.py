@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from services.api.problems import HttpProblem
-from services.api.ranges import (
+from services.api.answers.ranges import (
     Span,
     UnsatisfiableRangeError,
     etag_matches,
     range_still_applies,
     requested_span,
 )
+from services.api.problems import HttpProblem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

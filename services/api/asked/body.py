@@ -306,7 +306,7 @@ def _fault(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
 
 def _form_of(pointer: str) -> str:
     if pointer == "recipe":
-        return f"write package.module:ClassName, such as {recipe_names()[0]}"
+        return f"write package.module:ClassName; the recipes here are: {', '.join(recipe_names())}"
     if pointer == "package":
         return "write sha256: and 64 hexadecimal digits"
     return "write at most 63 lower-case letters, digits and hyphens, the first no hyphen"

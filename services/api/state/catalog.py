@@ -2,7 +2,7 @@
 
 Everything here can be thrown away at any moment: logs grow by appending, specs and generations never change, so
 a cache only ever lags. Every look at a run asks the bucket what is new, until looks take up too much of the time:
-then what was seen a moment ago must do (`services.api.budget`). An API replica holds no state.
+then what was seen a moment ago must do (`services.api.state.budget`). An API replica holds no state.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 from pydantic import ValidationError
 
-from services.api.budget import Budget
-from services.api.index import MAX_LAG_S, UNDATED_MARKS, Index
-from services.api.kept import Kept
-from services.api.keys import KeysInUse
-from services.api.patience import DEADLINE_S, StoreAwayError
+from services.api.asked.keys import KeysInUse
+from services.api.state.budget import Budget
+from services.api.state.index import MAX_LAG_S, UNDATED_MARKS, Index
+from services.api.state.kept import Kept
+from services.api.state.patience import DEADLINE_S, StoreAwayError
 from wa_core import layout
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.history import lineage
@@ -34,7 +34,7 @@ from wa_core.records import WAITING, CheckpointCommitted, Entry, Heartbeat, RunS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from services.api.index import Row
+    from services.api.state.index import Row
     from wa_core.catalog.catch_up import Holdings
     from wa_core.clock import Clock
     from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
@@ -325,7 +325,7 @@ class Catalog:
         return self.snapshot(run_id, anew=True)
 
     def ask(self, run_id: str, wish: Callable[[ObjectStore, RunSpec, RunLog], None]) -> RunSnapshot:
-        """Let `wish` say something in the log of a run (`services.api.wishes`); the run thereafter."""
+        """Let `wish` say something in the log of a run (`services.api.asked.wishes`); the run thereafter."""
         with self._fresh(run_id) as run:
             wish(self.store, run.spec, run.log)
         return self.snapshot(run_id, anew=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from services.api.answers.resources import WEIGHTS_FILES, run_resource
 from services.api.problems import HttpProblem
-from services.api.resources import WEIGHTS_FILES, run_resource
 from wa_core.averaging.rules import parse_rule
 from wa_core.errors import AverageNotFoundError, ConflictError, NoAverageYetError, NotFoundError
 
 if TYPE_CHECKING:
-    from services.api.catalog import Catalog
+    from services.api.state.catalog import Catalog
     from wa_core.records import AssessmentRecord, AverageManifest, FileRef
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.api.index import Query
 from services.api.problems import HttpProblem
+from services.api.state.index import Query
 from wa_core.catalog.submissions import is_claimed
 from wa_core.records import RunState
 
 if TYPE_CHECKING:
-    from services.api.catalog import Catalog
+    from services.api.state.catalog import Catalog
 
 _RETRY_AFTER_S = 60
 

@@ -1,8 +1,8 @@
 """Stands before the application and lets no request take more than its share: size, time, host.
 
-It knows no route and no caller. Limits that belong to a body of one kind are `services.api.body`'s; those here
-hold for all of them, also for routes that never look at what is sent. The invariant: no request waits without an
-end for what its caller still has to send. Connections are `services.api.connections`' to watch.
+It knows no route and no caller. Limits that belong to a body of one kind are `services.api.asked.body`'s; those
+here hold for all of them, also for routes that never look at what is sent. The invariant: no request waits without
+an end for what its caller still has to send. Connections are `services.api.access.connections`' to watch.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 from starlette.concurrency import run_in_threadpool
 
-from services.api.auth import Caller
+from services.api.access.auth import Caller
 from wa_core.catalog.tokens import fetch_token, is_revoked, token_digest, token_id_in
 from wa_core.errors import CorruptError, NotFoundError
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from services.api.budget import Budget
-from services.api.patience import DEADLINE_S, StoreAwayError
-from services.api.resources import run_resource
+from services.api.answers.resources import run_resource
+from services.api.state.budget import Budget
+from services.api.state.patience import DEADLINE_S, StoreAwayError
 from wa_core import layout
 from wa_core.catalog.runs import list_run_ids
 from wa_core.errors import WeightAveragingError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from services.api.catalog import RunSnapshot
+    from services.api.state.catalog import RunSnapshot
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
 

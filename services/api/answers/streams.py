@@ -15,7 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from services.api.watching import POLL_S
+from services.api.state.watching import POLL_S
 from wa_core.errors import WeightAveragingError
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from starlette.datastructures import State
     from starlette.requests import Request
 
-    from services.api.catalog import Catalog
-    from services.api.feeds import Position
+    from services.api.answers.feeds import Position
+    from services.api.state.catalog import Catalog
     from wa_core.records import Entry
 
     Read = Callable[[Position], tuple[list[tuple[Position, Any]], bool]]

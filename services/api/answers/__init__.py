@@ -1,0 +1,1 @@
+"""What callers are answered: resources, pages, streams and files."""

@@ -1,0 +1,1 @@
+"""What callers ask, read strictly: bodies, filters, keys, wishes."""
