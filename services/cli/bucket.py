@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from services.cli.connection import DEFAULT_DATA
+from services.client.errors import ServiceUnreachableError
 from services.runtime.settings import Settings
 from services.runtime.stores import open_store
 from services.stack.state import DataFolder
@@ -26,13 +27,13 @@ def bucket_environment(data: Path = DEFAULT_DATA) -> dict[str, str]:
         data: the data folder of an embedded stack, asked when the environment names no bucket.
 
     Raises:
-        ConfigurationError: neither names one.
+        ServiceUnreachableError: neither names one.
     """
     if "WA_STORE_URL" in os.environ or "WA_S3_ENDPOINT" in os.environ:
         return dict(os.environ)
     found = DataFolder(data.resolve()).connection()
     if found is None:
-        raise ConfigurationError(
+        raise ServiceUnreachableError(
             f"which bucket? No stack runs on {data}; start one with 'wa up --detach', or set WA_STORE_URL, "
             f"WA_S3_ENDPOINT, WA_S3_ACCESS_KEY and WA_S3_SECRET_KEY"
         )
@@ -48,7 +49,8 @@ def open_bucket(data: Path = DEFAULT_DATA) -> ObjectStore:
     """Open it in this process.
 
     Raises:
-        ConfigurationError: as for `bucket_environment`; or what the environment says is wrong.
+        ServiceUnreachableError: as for `bucket_environment`.
+        ConfigurationError: what the environment says is wrong.
     """
     named = {name.lower(): value for name, value in bucket_environment(data).items() if name.startswith("WA_")}
     try:

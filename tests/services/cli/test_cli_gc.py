@@ -90,5 +90,5 @@ def test_gc_without_a_bucket_says_how_to_name_one(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
-    assert main(["gc"]) == 1
+    assert main(["gc"]) == 3
     assert "WA_STORE_URL" in capsys.readouterr().err

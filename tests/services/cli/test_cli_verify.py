@@ -67,7 +67,7 @@ def test_one_changed_byte_of_one_kept_checkpoint_fails(wa: Wa, run: HandmadeRun)
 
 
 def test_without_a_bucket_it_says_how_to_name_one(lonely_wa: Wa) -> None:
-    """Exit 1 and what to set, where neither the environment nor a stack of the folder names a bucket."""
+    """Exit 3, unlike a failed check, and what to set, where neither environment nor stack names a bucket."""
     told = lonely_wa("verify", "01M89FZRKP6SXJAMGX1DC00000", "swa")
-    assert told.returncode == 1
+    assert told.returncode == 3
     assert "WA_STORE_URL" in told.stderr
