@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,6 +81,12 @@ class SideBySide(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:
     """What `-n` uses."""
     return SideBySide(config, log)
+
+
+def pytest_runtest_teardown() -> None:
+    """What one test imports of the example's package is not there for the next one."""
+    if sys.modules.pop("moons", None) is not None:
+        sys.path[:] = [entry for entry in sys.path if not entry.endswith("examples/moons")]
 
 
 @pytest.fixture(scope="session")
