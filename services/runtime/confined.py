@@ -8,8 +8,6 @@ import signal
 from pathlib import Path
 from typing import TextIO
 
-from wa_core.priority import give_way
-
 _PR_SET_PDEATHSIG = 1
 
 
@@ -18,7 +16,7 @@ def yield_to_others(*, niceness: int) -> None:
 
     The parent is the *thread* that started this process.
     """
-    give_way(niceness=niceness)
+    os.nice(niceness)  # and not its session: results have to come on a machine that trains all day, too (ADR 0035)
     score = Path("/proc/self/oom_score_adj")  # Linux; elsewhere the parent's limit must do
     if score.exists():
         score.write_text("1000")
