@@ -333,8 +333,10 @@ class RunFollower:
                 return  # another averager said so first, or the run moved on: read again
             log.info("succeeded", run_id=self.run_id)
         self._store.delete(layout.active_marker(self.run_id))
-        if self._log.refresh():
-            # An average was added meanwhile: the marker that was taken away may be the one put down for it.
+        self._log.refresh()
+        wanted = requested_averages(self._spec, self._log.entries)
+        if any(request.name not in self._averages for request in wanted):
+            # It was added meanwhile: the marker that was taken away may be the one put down for it.
             mark_active(self._store, self.run_id, clock=self._clock)
 
 

@@ -23,13 +23,15 @@ from wa_core import layout
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.runs import add_average
+from wa_core.catalog.runs import add_average, mark_active
 from wa_core.clock import ManualClock
 from wa_core.records import AverageManifest, AverageRequest, RunState
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from wa_core.store.base import ObjectInfo
 
 AVERAGES = {"swa": "swa:start_step=20", "ema": "ema:half_life=30"}
 STEPS = (10, 20, 30, 40, 50)
@@ -148,6 +150,36 @@ class BusyStore(MemoryStore):
             self.run = None
             add_average(self, run.run_id, AverageRequest(name="late", rule="window:last=2"), clock=run.clock)
         super().delete(key)
+
+
+class StirredStore(MemoryStore):
+    """Somebody adds an average at the very moment in which an averager looks at those that there are."""
+
+    run: HandmadeRun | None = None
+
+    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        """List objects, after what was added."""
+        if "/averages/" in prefix and (run := self.run):
+            self.run = None
+            add_average(self, run.run_id, AverageRequest(name="late", rule="window:last=2"), clock=run.clock)
+        return super().list(prefix, start_after=start_after, delimiter=delimiter)
+
+
+def test_an_average_added_while_an_ended_run_is_looked_at_is_made() -> None:
+    """The averager reads of it in the middle of a step, which ends the run once more: the marker is put back."""
+    store = StirredStore()
+    run = HandmadeRun(store, averages={"swa": "swa"})
+    for step in STEPS:
+        run.checkpoint(step, random_weights(step))
+    run.finish()
+    run_until_idle(averager(store))
+    mark_active(store, run.run_id, clock=run.clock)
+    store.run = run
+
+    run_until_idle(averager(store))
+
+    assert newest(run, "late").coefficients == {40: 0.5, 50: 0.5}
+    assert list(store.list(layout.ACTIVE)) == []
 
 
 def test_an_average_added_while_the_run_is_forgotten_is_made() -> None:
