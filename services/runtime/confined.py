@@ -16,7 +16,7 @@ def yield_to_others(*, niceness: int) -> None:
 
     The parent is the *thread* that started this process.
     """
-    os.nice(niceness)  # and not its session: results have to come on a machine that trains all day, too (ADR 0035)
+    os.nice(niceness)
     score = Path("/proc/self/oom_score_adj")  # Linux; elsewhere the parent's limit must do
     if score.exists():
         score.write_text("1000")

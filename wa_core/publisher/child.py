@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from wa_core.errors import WeightAveragingError
-from wa_core.priority import give_way
 from wa_core.publisher.writer import CheckpointWriter
 from wa_core.store.address import open_address
 
@@ -26,12 +25,12 @@ if TYPE_CHECKING:
     from wa_core.publisher.writer import Assignment, Upload
 
 _LOOK_INTERVAL_S = 0.25
-_NICENESS = 19
+_NICENESS = 10
 
 
 def main() -> None:
     """Serve until the trainer says that it is done, or is gone."""
-    give_way(niceness=_NICENESS)  # where all processors are busy, training comes first
+    os.nice(_NICENESS)  # where all processors are busy, training comes first
     # What is sent to the whole job (Ctrl-C, a scheduler's SIGTERM) is the trainer's to act on: it may still flush.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
