@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("num_checkpoints", "hardship"),
     [
-        (25, Hardship(num_averagers=2, strike_every_s=2.0, stop_s=(0.5, 3.0), kill_store_every_s=6.0)),
+        pytest.param(
+            25,
+            Hardship(num_averagers=2, strike_every_s=2.0, stop_s=(0.5, 3.0), kill_store_every_s=6.0),
+            marks=pytest.mark.timeout(900),  # beside other tests on two cores
+        ),
         pytest.param(300, Hardship(), marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
     ],
     ids=["short", "long"],

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
 AVERAGES = [{"name": "swa", "rule": "swa:start_step=40"}, {"name": "ema", "rule": "ema:half_life=40"}]
-SOON_MS = 120_000
+SOON_MS = 240_000
 
 
+@pytest.mark.timeout(900)  # beside other tests on two cores
 def test_a_run_is_watched_explored_and_downloaded(
     stack: RunningStack, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
