@@ -11,7 +11,7 @@ from wa_core.averaging.rules import parse_rule
 from wa_core.errors import AverageNotFoundError, ConflictError, NoAverageYetError, NotFoundError
 
 if TYPE_CHECKING:
-    from services.api.state.catalog import Catalog
+    from services.api.state.catalog import Catalog, RunSnapshot
     from wa_core.records import AssessmentRecord, AverageManifest, FileRef
 
 
@@ -71,12 +71,13 @@ def select_file(
         NotFoundError: no such run, average, generation, or kind of file.
     """
     _, served = select(catalog, run_id, name, selection)
-    if served is None and selection.is_newest:
-        # What was seen a moment ago may do for an answer, but not for a refusal.
-        averages = catalog.snapshot(run_id, anew=True).averages
-        served = next((average.served for average in averages if average.name == name), None)
     if served is None:
-        raise _nothing_yet(catalog, run_id, name)
+        # What was seen a moment ago may do for an answer, but not for a refusal.
+        run = catalog.snapshot(run_id, anew=True)
+        if selection.is_newest:
+            served = next((average.served for average in run.averages if average.name == name), None)
+    if served is None:
+        raise _nothing_yet(run, name)
     ref = served.files.get(WEIGHTS_FILES[file])
     if ref is None:
         there = ", ".join(given for given, stored in WEIGHTS_FILES.items() if stored in served.files)
@@ -102,7 +103,7 @@ def _ending_at(catalog: Catalog, run_id: str, name: str, *, step: int) -> Averag
 def _best(catalog: Catalog, run_id: str, name: str) -> AverageManifest:
     served = catalog.average(run_id, name).served
     if served is None:
-        raise _nothing_yet(catalog, run_id, name)
+        raise _nothing_yet(catalog.snapshot(run_id, anew=True), name)
     if served.best is not None:
         return catalog.generation(run_id, name, served.best)
     raise ConflictError(
@@ -111,10 +112,10 @@ def _best(catalog: Catalog, run_id: str, name: str) -> AverageManifest:
     )
 
 
-def _nothing_yet(catalog: Catalog, run_id: str, name: str) -> HttpProblem:
+def _nothing_yet(snapshot: RunSnapshot, name: str) -> HttpProblem:
     """Why there are no weights yet, with the numbers that let a caller guess when there will be."""
-    run = run_resource(snapshot := catalog.snapshot(run_id))
-    wanted = catalog.wanted(run_id, name)
+    run = run_resource(snapshot)
+    wanted = next(average for average in snapshot.wanted if average.name == name)
     newest = next(average.newest for average in snapshot.averages if average.name == name)
     progress = {
         "state": run.state,

@@ -5,25 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from services.api.examples import DELIVERY
 from support.command import RUN_ID, run_resource
 
 if TYPE_CHECKING:
     from support.command import Service, Wa
 
 PATH = f"/v1/runs/{RUN_ID}/deliveries"
-DELIVERED = {
-    "delivery_id": "00-log-0000000012",
-    "webhook": 0,
-    "host": "example.com",
-    "event": "succeeded",
-    "event_id": "log-0000000012",
-    "outcome": "delivered",
-    "at": "2026-11-25T08:40:00Z",
-    "status": 204,
-    "num_tries": 1,
-    "message": "",
-}
-PENDING = DELIVERED | {"delivery_id": "01-x", "webhook": 1, "outcome": "pending", "at": None, "status": None}
+PENDING = DELIVERY | {"delivery_id": "01-x", "webhook": 1, "outcome": "pending", "at": None, "status": None}
 
 
 def test_a_submission_names_its_webhooks(wa: Wa, service: Service) -> None:
@@ -53,7 +42,7 @@ def test_events_for_nobody_are_wrong_usage(wa: Wa, service: Service) -> None:
 def test_what_became_of_the_messages(wa: Wa, service: Service) -> None:
     """A line for each message, on all pages; `--json` has them as the service gives them."""
     pages = [
-        {"data": [DELIVERED], "has_more": True, "next": DELIVERED["delivery_id"]},
+        {"data": [DELIVERY], "has_more": True, "next": DELIVERY["delivery_id"]},
         {"data": [PENDING], "has_more": False, "next": None},
     ]
     service.says(PATH, *pages)
@@ -75,7 +64,7 @@ def test_what_became_of_the_messages(wa: Wa, service: Service) -> None:
         "-",
     ]
     assert second.split()[3] == "pending"
-    assert json.loads(listed.stdout) == {"data": [DELIVERED, PENDING]}
+    assert json.loads(listed.stdout) == {"data": [DELIVERY, PENDING]}
 
 
 def test_a_run_that_tells_nobody_says_so(wa: Wa, service: Service) -> None:
