@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from support.nursery import ROOT
+from support.nursery import forker
 
 
 @dataclass
@@ -25,14 +24,7 @@ class ApiNursery:
     port: int
 
     def __enter__(self) -> Self:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self._forker = subprocess.Popen(
-            [sys.executable, "-m", "support.api_nursery", str(self.bucket), str(self.port)],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._forker = forker("support.api_nursery", str(self.bucket), str(self.port), environment=os.environ)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,7 +21,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from support.nursery import ROOT
+from support.nursery import ROOT, forker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,14 +33,7 @@ class CommandNursery:
     """Runs commands, one at a time; a context manager."""
 
     def __enter__(self) -> Self:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self._forker = subprocess.Popen(
-            [sys.executable, "-m", "support.command_nursery"],
-            env={**_without_ours(os.environ), "PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._forker = forker("support.command_nursery", environment=_without_ours(os.environ))
         return self
 
     def __exit__(self, *_: object) -> None:

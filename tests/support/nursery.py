@@ -68,6 +68,18 @@ class AveragerProcess:
         eventually(lambda: self.said(READY), what=f"word of readiness in {self.log}")
 
 
+def forker(module: str, *arguments: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """The process that imports and forks, which answers each line on its stdin with one on its stdout."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env={**environment, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Nursery:
     """Starts averagers for one bucket; a context manager whose end kills them all.
 
@@ -79,15 +91,8 @@ class Nursery:
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
         self._num_started = 0
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        own = {"PYTHONPATH": paths, "WA_LOG_FORMAT": "json", "WA_SCRATCH_DIR": str(folder / "scratch")}
-        self._forker = subprocess.Popen(
-            [sys.executable, "-m", "support.nursery"],
-            env={**os.environ, **own, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        own = {"WA_LOG_FORMAT": "json", "WA_SCRATCH_DIR": str(folder / "scratch")}
+        self._forker = forker("support.nursery", environment={**os.environ, **own, **environment})
 
     def __enter__(self) -> Self:
         return self
