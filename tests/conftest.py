@@ -50,6 +50,7 @@ LONGEST = (
     "tests/services/averager/test_assessor.py",
     "tests/services/trainer/test_run_life.py",
     "tests/services/averager/test_landscaper.py",
+    "tests/services/averager/test_verifier.py",
     "tests/services/trainer/test_churn.py",
     "tests/services/trainer/test_exact_resume.py",
     "tests/services/api/test_api_killed.py",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ulid import ULID
 
@@ -15,6 +15,9 @@ from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+#: What averagers do for one average when they are idle; names folders, markers and routes.
+JobKind = Literal["landscapes", "verifications"]
 
 MODEL_FILE = "model.safetensors"
 TRAINER_FILE = "trainer.pt"
@@ -27,7 +30,6 @@ ACTIVE = "active/"
 TELLING = "telling/"
 KEYED = "idempotency/"
 PACKAGES = "packages/"
-LANDSCAPES = "landscapes/"
 TOKENS = "tokens/"
 CLOCK = "probe/clock"  # put again and again, to learn the store's own time
 
@@ -127,39 +129,44 @@ def blobs_prefix(run_id: str, name: str) -> str:
     return f"{generations_prefix(run_id, name)}blobs/"
 
 
-def landscapes_prefix(run_id: str, name: str) -> str:
-    """The landscapes of one average: requests, and a folder for what came of each."""
-    return f"{generations_prefix(run_id, name)}landscapes/"
+def jobs_prefix(kind: JobKind, run_id: str, name: str) -> str:
+    """The jobs of one kind for one average: requests, and a folder for what came of each."""
+    return f"{generations_prefix(run_id, name)}{kind}/"
 
 
-def landscape(run_id: str, name: str, landscape_id: str) -> str:
-    """The request for a landscape."""
-    return f"{landscapes_prefix(run_id, name)}{landscape_id}.json"
+def job(kind: JobKind, run_id: str, name: str, job_id: str) -> str:
+    """The request for a job."""
+    return f"{jobs_prefix(kind, run_id, name)}{job_id}.json"
 
 
-def landscape_attempts_prefix(run_id: str, name: str, landscape_id: str) -> str:
-    """Who has taken the work on a landscape."""
-    return f"{landscapes_prefix(run_id, name)}{landscape_id}/attempts/"
+def job_attempts_prefix(kind: JobKind, run_id: str, name: str, job_id: str) -> str:
+    """Who has taken a job."""
+    return f"{jobs_prefix(kind, run_id, name)}{job_id}/attempts/"
 
 
-def landscape_attempt(run_id: str, name: str, landscape_id: str, number: int) -> str:
-    """Attempt `number` (from 1) at a landscape."""
-    return f"{landscape_attempts_prefix(run_id, name, landscape_id)}{number:04d}.json"
+def job_attempt(kind: JobKind, run_id: str, name: str, job_id: str, number: int) -> str:
+    """Attempt `number` (from 1) at a job."""
+    return f"{job_attempts_prefix(kind, run_id, name, job_id)}{number:04d}.json"
 
 
-def landscape_progress(run_id: str, name: str, landscape_id: str) -> str:
-    """How far the work on a landscape is."""
-    return f"{landscapes_prefix(run_id, name)}{landscape_id}/progress.json"
+def job_progress(kind: JobKind, run_id: str, name: str, job_id: str) -> str:
+    """How far a job is."""
+    return f"{jobs_prefix(kind, run_id, name)}{job_id}/progress.json"
 
 
-def landscape_result(run_id: str, name: str, landscape_id: str) -> str:
-    """What came of a landscape."""
-    return f"{landscapes_prefix(run_id, name)}{landscape_id}/result.json"
+def job_result(kind: JobKind, run_id: str, name: str, job_id: str) -> str:
+    """What came of a job."""
+    return f"{jobs_prefix(kind, run_id, name)}{job_id}/result.json"
 
 
-def landscape_marker(run_id: str, name: str, landscape_id: str) -> str:
-    """Marks a landscape from its request until there is a result; the oldest request sorts first."""
-    return f"{LANDSCAPES}{landscape_id}-{run_id}-{name}.json"
+def job_markers(kind: JobKind) -> str:
+    """The markers of all jobs of one kind."""
+    return f"{kind}/"
+
+
+def job_marker(kind: JobKind, run_id: str, name: str, job_id: str) -> str:
+    """Marks a job from its request until there is a result; the oldest request sorts first."""
+    return f"{job_markers(kind)}{job_id}-{run_id}-{name}.json"
 
 
 def metrics_prefix(run_id: str, *, attempt: int | None = None) -> str:
@@ -242,17 +249,17 @@ def package(package_id: str) -> str:
     return f"{PACKAGES}{package_id.removeprefix('sha256:')}.zip"
 
 
-def landscape_of_marker(key: str) -> tuple[str, str, str] | None:
-    """(run id, average, landscape id) of a landscape's marker, or None for other keys."""
+def job_of_marker(kind: JobKind, key: str) -> tuple[str, str, str] | None:
+    """(run id, average, job id) of a job's marker, or None for other keys."""
     ulid = _RUN_ID.pattern
-    found = re.fullmatch(rf"{LANDSCAPES}({ulid})-({ulid})-([a-z0-9][a-z0-9-]*)\.json", key)
+    found = re.fullmatch(rf"{kind}/({ulid})-({ulid})-([a-z0-9][a-z0-9-]*)\.json", key)
     return (found.group(2), found.group(3), found.group(1)) if found else None
 
 
-def landscape_id_of(key: str) -> tuple[str, bool] | None:
-    """(landscape id, whether `key` is its result) of the key of a request or a result, or None for other keys."""
+def job_id_of(kind: JobKind, key: str) -> tuple[str, bool] | None:
+    """(job id, whether `key` is its result) of the key of a request or a result, or None for other keys."""
     ulid = _RUN_ID.pattern
-    found = re.fullmatch(rf"{RUNS}{ulid}/averages/[^/]+/landscapes/({ulid})(\.json|/result\.json)", key)
+    found = re.fullmatch(rf"{RUNS}{ulid}/averages/[^/]+/{kind}/({ulid})(\.json|/result\.json)", key)
     return (found.group(1), found.group(2) != ".json") if found else None
 
 

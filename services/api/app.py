@@ -40,6 +40,7 @@ from services.api.routes import (
     service,
     session,
     tokens,
+    verifications,
 )
 from services.api.schemas import Problem
 from services.api.state.catalog import Catalog
@@ -69,6 +70,7 @@ _ROUTERS = (
     averages.router,
     insight.router,
     landscapes.router,
+    verifications.router,
     pages.router,
     tokens.router,
     session.router,

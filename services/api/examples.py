@@ -140,6 +140,21 @@ LANDSCAPE: Json = {
     "created_at": "2026-11-25T08:40:00Z",
     "finished_at": "2026-11-25T08:40:20Z",
 }
+VERIFICATION: Json = {
+    "verification_id": RUN_ID,
+    "generation": 3,
+    "state": "succeeded",
+    "progress": 1.0,
+    "is_equal": True,
+    "reason": None,
+    "num_checkpoints": 3,
+    "is_state_equal": True,
+    "is_served_equal": True,
+    "num_recalibrated": 21,
+    "created_at": "2026-11-25T08:41:00Z",
+    "finished_at": "2026-11-25T08:41:04Z",
+    "took_s": 3.2,
+}
 DELIVERY: Json = {
     "delivery_id": "00-log-0000000012",
     "webhook": 0,
@@ -225,6 +240,20 @@ ANSWERS: dict[str, Json] = {
     | {"state": "queued", "progress": 0.0, "axis": [], "losses": [], "generation": None, "finished_at": None},
     "list_landscapes": {"data": [LANDSCAPE | {"axis": [], "losses": []}]},
     "show_landscape": LANDSCAPE,
+    "verify_average": VERIFICATION
+    | {
+        "state": "queued",
+        "progress": 0.0,
+        "is_equal": None,
+        "num_checkpoints": 0,
+        "is_state_equal": None,
+        "is_served_equal": None,
+        "num_recalibrated": 0,
+        "finished_at": None,
+        "took_s": None,
+    },
+    "list_verifications": {"data": [VERIFICATION]},
+    "show_verification": VERIFICATION,
     "list_deliveries": {"data": [DELIVERY], "has_more": False, "next": None},
     "predict": PREDICTIONS,
     "show_coefficients": COEFFICIENTS,

@@ -55,6 +55,7 @@ _HINTS = {
     "file_not_found": "ask for one of the files that the detail names",
     "generation_not_found": "GET /v1/runs/{run_id}/averages/{name} names the newest generation",
     "landscape_not_found": "GET /v1/runs/{run_id}/averages/{name}/landscapes lists them",
+    "verification_not_found": "GET /v1/runs/{run_id}/averages/{name}/verifications lists them",
     "object_not_found": "the file was removed by retention; ask for the newest one",
     "method_not_allowed": "use one of the methods in Allow",
     "already_finalizing": "wait for the run's end; its averages are being published",

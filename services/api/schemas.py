@@ -250,6 +250,29 @@ class LandscapeResource(Resource):
     finished_at: AwareDatetime | None = None
 
 
+class VerificationResource(Resource):
+    """Whether an average is what its record says, recomputed from the kept checkpoints.
+
+    A verification that ``succeeded`` has a finding: `is_equal`, or `reason` says what differs. One that ``failed``
+    has none, and `reason` says why. Of `num_checkpoints` each was folded again; `num_recalibrated` buffers of the
+    weights are recalibration's own, and not compared.
+    """
+
+    verification_id: str
+    generation: int
+    state: Literal["queued", "running", "succeeded", "failed"]
+    progress: float = Field(ge=0, le=1)
+    is_equal: bool | None
+    reason: Reason | None = Field(description="what differs, or why it could not be verified")
+    num_checkpoints: int = 0
+    is_state_equal: bool | None = Field(default=None, description="null where no accumulators are stored")
+    is_served_equal: bool | None = Field(default=None, description="of the weights to download")
+    num_recalibrated: int = 0
+    created_at: AwareDatetime
+    finished_at: AwareDatetime | None = None
+    took_s: float | None = None
+
+
 class DeliveryResource(Resource):
     """One event for one webhook: what became of the message. `at` is when that was written down.
 

@@ -16,6 +16,7 @@ from services.averager.assessor import ProcessAssessor
 from services.averager.landscape_job import Limits
 from services.averager.landscaper import Landscaper
 from services.averager.scratch import Scratch
+from services.averager.verifier import Verifier
 from services.averager.worker import Averager
 from services.runtime.exposition import exposed
 from services.runtime.lifecycle import Stop, run_ticks
@@ -42,15 +43,19 @@ def serve(settings: Settings) -> int:
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(settings))
         assessor = stack.enter_context(_assessor(settings))
-        landscaper = Landscaper(store, clock=SystemClock(), scratch=scratch, limits=_landscape_limits(settings))
-        stack.callback(landscaper.close)
+        idle_workers = (
+            Landscaper(store, clock=SystemClock(), scratch=scratch, limits=_landscape_limits(settings)),
+            Verifier(store, clock=SystemClock(), scratch=scratch, environment=_own_environment()),
+        )
+        for idle_worker in idle_workers:
+            stack.callback(idle_worker.close)
         averager = Averager(
             store,
             clock=SystemClock(),
             assessor=assessor,
             scratch=scratch,
             should_stop=lambda: stop.is_set,
-            landscaper=landscaper,
+            idle_workers=idle_workers,
         )
         if settings.averager_port is not None:
             port, variable = settings.averager_port, "WA_AVERAGER_PORT"
@@ -96,6 +101,11 @@ def _on_ray(settings: Settings) -> list[str] | None:
 
 def _landscape_limits(settings: Settings) -> Limits:
     return Limits(time_s=settings.landscape_time_limit_s, memory_bytes=settings.landscape_memory_mb << 20)
+
+
+def _own_environment() -> dict[str, str]:
+    """What a process needs to find this one's bucket, with its credentials."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("WA_", "AWS_"))}
 
 
 def _scratch(settings: Settings) -> Scratch:

@@ -16,10 +16,10 @@ from wa_core.catalog.runs import list_active
 from wa_core.errors import RunNotFoundError, StoreAuthError, TransientError, WeightAveragingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from services.averager.assessor import Assessor
-    from services.averager.landscaper import Landscaper
+    from services.averager.idle_worker import IdleWorker
     from services.averager.scratch import Scratch
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
@@ -46,7 +46,7 @@ class Averager:
         should_stop: asked in the middle of long work; when true, the work is given up.
         publish_every_folds: while behind, a generation comes after so many checkpoints.
         assess_interval_s: while training goes on, assessing starts at most so often.
-        landscaper: works landscapes out in between; closed by its owner.
+        idle_workers: do other jobs when there is nothing to fold; closed by their owner.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Averager:
         should_stop: Callable[[], bool] = lambda: False,
         publish_every_folds: int = 8,
         assess_interval_s: float = 5.0,
-        landscaper: Landscaper | None = None,
+        idle_workers: Sequence[IdleWorker] = (),
     ) -> None:
-        self._landscaper = landscaper
+        self._idle_workers = idle_workers
         self._store = store
         self._clock = clock
         self._assessor = assessor
@@ -98,8 +98,8 @@ class Averager:
         did = [self._step(run_id) for run_id in in_turn]
         self._janitor.sweep_if_due(held=self._followers.keys(), active=active)
         self._observe()
-        if self._landscaper is not None:
-            self._landscaper.work(is_idle=not any(did))
+        for idle_worker in self._idle_workers:
+            idle_worker.work(is_idle=not any(did))
         return any(did)
 
     def close(self) -> None:

@@ -261,6 +261,20 @@ class Landscape(Answer):
     markers: list[dict[str, Any]] = Field(default_factory=list)
 
 
+class Verification(Answer):
+    """Whether a published average is, to the last bit, that of its checkpoints; if not, `reason` says why."""
+
+    verification_id: str
+    generation: int
+    state: str
+    progress: float = 0.0
+    is_equal: bool | None = None
+    reason: Reason | None = None
+    num_checkpoints: int = 0
+    num_recalibrated: int = 0
+    took_s: float | None = None
+
+
 class Predicted(Answer):
     """What an average says of some inputs, and which of its published generations said so."""
 

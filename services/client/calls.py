@@ -31,6 +31,7 @@ from services.client.answers import (
     Readiness,
     Run,
     Token,
+    Verification,
     Version,
 )
 
@@ -254,6 +255,23 @@ def start_landscape(run_id: str, name: str, *, kind: str = "line", points: int |
     """Have the loss measured around an average: along the ``line`` from raw to average, or on a ``plane``."""
     body = {"kind": kind, **_given(points=points)}
     return Call("POST", f"{_average(run_id, name)}/landscapes", Landscape.model_validate, body=body)
+
+
+def start_verification(run_id: str, name: str, *, generation: int | None = None) -> Call[Verification]:
+    """Have published weights (the newest) recomputed from the kept checkpoints and compared, bit for bit."""
+    query = {"generation": generation}
+    return Call("POST", f"{_average(run_id, name)}:verify", Verification.model_validate, query=query)
+
+
+def verifications(run_id: str, name: str) -> Call[list[Verification]]:
+    """The verifications of an average that were asked for, newest first."""
+    return _get(f"{_average(run_id, name)}/verifications", _data(Verification))
+
+
+def verification(run_id: str, name: str, verification_id: str) -> Call[Verification]:
+    """One verification, or how far it is."""
+    path = f"{_average(run_id, name)}/verifications/{_part(verification_id)}"
+    return _get(path, Verification.model_validate)
 
 
 def predict(

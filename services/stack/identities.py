@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _RUN = "runs/" + "?" * 26  # the run's id: with a star, an average named `log` would be a log
-_RECORDS = ("runs/*", "queue/*", "active/*", "landscapes/*", "telling/*", "packages/*", "probe/*")
+_JOBS = ("landscapes/*", "verifications/*")
+_RECORDS = ("runs/*", "queue/*", "active/*", *_JOBS, "telling/*", "packages/*", "probe/*")
 _PROBE = ("probe/*",)
 
 
@@ -41,10 +42,10 @@ GRANTS = {
             f"{_RUN}/run.json",
             f"{_RUN}/log/*",
             f"{_RUN}/hints/log.json",
-            f"{_RUN}/averages/*/landscapes/*",
+            *(f"{_RUN}/averages/*/{jobs}" for jobs in _JOBS),
             "queue/*",
             "active/*",
-            "landscapes/*",
+            *_JOBS,
             "telling/*",
             "idempotency/*",
             "packages/*",
@@ -70,10 +71,10 @@ GRANTS = {
         writes=(
             *(f"{_RUN}/{part}/*" for part in ("log", "averages", "heartbeats", "hints")),
             "active/*",
-            "landscapes/*",
+            *_JOBS,
             *_PROBE,
         ),
-        deletes=(f"{_RUN}/checkpoints/*", f"{_RUN}/averages/*/blobs/*", "active/*", "landscapes/*", *_PROBE),
+        deletes=(f"{_RUN}/checkpoints/*", f"{_RUN}/averages/*/blobs/*", "active/*", *_JOBS, *_PROBE),
     ),
     "notifier": Grant(
         writes=(f"{_RUN}/webhooks/*", f"{_RUN}/heartbeats/*", "telling/*", *_PROBE), deletes=("telling/*", *_PROBE)

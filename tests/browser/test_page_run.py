@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from services.api.dashboard.numbers import MINUS
 from support.api import ApiRun, serving
 from support.patience import eventually
-from support.showcase import TOTAL_STEPS, finished_run, measure_landscapes, running_run
+from support.showcase import TOTAL_STEPS, finished_run, measure_landscapes, running_run, verify_averages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,7 +191,7 @@ def test_the_loss_around_the_average_is_measured_on_request(
 def test_what_is_downloaded_is_what_the_page_says(
     site: str, store: MemoryStore, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    """The downloaded file has the digest that the page shows; how to verify the average is a click away."""
+    """The downloaded file has the digest that the page shows."""
     page = open_page(f"{site}/runs/{finished_run(store).run_id}")
     digest = page.locator("#verdict dd.id").get_attribute("title")
 
@@ -200,8 +200,28 @@ def test_what_is_downloaded_is_what_the_page_says(
     started.value.save_as(tmp_path / "average")
 
     assert hashlib.sha256((tmp_path / "average").read_bytes()).hexdigest() == digest
+
+
+def test_an_average_is_verified_from_the_page(
+    site: str, store: MemoryStore, open_page: Callable[..., Page]
+) -> None:
+    """A click has an averager recompute the average; progress, finding and time are shown, and stay known."""
+    run = finished_run(store)
+    page = open_page(f"{site}/runs/{run.run_id}")
     page.get_by_role("button", name="Verify").click()
-    expect(page.get_by_role("dialog")).to_contain_text("wa verify")
+    dialog = page.get_by_role("dialog")
+
+    dialog.get_by_role("button", name="Verify now").click()
+
+    expect(dialog.get_by_role("status")).to_contain_text("Waiting for an averager")
+    expect(dialog.get_by_role("button", name="Verify now")).to_be_disabled()
+    assert eventually(lambda: verify_averages(run, "swa"), what="a verification that is wanted") == 1
+    expect(dialog.get_by_role("status")).to_contain_text("equal to the last bit")
+    expect(dialog.get_by_role("status")).to_contain_text("in 3.2")
+    dialog.get_by_role("button", name="Close").click()
+    expect(page.locator("#verify")).to_have_text("Verified")
+    page.reload()
+    expect(page.locator("#verify")).to_have_text("Verified")
 
 
 @pytest.mark.parametrize("path", ["/runs/01ARZ3NDEKTSV4RRFFQ69G5FAV", "/runs/x", "/runs/%3Cscript%3E"])

@@ -26,7 +26,7 @@ SOON_MS = 240_000
 def test_a_run_is_watched_explored_and_downloaded(
     stack: RunningStack, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    """On the real stack a person signs in, watches a run, measures a landscape, builds an average, downloads."""
+    """On the real stack a person signs in, watches a run, measures a landscape, builds, verifies, downloads."""
     with stack.client() as client:
         run_id = client.submit(submission(config={"epochs": 4, "lr": 0.1}, averages=AVERAGES))["run_id"]
     page = open_page(stack.said["api_url"])
@@ -50,6 +50,11 @@ def test_a_run_is_watched_explored_and_downloaded(
     page.get_by_role("button", name="Build it").click()
     page.get_by_role("link", name="window-last-3").click(timeout=SOON_MS)
     expect(page.get_by_test_id("difference")).to_be_visible(timeout=SOON_MS)
+
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_role("button", name="Verify now").click()
+    expect(page.locator("#verify-state")).to_contain_text("equal to the last bit", timeout=SOON_MS)
+    page.get_by_role("button", name="Close").click()
 
     digest = page.locator("#verdict dd.id").get_attribute("title")
     with page.expect_download() as started:

@@ -14,6 +14,7 @@ from wa_core.averaging.rules import parse_run_rule
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.landscapes import Landscapes
 from wa_core.catalog.runs import RunLog, submit
+from wa_core.catalog.verifications import Verifications
 from wa_core.clock import ManualClock
 from wa_core.records import (
     Assessment,
@@ -266,6 +267,19 @@ def measure_landscapes(run: Showcase, name: str) -> int:
     for landscape_id in wanted:
         record = known.fetch(landscape_id).record
         known.finish(_line(record) if record.kind == "line" else _plane(record))
+    return len(wanted)
+
+
+def verify_averages(run: Showcase, name: str) -> int:
+    """Do an averager's work on every verification that is wanted of an average; how many there were."""
+    known = Verifications(run.store, run.run_id, name)
+    wanted = [verification_id for verification_id, is_done in known.ids().items() if not is_done]
+    for verification_id in wanted:
+        finding = {"state": "succeeded", "is_equal": True, "is_state_equal": True, "is_served_equal": True}
+        counts = {"num_checkpoints": 9, "num_recalibrated": 21, "took_s": 3.2}
+        known.finish(
+            known.outcome(verification_id, at=known.fetch(verification_id).record.created_at, **finding, **counts)
+        )
     return len(wanted)
 
 

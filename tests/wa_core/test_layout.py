@@ -28,13 +28,16 @@ def test_keys_are_as_the_format_says() -> None:
         layout.blob(RUN, "swa", nonce="ab", file="model.safetensors")
         == f"{run}/averages/swa/blobs/ab/model.safetensors"
     )
-    assert layout.landscape(RUN, "swa", RUN) == f"{run}/averages/swa/landscapes/{RUN}.json"
+    assert layout.job("landscapes", RUN, "swa", RUN) == f"{run}/averages/swa/landscapes/{RUN}.json"
     assert (
-        layout.landscape_attempt(RUN, "swa", RUN, 2) == f"{run}/averages/swa/landscapes/{RUN}/attempts/0002.json"
+        layout.job_attempt("landscapes", RUN, "swa", RUN, 2)
+        == f"{run}/averages/swa/landscapes/{RUN}/attempts/0002.json"
     )
-    assert layout.landscape_progress(RUN, "swa", RUN) == f"{run}/averages/swa/landscapes/{RUN}/progress.json"
-    assert layout.landscape_result(RUN, "swa", RUN) == f"{run}/averages/swa/landscapes/{RUN}/result.json"
-    assert layout.landscape_marker(RUN, "swa", RUN) == f"landscapes/{RUN}-{RUN}-swa.json"
+    assert (
+        layout.job_progress("landscapes", RUN, "swa", RUN) == f"{run}/averages/swa/landscapes/{RUN}/progress.json"
+    )
+    assert layout.job_result("landscapes", RUN, "swa", RUN) == f"{run}/averages/swa/landscapes/{RUN}/result.json"
+    assert layout.job_marker("landscapes", RUN, "swa", RUN) == f"landscapes/{RUN}-{RUN}-swa.json"
     assert layout.metrics_part(RUN, attempt=1, part=2) == f"{run}/metrics/0001/00000002.jsonl"
     assert layout.logs_part(RUN, attempt=1, rank="driver", part=2) == f"{run}/logs/0001/driver/00000002.txt"
     assert layout.heartbeat(RUN, "runner") == f"{run}/heartbeats/runner.json"
@@ -112,11 +115,14 @@ def test_nonces_differ() -> None:
 
 def test_landscape_keys_are_read_back() -> None:
     """A marker says whose landscape it is, and a listing tells requests from results and from all else."""
-    marker = layout.landscape_marker(RUN, "my-ema-2", RUN)
+    marker = layout.job_marker("landscapes", RUN, "my-ema-2", RUN)
 
-    assert layout.landscape_of_marker(marker) == (RUN, "my-ema-2", RUN)
-    assert layout.landscape_of_marker(layout.active_marker(RUN)) is None
-    assert layout.landscape_id_of(layout.landscape(RUN, "swa", RUN)) == (RUN, False)
-    assert layout.landscape_id_of(layout.landscape_result(RUN, "swa", RUN)) == (RUN, True)
-    for key in (layout.landscape_progress(RUN, "swa", RUN), layout.landscape_attempt(RUN, "swa", RUN, 1)):
-        assert layout.landscape_id_of(key) is None
+    assert layout.job_of_marker("landscapes", marker) == (RUN, "my-ema-2", RUN)
+    assert layout.job_of_marker("landscapes", layout.active_marker(RUN)) is None
+    assert layout.job_id_of("landscapes", layout.job("landscapes", RUN, "swa", RUN)) == (RUN, False)
+    assert layout.job_id_of("landscapes", layout.job_result("landscapes", RUN, "swa", RUN)) == (RUN, True)
+    for key in (
+        layout.job_progress("landscapes", RUN, "swa", RUN),
+        layout.job_attempt("landscapes", RUN, "swa", RUN, 1),
+    ):
+        assert layout.job_id_of("landscapes", key) is None

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
         AssessmentRecord,
         AverageManifest,
         Delivery,
+        JobAttempt,
+        JobRecord,
+        JobResult,
         KeyedSubmission,
-        LandscapeAttempt,
-        LandscapeRecord,
-        LandscapeResult,
         LogEntry,
         RunSpec,
         TokenRecord,
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
         | RunSpec
         | KeyedSubmission
         | Delivery
-        | LandscapeRecord
-        | LandscapeAttempt
-        | LandscapeResult
+        | JobRecord
+        | JobAttempt
+        | JobResult
         | TokenRecord
         | TokenRevocation
     )

@@ -39,10 +39,10 @@ from wa_core.records.entries import (
     TrainingFinished,
     entry_adapter,
 )
+from wa_core.records.jobs import JobAttempt, JobPart, JobProgress, JobRecord, JobResult
 from wa_core.records.landscapes import (
     LandscapeAttempt,
     LandscapeKind,
-    LandscapeProgress,
     LandscapeRecord,
     LandscapeRequest,
     LandscapeResult,
@@ -86,6 +86,7 @@ from wa_core.records.training import (
     TrainingOptions,
     WarmupStableRate,
 )
+from wa_core.records.verifications import VerificationAttempt, VerificationRecord, VerificationResult
 from wa_core.records.webhooks import Delivery, Webhook, WebhookEvent
 
 __all__ = [
@@ -123,10 +124,14 @@ __all__ = [
     "Failed",
     "FileRef",
     "Heartbeat",
+    "JobAttempt",
+    "JobPart",
+    "JobProgress",
+    "JobRecord",
+    "JobResult",
     "KeyedSubmission",
     "LandscapeAttempt",
     "LandscapeKind",
-    "LandscapeProgress",
     "LandscapeRecord",
     "LandscapeRequest",
     "LandscapeResult",
@@ -160,6 +165,9 @@ __all__ = [
     "TokenRevocation",
     "TrainingFinished",
     "TrainingOptions",
+    "VerificationAttempt",
+    "VerificationRecord",
+    "VerificationResult",
     "WarmupStableRate",
     "Webhook",
     "WebhookEvent",

@@ -1,16 +1,16 @@
 """What is recorded of a loss landscape: what was asked for, who works on it, and what came of it (ADR 26).
 
-A landscape is the loss along a line, or over a plane, through weights of a run. The request and the result are
-written once; an attempt takes the work, and its progress is a sign of life.
+A landscape is the loss along a line, or over a plane, through weights of a run.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
-from wa_core.records.base import FORMAT, Name, Record, Request, new_write_id
+from wa_core.records.base import Record, Request
+from wa_core.records.jobs import JobAttempt, JobPart, JobRecord, JobResult
 
 LandscapeKind = Literal["line", "plane"]
 
@@ -48,37 +48,24 @@ class LandscapeRequest(Request):
         return self.points or DEFAULT_POINTS[self.kind]
 
 
-class LandscapeRecord(Record):
+class _OfLandscape(JobPart):
+    landscape_id: str
+
+    @property
+    def job_id(self) -> str:
+        """The landscape's id."""
+        return self.landscape_id
+
+
+class LandscapeRecord(_OfLandscape, JobRecord):
     """A landscape that somebody wants of an average. `points` is of the line, or of one side of the plane."""
 
-    format: Literal[1] = FORMAT
-    run_id: str
-    name: Name
-    landscape_id: str
-    write_id: str = Field(default_factory=new_write_id)
-    created_at: AwareDatetime
     kind: LandscapeKind
     points: int = Field(ge=MIN_POINTS)
 
 
-class LandscapeAttempt(Record):
-    """Somebody has taken the work. Attempts are numbered from 1; only the newest goes on."""
-
-    format: Literal[1] = FORMAT
-    landscape_id: str
-    attempt: int = Field(ge=1)
-    write_id: str = Field(default_factory=new_write_id)
-    at: AwareDatetime
-    who: str
-
-
-class LandscapeProgress(Record):
-    """How far an attempt is: a sign of life, overwritten again and again, and never the truth."""
-
-    attempt: int = Field(ge=1)
-    who: str
-    at: AwareDatetime
-    progress: float = Field(default=0.0, ge=0, le=1)
+class LandscapeAttempt(_OfLandscape, JobAttempt):
+    """Somebody has taken a landscape."""
 
 
 class MarkedPoint(Record):
@@ -94,22 +81,15 @@ class MarkedPoint(Record):
     loss: float | None = None
 
 
-class LandscapeResult(Record):
+class LandscapeResult(_OfLandscape, JobResult):
     """What came of a landscape.
 
     `x` are the points of a line as `t` (0 is raw, 1 is the average), or a plane's coordinates in the distance of
     weights, with `y`. `heldout` is the loss on held-out data: of a line one row, of a plane a row for each `y`;
     `train` is that on calibration data. None stands for a loss that is not finite. `num_heldout` and `num_train`
-    count the samples. With ``failed``, `code` and `message` say why.
+    count the samples.
     """
 
-    format: Literal[1] = FORMAT
-    landscape_id: str
-    write_id: str = Field(default_factory=new_write_id)
-    at: AwareDatetime
-    state: Literal["succeeded", "failed"]
-    code: str | None = None
-    message: str = Field(default="", max_length=4000)
     generation: int | None = None
     x: list[float] = Field(default_factory=list)
     y: list[float] = Field(default_factory=list)
@@ -119,4 +99,3 @@ class LandscapeResult(Record):
     is_recalibrated: bool = False
     num_heldout: int = Field(default=0, ge=0)
     num_train: int = Field(default=0, ge=0)
-    took_s: float = Field(default=0.0, ge=0)

@@ -10,8 +10,8 @@ from wa_core.records import NO_RECIPE
 
 if TYPE_CHECKING:
     from services.api.state.catalog import Catalog
-    from wa_core.catalog.landscapes import Landscape
-    from wa_core.records import LandscapeResult
+    from wa_core.catalog.jobs import Job
+    from wa_core.records import LandscapeRecord, LandscapeResult
 
 MAX_LISTED = 100
 
@@ -36,27 +36,23 @@ def check_possible(catalog: Catalog, run_id: str, name: str) -> None:
         )
 
 
-def landscape_resource(found: Landscape, *, is_short: bool = False) -> LandscapeResource:
+def landscape_resource(
+    found: Job[LandscapeRecord, LandscapeResult], *, is_short: bool = False
+) -> LandscapeResource:
     """A landscape as the API shows it; without its numbers when it is to be short."""
     record, result = found.record, found.result
     resource = LandscapeResource(
         landscape_id=record.landscape_id,
         kind=record.kind,
         points=record.points,
-        state=result.state if result else "running" if found.progress else "queued",
-        progress=_progress(found),
+        state=found.state,
+        progress=found.done,
         reason=_reason(result),
         generation=result.generation if result else None,
         created_at=record.created_at,
         finished_at=result.at if result else None,
     )
     return resource if result is None or is_short else resource.model_copy(update=_numbers(result, record.kind))
-
-
-def _progress(found: Landscape) -> float:
-    if found.result is not None:
-        return 1.0 if found.result.state == "succeeded" else 0.0
-    return found.progress.progress if found.progress else 0.0
 
 
 def _reason(result: LandscapeResult | None) -> Reason | None:

@@ -9,7 +9,8 @@ from services.api.answers.landscapes import MAX_LISTED, check_possible, landscap
 from services.api.asked.body import read_landscape_request
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import LandscapeResource, Listing
-from wa_core.catalog.landscapes import Landscape, Landscapes
+from wa_core.catalog.jobs import Job
+from wa_core.catalog.landscapes import Landscapes
 from wa_core.records import LandscapeRequest
 
 router = APIRouter(prefix="/v1/runs/{run_id}/averages/{name}/landscapes", tags=["insight"])
@@ -38,7 +39,7 @@ def ask_for_landscape(
     check_possible(catalog, run_id, name)
     record = Landscapes(catalog.store, run_id, name).ask(wanted, clock=request.app.state.clock)
     response.headers["Location"] = f"/v1/runs/{run_id}/averages/{name}/landscapes/{record.landscape_id}"
-    return landscape_resource(Landscape(record, None, None))
+    return landscape_resource(Job(record, None, None))
 
 
 @router.get("", responses=problems(404))

@@ -33,6 +33,7 @@ from services.api.schemas import (
     Problem,
     RunResource,
     TokenResource,
+    VerificationResource,
 )
 from services.runtime.prediction import PredictionAnswer
 from support.api import TOKEN, ApiRun, serving
@@ -76,6 +77,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "ask_for_landscape": LandscapeResource,
     "list_landscapes": Listing[LandscapeResource],
     "show_landscape": LandscapeResource,
+    "verify_average": VerificationResource,
+    "list_verifications": Listing[VerificationResource],
+    "show_verification": VerificationResource,
     "list_deliveries": Page[DeliveryResource],
     "predict": PredictionAnswer,
     "show_coefficients": Coefficients,
@@ -99,6 +103,7 @@ BEYOND_SCHEMA = (
     "show_provenance",
     "preview_average",
     "ask_for_landscape",
+    "verify_average",
     "create_token",
 )
 CONFIG = """

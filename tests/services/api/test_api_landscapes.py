@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.api import ApiRun
-from wa_core.catalog.landscapes import MAX_UNFINISHED, Landscapes, list_wanted
+from wa_core.catalog.jobs import MAX_UNFINISHED, list_wanted
+from wa_core.catalog.landscapes import Landscapes
 from wa_core.clock import SystemClock
-from wa_core.records import LandscapeAttempt, LandscapeProgress, LandscapeResult, MarkedPoint
+from wa_core.records import JobProgress, LandscapeResult, MarkedPoint
 
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
@@ -52,11 +53,11 @@ def test_a_landscape_is_wanted_until_there_is_a_result(api: TestClient, run: Api
     assert where == f"/v1/runs/{run.run_id}/averages/swa/landscapes/{landscape_id}"
     assert asked == api.get(where).json()
     assert (asked["kind"], asked["points"], asked["state"], asked["progress"]) == ("line", 11, "queued", 0)
-    assert list(list_wanted(run.store)) == [(run.run_id, "swa", landscape_id)]
+    assert list(list_wanted(run.store, "landscapes")) == [(run.run_id, "swa", landscape_id)]
 
     now = SystemClock().now()
-    known(run).take(LandscapeAttempt(landscape_id=landscape_id, attempt=1, at=now, who="me"))
-    known(run).report(landscape_id, LandscapeProgress(attempt=1, who="me", at=now, progress=0.25))
+    known(run).begin(landscape_id, attempt=1, at=now, who="me")
+    known(run).report(landscape_id, JobProgress(attempt=1, who="me", at=now, progress=0.25))
     assert {"state": "running", "progress": 0.25}.items() <= api.get(where).json().items()
 
     marker = MarkedPoint(label="average", x=1.0, y=0.5, step=20, loss=0.5)
@@ -65,7 +66,7 @@ def test_a_landscape_is_wanted_until_there_is_a_result(api: TestClient, run: Api
     assert (done["state"], done["progress"], done["generation"]) == ("succeeded", 1, 1)
     assert (done["axis"], done["losses"], done["train_losses"]) == ([0, 1], [2, None], [1, 0.5])
     assert done["markers"] == [{"label": "average", "x": 1, "y": 0.5, "step": 20, "loss": 0.5}]
-    assert list(list_wanted(run.store)) == []
+    assert list(list_wanted(run.store, "landscapes")) == []
 
 
 def test_a_plane_has_rows(api: TestClient, run: ApiRun) -> None:
@@ -125,7 +126,7 @@ def test_impossible_landscapes_are_refused(api: TestClient, run: ApiRun, body: d
     answer = ask(api, run, **body)
 
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
-    assert list(list_wanted(run.store)) == []
+    assert list(list_wanted(run.store, "landscapes")) == []
 
 
 def test_nothing_published_is_a_conflict(api: TestClient, store: MemoryStore) -> None:

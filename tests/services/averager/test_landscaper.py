@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from services.averager.idle_worker import LIFETIME_S, LOOK_EVERY_S, MAX_ATTEMPTS
 from services.averager.landscape_job import Limits
-from services.averager.landscaper import LIFETIME_S, LOOK_EVERY_S, MAX_ATTEMPTS, Landscaper
+from services.averager.landscaper import Landscaper
 from services.averager.lease import Worker
 from services.averager.scratch import Scratch
 from support.assessing import wait_for
@@ -19,10 +20,11 @@ from support.descendants import is_alive
 from support.landscapes import CHILD, bowl, point, published
 from support.patience import eventually
 from wa_core import layout
-from wa_core.catalog.landscapes import Landscapes, list_wanted
+from wa_core.catalog.jobs import list_wanted
+from wa_core.catalog.landscapes import Landscapes
 from wa_core.catalog.sweeper import Sweeper
 from wa_core.clock import ManualClock, SystemClock
-from wa_core.records import LandscapeAttempt, LandscapeProgress, LandscapeRequest
+from wa_core.records import JobProgress, LandscapeRequest
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def test_a_line_is_worked_out(store: MemoryStore, build: Build) -> None:
     assert found.train == [pytest.approx([2 * loss for loss in expected], rel=1e-5)]
     assert [(one.label, one.step, one.x) for one in found.markers] == [("raw", 30, 0.0), ("average", 30, 1.0)]
     assert [one.y for one in found.markers] == pytest.approx([bowl(point(30)), bowl(AVERAGE)], rel=1e-5)
-    assert list(list_wanted(store)) == []
+    assert list(list_wanted(store, "landscapes")) == []
     progress = known(run).progress(landscape_id)
     assert progress is not None
     assert progress.attempt == 1
@@ -132,7 +134,7 @@ def test_folding_comes_first(store: MemoryStore, build: Build) -> None:
     landscaper.work(is_idle=False)
 
     assert not landscaper.is_busy
-    worker = averager(store, landscaper=landscaper)
+    worker = averager(store, idle_workers=[landscaper])
     worker.tick()
     assert landscaper.is_busy
 
@@ -162,7 +164,7 @@ def test_a_child_that_always_dies_is_a_failure(store: MemoryStore, build: Build)
     assert (found.state, found.code) == ("failed", "landscape_died")
     assert "exit code 7" in found.message or "could not be asked" in found.message
     assert known(run).newest_attempt(landscape_id) == MAX_ATTEMPTS
-    assert list(list_wanted(store)) == []
+    assert list(list_wanted(store, "landscapes")) == []
 
 
 def test_closing_ends_the_child_and_leaves_the_rest_to_others(
@@ -185,8 +187,8 @@ def taken(run: HandmadeRun, landscape_id: str, who: str, *, attempt: int = 1, pr
     """Another averager's attempt, and its sign of life."""
     now = datetime(2026, 1, 1, tzinfo=UTC)
     if known(run).newest_attempt(landscape_id) < attempt:
-        known(run).take(LandscapeAttempt(landscape_id=landscape_id, attempt=attempt, at=now, who=who))
-    known(run).report(landscape_id, LandscapeProgress(attempt=attempt, who=who, at=now, progress=progress))
+        known(run).begin(landscape_id, attempt=attempt, at=now, who=who)
+    known(run).report(landscape_id, JobProgress(attempt=attempt, who=who, at=now, progress=progress))
 
 
 def test_a_silent_worker_is_succeeded(store: MemoryStore, build: Build) -> None:
@@ -294,7 +296,7 @@ def test_damaged_weights_are_a_failure(store: MemoryStore, build: Build) -> None
 def test_a_marker_without_a_request_is_ignored(store: MemoryStore, build: Build) -> None:
     """As a crash between the two leaves it; the next landscape is found all the same."""
     run = published(store, STEPS)
-    store.put(layout.landscape_marker(run.run_id, "swa", "0" * 26), b"{}")
+    store.put(layout.job_marker("landscapes", run.run_id, "swa", "0" * 26), b"{}")
 
     assert result(run, ask(run), build()).state == "succeeded"
 

@@ -5,12 +5,14 @@ import { startLandscape } from "./landscape.js";
 import { startLive } from "./live.js";
 import { startLog } from "./log.js";
 import { startTabs } from "./tabs.js";
+import { startVerify } from "./verify.js";
 import { startWhatIf } from "./what_if.js";
 
 startTabs();
 startLive();
 startActions();
 startLog();
+startVerify();
 if (document.getElementById("stack")) {
   const charts = startCharts();
   startWhatIf(charts);
