@@ -95,9 +95,13 @@ class Moons(Recipe):
         """Points that training never sees."""
         return zip(self._heldout[0].split(256), self._heldout[1].split(256), strict=True)
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: Iterable[Points]) -> dict[str, float]:
         """Held-out ``loss`` and ``accuracy``."""
+        return {name: float(values.mean()) for name, values in self.evaluate_each(model, batches).items()}
+
+    @torch.no_grad()
+    def evaluate_each(self, model: nn.Module, batches: Iterable[Points]) -> dict[str, Tensor]:
+        """Each point's ``loss`` and ``accuracy`` (0 or 1): with them averaged and raw are compared point by point."""
         was_training = model.training
         model.eval()
         try:
@@ -105,8 +109,8 @@ class Moons(Recipe):
         finally:
             model.train(was_training)
         logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        accuracy = (logits.argmax(dim=1) == labels).double().mean()
-        return {"loss": float(functional.cross_entropy(logits, labels)), "accuracy": float(accuracy)}
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        return {"loss": losses, "accuracy": (logits.argmax(dim=1) == labels).double()}
 
     def predict(self, model: nn.Module, instances: list[Point]) -> list[list[float]]:
         """The probabilities of the two moons."""

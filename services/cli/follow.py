@@ -116,7 +116,10 @@ def verdict(average: Json) -> str:
         outcome = {"averaged": "averaged wins", "raw": "raw wins"}.get(found["won"], "tie")
         difference, low, high = (f"{found[key]:#.2g}" for key in ("difference", "low", "high"))
         return f"{outcome}: {found['metric']} {difference} [{low}, {high}]"
-    return f"not compared: {batchnorm.get('code')}" if batchnorm.get("status") == "failed" else ""
+    if batchnorm.get("status") == "failed":
+        return f"not compared: {batchnorm.get('code')}"
+    is_measured = measured_metrics(average, "averaged") and measured_metrics(average, "raw")
+    return "not compared: too few held-out batches, and no evaluate_each" if is_measured else ""
 
 
 def measured_metrics(average: Json, which: str) -> Json:

@@ -16,6 +16,7 @@ import typer
 
 from services.cli.completion import completed_command
 from services.cli.console import say
+from services.cli.help_texts import ReadableGroup
 from services.cli.suggestions import SuggestingCommand
 from wa_core.errors import InvalidInputError, WeightAveragingError
 
@@ -94,6 +95,7 @@ def build_app(called: str | None = None) -> typer.Typer:
     """The app, grouped as the help shows it: with the command `called` alone if there is one, or else with all."""
     app = typer.Typer(
         name="wa",
+        cls=ReadableGroup,
         help=_HELP,
         epilog=_EPILOG,
         no_args_is_help=True,

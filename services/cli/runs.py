@@ -61,13 +61,13 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
     ] = None,
     every_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
     keep_last: Annotated[
-        int | None, typer.Option(min=1, help="Keep the newest so many checkpoints.", show_default="all are kept")
+        int | None, typer.Option(min=1, help="Keep the newest N checkpoints.", show_default="all are kept")
     ] = None,
     keep_every_steps: Annotated[
-        int | None, typer.Option(min=1, help="Keep the first at or after each multiple.", show_default=False)
+        int | None, typer.Option(min=1, help="Keep the first at or after each multiple of N.", show_default=False)
     ] = None,
     keep_best: Annotated[
-        int | None, typer.Option(min=1, help="Keep the so many with the lowest held-out loss.", show_default=False)
+        int | None, typer.Option(min=1, help="Keep the N with the lowest held-out loss.", show_default=False)
     ] = None,
     training: Annotated[
         list[str] | None,

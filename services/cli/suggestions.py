@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from typer.core import TyperCommand
 
+from services.cli.help_texts import ReadableHelp
 from wa_core.errors import WeightAveragingError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _MOST = 3
 _LIKENESS = 0.7
 
 
-class SuggestingCommand(TyperCommand):
+class SuggestingCommand(ReadableHelp, TyperCommand):
     """A command that says which option was probably meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  Typer does not publish its type

@@ -9,6 +9,7 @@ import typer
 
 from services.cli.connection import ApiUrl, AsJson, Token, connect
 from services.cli.console import answer, print_json, print_table, say
+from services.cli.help_texts import ReadableGroup
 from services.cli.suggestions import SuggestingCommand
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _HELP = """Make, list and revoke tokens; takes a token with the scope admin.
 Example: wa tokens create ci --scope runs:read
 """
 
-tokens = typer.Typer(no_args_is_help=True, help=_HELP)
+tokens = typer.Typer(cls=ReadableGroup, no_args_is_help=True, help=_HELP)
 
 
 @tokens.command("create", cls=SuggestingCommand)

@@ -51,12 +51,14 @@ class Row:
     run: RunResource
     verdict: Verdict | None
     num_averages: int
+    is_measured: bool
 
     @classmethod
     def of(cls, run: RunSnapshot) -> Row:
         """The row of a run."""
         averages = average_resources(run)
-        return cls(run_resource(run), best_verdict(averages), len(averages))
+        is_measured = any(average.evaluation.averaged for average in averages)
+        return cls(run_resource(run), best_verdict(averages), len(averages), is_measured)
 
 
 def rows(catalog: Catalog, filters: Filters, *, after: str | None) -> tuple[list[Row], str | None]:

@@ -118,6 +118,9 @@ def test_who_won_is_said_plainly(wa: Wa, service: Service) -> None:
     failed = average_resource(evaluation={}, batchnorm={"status": "failed", "code": "assess_timeout"})
     service.says(f"{RUN}/averages", {"data": [failed]})
     assert "not compared: assess_timeout" in wa("averages", RUN_ID).stdout
+    too_few = average_resource(evaluation={"raw": {"loss": 0.5}, "averaged": {"loss": 0.4}})
+    service.says(f"{RUN}/averages", {"data": [too_few]})
+    assert "not compared: too few held-out batches, and no evaluate_each" in wa("averages", RUN_ID).stdout
 
 
 @pytest.mark.parametrize(
