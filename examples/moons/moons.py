@@ -101,7 +101,7 @@ class Moons(Recipe):
 
     @torch.no_grad()
     def evaluate_each(self, model: nn.Module, batches: Iterable[Points]) -> dict[str, Tensor]:
-        """Each point's ``loss`` and ``accuracy`` (0 or 1): with them averaged and raw are compared point by point."""
+        """Each point's ``loss`` and ``accuracy`` (0 or 1), by which averaged and raw are compared."""
         was_training = model.training
         model.eval()
         try:

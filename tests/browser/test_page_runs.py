@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 from services.api.dashboard.numbers import MINUS
 from support.api import TOKEN, ApiRun, serving
 from support.showcase import Showcase, finished_run, hostile_run, running_run
+from wa_core.records import Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,10 +119,10 @@ def test_nothing_that_a_user_wrote_runs(site: str, store: MemoryStore, open_page
 def test_a_person_signs_in_and_out(
     store: MemoryStore, open_page: Callable[..., Page], complaints: list[str]
 ) -> None:
-    """Bad input 2 in a browser: a wrong token is refused in words; the right one opens the page."""
+    """Bad input 2 on a phone: a wrong token is refused in words; the right one opens the page, and all fits."""
     run = finished_run(store)
     with serving(store, token=TOKEN) as site:
-        page = open_page(site)
+        page = open_page(site, viewport={"width": 360, "height": 740})
         for token in ("wrong", TOKEN):
             page.get_by_label("Token").fill(token)
             page.get_by_role("button", name="Sign in").click()
@@ -129,6 +130,7 @@ def test_a_person_signs_in_and_out(
 
         page.get_by_role("link", name=run.run_id[-8:]).click()
         expect(page.get_by_test_id("difference")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.get_by_role("button", name="Verify").click()
         page.get_by_role("button", name="Close").click()
         page.get_by_role("button", name="Sign out").click()
@@ -150,3 +152,21 @@ def test_no_token_no_page(store: MemoryStore, open_page: Callable[..., Page], co
         assert run.run_id not in page.content()
     assert all("401" in complaint for complaint in complaints)
     complaints.clear()
+
+
+def test_a_run_that_failed_at_once_shows_why_and_no_empty_charts(
+    site: str, store: MemoryStore, open_page: Callable[..., Page]
+) -> None:
+    """Without a checkpoint there is the reason, what to look at, and nothing that waits for numbers."""
+    run = Showcase(store)
+    run.start()
+    run.log.append(Failed(reason="user_code", message="the recipe raised RuntimeError: " + "long_word_" * 40))
+
+    page = open_page(site)
+    expect(page.get_by_role("row", name="failed")).to_contain_text("nothing measured")
+    page.get_by_role("link", name=run.run_id[-8:]).click()
+
+    expect(page.locator("#run-head .fault")).to_contain_text("the recipe raised RuntimeError")
+    expect(page.get_by_text("ended before its first checkpoint")).to_be_visible()
+    expect(page.locator(".chart")).to_have_count(0)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -58,6 +58,11 @@ class RunPage:
         return not self.run.state.is_terminal or (bool(self.averages) and not is_settled)
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether there is something to draw, or will be."""
+        return self.is_live or bool(self.ticks)
+
+    @property
     def verdict(self) -> Verdict | None:
         """Of the chosen average."""
         return self.verdicts.get(self.chosen.name) if self.chosen else None

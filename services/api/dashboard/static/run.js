@@ -9,6 +9,7 @@ import { startVerify } from "./verify.js";
 import { startWhatIf } from "./what_if.js";
 
 startTabs();
+document.querySelector("#picker [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 startLive();
 startActions();
 startLog();
