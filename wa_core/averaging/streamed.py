@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from wa_core.averaging.files.passes import USUAL_PACE, reading
-from wa_core.averaging.files.sources import StoredTensor, specs_of
+from wa_core.averaging.files.sources import specs_of
+from wa_core.averaging.files.stored import StoredTensor
 from wa_core.averaging.kernels import rounds_to_one
 from wa_core.averaging.rules import require_lerp
 from wa_core.averaging.scratch import FileStorage, MemoryStorage
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wa_core.averaging.files.blocks import AccumulatorDtype, Raw
+    from wa_core.averaging.buffers import Raw
+    from wa_core.averaging.files.blocks import AccumulatorDtype
     from wa_core.averaging.files.output import Writer
     from wa_core.averaging.files.passes import Pace
     from wa_core.averaging.files.sources import FilesSource, Source
