@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SourceUse:
-    """One checkpoint's part in an average; `sha256` maps its files to digests empty until they are known."""
+    """One checkpoint's part in an average; `sha256` maps its files to digests, once they are known."""
 
     name: str
     step: int
