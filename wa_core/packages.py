@@ -32,7 +32,7 @@ TOO_LARGE = "package_too_large"
 
 _CHUNK_BYTES = 1 << 20
 _DIRECTORY_ENTRY = b"PK\x01\x02"  # what the directory says of each file begins so
-# Looked for before the directory is read, which would take a kilobyte of memory for each. A zip inside has some too.
+# Counted before the directory is read, which takes a kilobyte of memory for each. A zip in the zip has some too.
 _MAX_MARKS = 10 * MAX_FILES
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip can say
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
