@@ -86,6 +86,11 @@ class Target:
             raise InvalidInputError(
                 f"'{output}' is no name for an output; write for example -o average.safetensors"
             )
+        if output.exists() and not (output.is_file() or output.is_dir()):
+            raise InvalidInputError(
+                f"{output} is no plain file, and would be replaced by one; choose another place with -o",
+                code="output_not_writable",
+            )
         file_format = file_format or _format_of(output)
         if not output.resolve().parent.is_dir():
             raise InvalidInputError(
