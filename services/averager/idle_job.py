@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import threading
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -18,11 +19,12 @@ from wa_core.records import JobProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from services.averager.idle_worker import Taken
     from services.runtime.child import Child
+    from wa_core.catalog.jobs import Jobs
     from wa_core.clock import Clock
-    from wa_core.records import JobResult
+    from wa_core.records import JobAttempt, JobRecord, JobResult
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +32,17 @@ MESSAGE_LIMIT = 2000
 REPORT_EVERY_S = 2.0
 _ASK_EVERY_S = 0.1
 _STOP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A job that is ours to do. `is_last` says that no attempt follows, so that a lost child is a failure."""
+
+    known: Jobs[Any, Any, Any]
+    record: JobRecord
+    attempt: JobAttempt
+    folder: Path
+    is_last: bool
 
 
 class _Stopped(Exception):  # noqa: N818  no error: somebody wants the end

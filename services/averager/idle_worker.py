@@ -11,23 +11,21 @@ clock is trusted: a worker is alive while that changes, by the reader's own mono
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
+from services.averager.idle_job import Taken
 from services.averager.lease import Worker
 from wa_core.catalog.jobs import list_wanted
 from wa_core.errors import ConflictError, NotFoundError, StoreAuthError, TransientError, WeightAveragingError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from services.averager.idle_job import IdleJob
     from services.averager.scratch import Scratch
     from wa_core.catalog.jobs import Jobs
     from wa_core.clock import Clock
-    from wa_core.records import JobAttempt, JobProgress, JobRecord, JobResult
+    from wa_core.records import JobProgress, JobResult
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
@@ -35,17 +33,6 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 2.0
 LIFETIME_S = 15.0
 MAX_ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A job that is ours to do. `is_last` says that no attempt follows, so that a lost child is a failure."""
-
-    known: Jobs[Any, Any, Any]
-    record: JobRecord
-    attempt: JobAttempt
-    folder: Path
-    is_last: bool
 
 
 class IdleWorker(ABC):

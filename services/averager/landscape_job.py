@@ -28,7 +28,7 @@ from wa_core.records import LandscapeRecord, MarkedPoint
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from services.averager.idle_worker import Taken
+    from services.averager.idle_job import Taken
     from services.averager.landscape_inputs import Inputs
     from services.averager.landscape_protocol import LandscapeFinding
     from wa_core.clock import Clock
@@ -68,7 +68,7 @@ class LandscapeJob(IdleJob):
             self._store,
             self._record,
             self.folder,
-            limits=self._limits,
+            max_samples=self._limits.max_samples,
             clock=self._clock,
             on_read=self.keep_on,
         )

@@ -11,7 +11,7 @@ from wa_core.catalog.landscapes import Landscapes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from services.averager.idle_worker import Taken
+    from services.averager.idle_job import Taken
     from services.averager.scratch import Scratch
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore

@@ -24,7 +24,7 @@ from wa_core.records import VerificationRecord
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from services.averager.idle_worker import Taken
+    from services.averager.idle_job import Taken
     from wa_core.clock import Clock
     from wa_core.records import JobResult
 
