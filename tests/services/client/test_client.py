@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.client import ApiError, Client, ServiceUnreachableError
+from support.addressed import AddressedStore
 from support.api import TOKEN, ApiRun, serving, submission
 from support.cutting import CuttingServer, cutting
 from support.faulty import FaultyStore
@@ -40,16 +41,6 @@ def client(store: MemoryStore) -> Iterator[Client]:
     """A client of a real service over `store`."""
     with serving(store, token=TOKEN) as url, Client(url, token=TOKEN) as client:
         yield client
-
-
-class AddressedStore(MemoryStore):
-    """A store whose objects are all said to be at `address`."""
-
-    address = "http://127.0.0.1:9"  # where nothing listens
-
-    def presign(self, key: str, *, expires_s: int) -> str | None:
-        """An address."""
-        return f"{self.address}/{key}?expires={expires_s}"
 
 
 def published(store: MemoryStore, body: bytes = WEIGHTS) -> ApiRun:
