@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from services.cli.connection import DEFAULT_DATA
 from services.client.errors import ServiceUnreachableError
-from services.runtime.settings import Settings
+from services.runtime.settings import read_settings
 from services.runtime.stores import open_store
 from services.stack.state import DataFolder
-from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +49,5 @@ def open_bucket(data: Path = DEFAULT_DATA) -> ObjectStore:
         ServiceUnreachableError: as for `bucket_environment`.
         ConfigurationError: what the environment says is wrong.
     """
-    named = {name.lower(): value for name, value in bucket_environment(data).items() if name.startswith("WA_")}
-    try:
-        return open_store(Settings(**{name.removeprefix("wa_"): value for name, value in named.items()}))  # type: ignore[arg-type]  # pydantic parses them
-    except ValidationError as error:
-        raise ConfigurationError(f"the environment is wrong: {error}") from None
+    found = {name: value for name, value in bucket_environment(data).items() if value != os.environ.get(name)}
+    return open_store(read_settings(**{name.removeprefix("WA_").lower(): value for name, value in found.items()}))

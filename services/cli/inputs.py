@@ -238,10 +238,10 @@ def _open_bucket(url: str, bucket: str) -> ObjectStore:
     if not re.fullmatch(r"[a-z0-9.-]{3,63}", bucket):
         raise InvalidInputError(f"{url}: {bucket!r} is no bucket's name; write s3://bucket/prefix")
     # Not at the top: files need neither, and loading them takes longer than averaging a small model.
-    from services.runtime.settings import Settings
+    from services.runtime.settings import read_settings
     from services.runtime.stores import open_store
 
-    return open_store(Settings().model_copy(update={"store_url": f"{_S3}{bucket}"}))
+    return open_store(read_settings(store_url=f"{_S3}{bucket}"))
 
 
 def _list(store: ObjectStore, prefix: str) -> dict[str, str]:

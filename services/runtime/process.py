@@ -6,16 +6,17 @@ import sys
 from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import ValidationError
 
 from services.runtime import tracing
 from services.runtime.redaction import secrets_in
-from services.runtime.settings import Settings
+from services.runtime.settings import read_settings
 from services.runtime.telemetry import configure_logging
-from wa_core.errors import WeightAveragingError
+from wa_core.errors import ConfigurationError, WeightAveragingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from services.runtime.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -28,9 +29,9 @@ def run_process(service: str, serve: Callable[[Settings], int]) -> int:
         serve: does the work until told to stop, and returns the exit status.
     """
     try:
-        settings = Settings()
-    except ValidationError as error:
-        sys.stderr.write(f"the environment is wrong: {error}\n")
+        settings = read_settings()
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error.message}\n")
         return 1
     configure_logging(service, log_format=settings.log_format, secrets=secrets_in(settings))
     try:

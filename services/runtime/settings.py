@@ -6,11 +6,12 @@ Every variable starts with `WA_`. Secrets never print themselves.
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  pydantic needs it at run time
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from wa_core.errors import ConfigurationError
 from wa_core.records import Name  # noqa: TC001  the same
 
 
@@ -60,7 +61,7 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
 
     api_host: str = "127.0.0.1"
-    api_port: int = 8000
+    api_port: int = Field(default=8000, ge=0, le=65535)
     token: SecretStr | None = None
     write_token: SecretStr | None = None
     read_token: SecretStr | None = None
@@ -103,3 +104,19 @@ class Settings(BaseSettings):
     poll_interval_s: float = Field(default=0.25, gt=0)
     tracing: bool | None = None
     log_format: Literal["console", "json"] = "console"
+
+
+def read_settings(**given: Any) -> Settings:  # noqa: ANN401  each field has its own type
+    """What the environment says, but for what is given.
+
+    Raises:
+        ConfigurationError: a variable is wrong; the message names it, but not its value, which may be a secret.
+    """
+    try:
+        return Settings(**given)
+    except SettingsError as error:  # it names the field
+        raise ConfigurationError(f"the environment is wrong: {error}; write it as JSON") from None
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        said = "; ".join(f"WA_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in faults)
+        raise ConfigurationError(f"the environment is wrong: {said}") from None

@@ -43,7 +43,7 @@ def open_store(settings: Settings) -> ObjectStore:
         ConfigurationError: the URL is of neither form.
     """
     scheme, _, rest = settings.store_url.partition("://")
-    if scheme == "file" and rest:
+    if scheme == "file" and rest.startswith("/"):
         from wa_core.store.local import LocalStore
 
         return LocalStore(Path(rest))

@@ -93,6 +93,22 @@ def test_76_a_body_that_the_service_refuses_is_wrong_usage_too(wa: Wa, service: 
     assert "/config/epochs: must be at least 1" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("tokens", "code", "said"),
+    [('{"alice": "hushhush"}', 0, ""), ('{"alice": ["hushhush"]}', 1, "WA_TOKENS: "), ("hushhush", 1, '"tokens"')],
+)
+def test_76_a_wrong_variable_is_named_without_its_value(lonely_wa: Wa, tokens: str, code: int, said: str) -> None:
+    """What works on the bucket itself reads all variables: a wrong one is named, and no secret is repeated."""
+    wa = lonely_wa.with_variables(WA_STORE_URL=f"file://{lonely_wa.folder}/bucket", WA_TOKENS=tokens)
+
+    done = wa("gc")
+
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "hushhush" not in done.stdout + done.stderr
+    assert "unexpected" not in done.stderr
+
+
 def test_77_an_unknown_command_is_exit_2_with_a_suggestion(wa: Wa) -> None:
     """A typing error gets the command that was meant."""
     done = wa("dowload")
