@@ -115,9 +115,14 @@ def folder_of(output: Path) -> Path:
     """The folder that an output will be in.
 
     Raises:
-        InvalidInputError: `output_not_writable`: there is no such folder.
+        InvalidInputError: `output_not_writable`: there is no such folder, or the output is a device or a pipe.
     """
     folder = output.resolve().parent
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise InvalidInputError(
+            f"{output} is no plain file, and would be replaced by one; choose another place",
+            code="output_not_writable",
+        )
     if not folder.is_dir():
         raise InvalidInputError(
             f"{output} cannot be written: there is no folder {output.parent}; make it, or choose another",
