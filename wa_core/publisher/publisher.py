@@ -13,8 +13,9 @@ import math
 import queue
 import threading
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from wa_core import layout
@@ -118,7 +119,7 @@ class CheckpointPublisher:
         Raises:
             InvalidInputError: `trainer_state` is that of a schedule-free optimizer in train mode, whose weights
                 are not the ones to keep (`schedule_free_train_mode`): call ``optimizer.eval()`` first. Or the
-                weights or the state cannot be saved, as the message says.
+                weights or the state cannot be saved, or not be read back, or a number is none; the message says.
             FencedError: a newer attempt has taken over; found out while an earlier checkpoint was uploaded.
             WeightAveragingError: an earlier checkpoint could not be uploaded or committed.
         """
@@ -132,11 +133,10 @@ class CheckpointPublisher:
             stall_s = max(0.0, self._clock.monotonic() - waiting_since)
             state = canonical_state_dict(model.state_dict() if isinstance(model, nn.Module) else model)
             files = snapshot.take(state, trainer_state)
-            entry = CheckpointCommitted(
+            entry = _entry(
                 step=step,
                 epoch=epoch,
                 lr=lr,
-                files={},
                 spec_digest=snapshot.spec_digest,
                 metrics={name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)},
                 stall_s=stall_s,
@@ -189,3 +189,14 @@ class CheckpointPublisher:
                 self._error = error
             finally:
                 self._free.put(snapshot)
+
+
+def _entry(**facts: Any) -> CheckpointCommitted:  # noqa: ANN401  the record's own fields
+    try:
+        return CheckpointCommitted(files={}, **facts)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise InvalidInputError(
+            f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}; steps and epochs are "
+            f"whole numbers from 0 on, rates and metrics finite numbers"
+        ) from None

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+import numpy as np
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils.serialization import config as saving
 
 from wa_core import layout
@@ -42,6 +45,7 @@ class Snapshot:
     def __init__(self, name: str) -> None:
         self._model = WeightsFile(f"{name}-{layout.MODEL_FILE}")
         self._trainer = Segment(f"{name}-{layout.TRAINER_FILE}")
+        self._is_readable = self._has_numpy = False
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -62,7 +66,8 @@ class Snapshot:
         """Copy, and return the paths of the files by name; on a GPU the copy may still be under way.
 
         Raises:
-            InvalidInputError: a tensor cannot be in a safetensors file, or `trainer_state` not be pickled.
+            InvalidInputError: a tensor cannot be in a safetensors file, or `trainer_state` not be pickled, or not
+                be read back.
         """
         self._model.fill(state)
         files = {layout.MODEL_FILE: self._model.segment.path}
@@ -81,6 +86,19 @@ class Snapshot:
         self._trainer.close()
 
     def _save(self, trainer_state: object) -> None:
+        self._write(plain(trainer_state) if self._has_numpy else trainer_state)
+        # The first state alone: looking into each would cost a tenth of writing it, and they are all of one kind.
+        if not self._is_readable and get_unsafe_globals_in_checkpoint(self._trainer.path):
+            self._has_numpy = True
+            self._write(plain(trainer_state))
+            if unsafe := get_unsafe_globals_in_checkpoint(self._trainer.path):
+                raise InvalidInputError(
+                    f"trainer_state holds {', '.join(sorted(unsafe))}, and resuming reads only tensors and "
+                    f"plain values; offer tensors, numbers and texts in dicts and lists (an array's .tolist())"
+                )
+        self._is_readable = True
+
+    def _write(self, trainer_state: object) -> None:
         file = self._trainer.rewrite()
         try:
             with saving.patch(_SAVING):  # type: ignore[attr-defined]  # torch adds it when it is imported
@@ -151,6 +169,17 @@ class WeightsFile:
         if self._pinned_at:
             _cuda().cudaHostUnregister(self._pinned_at)
         self._pinned_at, self._signature, self._memory, self._views = 0, None, None, {}
+
+
+def plain(state: Any) -> Any:  # noqa: ANN401  whatever is offered
+    """The same with Python's numbers for NumPy's, which a schedule that calls NumPy leaves in learning rates."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if type(state) in (dict, OrderedDict):
+        return type(state)((key, plain(value)) for key, value in state.items())
+    if type(state) in (list, tuple):
+        return type(state)(plain(value) for value in state)
+    return state
 
 
 def _cuda() -> Any:  # noqa: ANN401  a module of functions

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
+import random
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -121,6 +125,34 @@ def test_names_are_canonical_and_ties_are_kept(store: GatedStore, run_id: str) -
     (entry,) = log_of(store, run_id).lineage
     assert set(weights_of(store, entry)) == {"a", "b"}
     assert entry.files["model.safetensors"].size_bytes < 2 * weight.nbytes + 64
+
+
+@pytest.mark.parametrize("state", [np.arange(3), [np.random.default_rng(0)], {"seen": Path("data")}])
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_offered(
+    store: GatedStore, run_id: str, state: object
+) -> None:
+    """Not after a crash, when it is wanted: the message names what is in it and what to offer instead."""
+    with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        with pytest.raises(InvalidInputError, match=r"trainer_state holds (numpy|pathlib).*\.tolist\(\)"):
+            publisher.offer(1, model_of(1), trainer_state={"rng": state})
+        publisher.offer(1, model_of(1), trainer_state={"rng": [torch.get_rng_state(), random.getstate()]})
+
+    (entry,) = log_of(store, run_id).lineage
+    assert entry.files.keys() == {"model.safetensors", "trainer.pt"}
+
+
+@pytest.mark.parametrize(
+    "facts", [{"step": -1}, {"step": 1.5}, {"step": 1, "epoch": -1}, {"step": 1, "lr": math.nan}]
+)
+def test_a_number_that_is_none_is_refused_in_one_line(store: GatedStore, run_id: str, facts: Any) -> None:
+    """Steps below 0, halves of steps and rates that are not finite: the next offer works."""
+    with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+        with pytest.raises(InvalidInputError, match="whole numbers from 0 on") as caught:
+            publisher.offer(**{"model": model_of(1), **facts})
+        assert "\n" not in caught.value.message
+        publisher.offer(1, model_of(1))
+
+    assert [entry.step for entry in log_of(store, run_id).lineage] == [1]
 
 
 def test_74_a_schedule_free_optimizer_in_train_mode_is_refused(store: GatedStore, run_id: str) -> None:
