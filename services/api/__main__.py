@@ -84,22 +84,27 @@ def serve(settings: Settings) -> int:
         on_unsafe=on_unsafe,
         stop=stop,
         predictor=Predictor(settings.predictor_url, token=_revealed(settings.predictor_token)),
+        webhooks=WebhookPolicy(
+            is_on=settings.webhook_secret is not None, allow_private=settings.webhook_allow_private
+        ),
+        max_queued_per_owner=settings.max_queued_per_owner,
     )
-    sys.setswitchinterval(_SWITCH_S)
-    app.openapi()  # works out the routes, which the first requests would have to wait for
-    gc.set_threshold(*_GARBAGE)
-    gc.freeze()  # what was loaded by now stays; looking for garbage in it would stop all requests for a while
-    app.state.catalog.index.wake()  # the first list should not have to read every run
-    app.state.max_queued_per_owner = settings.max_queued_per_owner
-    app.state.webhooks = WebhookPolicy(
-        is_on=settings.webhook_secret is not None, allow_private=settings.webhook_allow_private
-    )
+    _make_ready(app)
     server = ApiServer(app, settings, stop=stop)
     server.serve_until_told()
     if server.refusal is not None:
         log.error("unsafe_store", error=server.refusal)
         return 1
     return 0
+
+
+def _make_ready(app: FastAPI) -> None:
+    """Do beforehand what the first requests would have to wait for, and keep the interpreter out of the way."""
+    sys.setswitchinterval(_SWITCH_S)
+    app.openapi()  # works out the routes
+    gc.set_threshold(*_GARBAGE)
+    gc.freeze()  # what was loaded by now stays; looking for garbage in it would stop all requests for a while
+    app.state.catalog.index.wake()  # the first list should not have to read every run
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

@@ -125,6 +125,8 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     on_unsafe: Callable[[str], None] | None = None,
     stop: Stop | None = None,
     predictor: Predictor | None = None,
+    webhooks: WebhookPolicy | None = None,
+    max_queued_per_owner: int | None = None,
 ) -> FastAPI:
     """The API over one bucket.
 
@@ -140,6 +142,8 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
         on_unsafe: told when the store turns out not to honour create-once; it should end the process.
         stop: once set, waiting requests are answered, so that the process can end.
         predictor: the way to what answers predictions; none by default.
+        webhooks: which may be asked for; none by default.
+        max_queued_per_owner: how many runs of one owner may wait; None for as many as they like.
     """
     app = Api(
         title="weight-averaging",
@@ -159,8 +163,8 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.token_book = TokenBook(brief, clock=app.state.clock)
     app.state.rates = rates or RateLimits({})
     app.state.stop = stop or Stop()
-    app.state.webhooks = WebhookPolicy()  # none may be asked for, until whoever starts the process says otherwise
-    app.state.max_queued_per_owner = None  # as many as they like, until the same says otherwise
+    app.state.webhooks = webhooks or WebhookPolicy()
+    app.state.max_queued_per_owner = max_queued_per_owner
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
     app.state.watches = Watches()
@@ -169,14 +173,19 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.predictor = predictor or Predictor(None)
     app.state.metrics = metrics
     app.state.methods_at = methods_at
+    _install(app, metrics, guard=guard or GuardLimits())
+    return app
+
+
+def _install(app: FastAPI, metrics: RequestMetrics, *, guard: GuardLimits) -> None:
+    """Routes, problems, and what every request goes through."""
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", PageFiles(), name="static")
     problems.install(app)
-    app.add_middleware(Guard, limits=guard or GuardLimits())
+    app.add_middleware(Guard, limits=guard)
     app.add_middleware(ObservationMiddleware, metrics=metrics)
     app.add_middleware(SecurityHeaders)  # the outermost, so that no answer is without
-    return app
 
 
 def methods_at(path: str) -> list[str]:

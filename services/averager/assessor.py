@@ -4,7 +4,7 @@ A job is started and asked after; nothing here waits, and nothing the child does
 first job (importing torch and a recipe costs seconds) and serves many. It is killed, and a new one serves the next
 job, when it dies, takes too long or too much memory, or talks nonsense; the outcome then says so, and the average
 is served with the BatchNorm statistics it came with. Where there is a cluster, a child that measures on it comes
-first; whatever goes wrong with it, the job is done by a process here all the same (ADR 0030).
+first; whatever goes wrong with it, the job is done by a process here all the same (ADR 30).
 """
 
 from __future__ import annotations

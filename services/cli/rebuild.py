@@ -13,7 +13,7 @@ from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
 from services.cli.console import answer, print_json, print_table, say
 from services.cli.follow import POLL_S, average_line
 from services.cli.results import download_weights
-from services.cli.runs import FOLLOW_PATIENCE_S
+from services.cli.runs import FOLLOW_PATIENCE_S, INTERRUPTED
 from services.client.download import check_writable
 from services.client.service import TERMINAL_STATES
 from wa_core.errors import NoAverageYetError
@@ -21,8 +21,6 @@ from wa_core.errors import NoAverageYetError
 if TYPE_CHECKING:
     from services.client import Client
     from services.client.service import Json
-
-_INTERRUPTED = 130
 
 
 def rebuild(  # noqa: PLR0913  one parameter for each option of the command
@@ -103,7 +101,7 @@ def _wait(client: Client, run_id: str, name: str) -> Json:
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         say(f"stopped looking; the averager goes on with {name}. Look again with: wa averages {run_id}")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _refuse_endless(client: Client, run_id: str, average: Json) -> None:

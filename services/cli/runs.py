@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FOLLOW_PATIENCE_S = 60.0
 _PAGE = 200  # the most that the service gives at once
-_INTERRUPTED = 130
+INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
 _RUN_TITLES = ["RUN", "STATE", "AVERAGING", "STEP", "OF", "RECIPE", "CREATED"]
 _RUN_COLUMNS = ("run_id", "state", "averaging_state", "step", "total_steps")
 
@@ -192,7 +192,7 @@ def runs(  # noqa: PLR0913  one parameter for each option of the command
             try:
                 follow_table(_RUN_TITLES, lambda: _run_rows(look()))
             except KeyboardInterrupt:
-                raise typer.Exit(_INTERRUPTED) from None
+                raise typer.Exit(INTERRUPTED) from None
         page = look()
     if as_json:
         print_json(page)
@@ -319,7 +319,7 @@ def leaving(run_id: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         say(f"stopped following; run {run_id} goes on. Look: wa show {run_id}. End it: wa cancel {run_id}.")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def explain_end(client: Client, run: Json) -> None:

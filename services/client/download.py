@@ -6,7 +6,7 @@ appears by an atomic rename, after the sha256 of every byte has matched the serv
 than one piece is in memory.
 
 A download begins at the store's own address, where the service names one: it is faster, and costs the service
-nothing (ADR 0034). Whatever goes wrong there, the service itself sends the rest.
+nothing (ADR 34). Whatever goes wrong there, the service itself sends the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tells webhooks: at least once, until the receiver takes it or a day is over (ADR 0022).
+"""Tells webhooks: at least once, until the receiver takes it or a day is over (ADR 22).
 
 An event is sent first and written down as told afterwards. So a notifier that dies in between, or a second one
 beside it, sends a message twice, under the same id, and none is ever lost. It holds no lease and keeps no state.

@@ -1,4 +1,4 @@
-"""Spans of work, joined across processes by the W3C `traceparent` that a run's records carry (ADR 0023).
+"""Spans of work, joined across processes by the W3C `traceparent` that a run's records carry (ADR 23).
 
 The port is `Tracer`; without tracing it does nothing but hand `traceparent` on, and no tracing library is loaded.
 A process has one tracer, set by `install`, as it has one log.

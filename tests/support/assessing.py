@@ -22,7 +22,7 @@ from services.averager import assess
 from services.averager.assessor import AssessJob
 from support.child import serving
 from support.patience import eventually
-from wa_core.recipe import Recipe
+from support.untrained import Untrained
 from wa_core.records import AverageManifest, RecipeConfig, RunRequest
 from wa_core.tensors import serialize
 
@@ -43,12 +43,11 @@ class TinyConfig(RecipeConfig):
     average: float = 1.0  # the mood is only for weights whose scale is this
 
 
-class Tiny(Recipe):
+class Tiny(Untrained):
     """A scale, a BatchNorm and fixed data; the loss of a sample is the mean square of its outputs."""
 
     Config = TinyConfig
     config: TinyConfig
-    num_train_samples = 0
 
     def build_model(self) -> nn.Module:
         """Nothing random."""
@@ -56,18 +55,6 @@ class Tiny(Recipe):
         nn.init.eye_(model[0].weight)
         nn.init.zeros_(model[0].bias)
         return model
-
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Never trained."""
-        raise AssertionError
-
-    def train_batch(self, indices: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-        """Never trained."""
-        raise AssertionError
-
-    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """Never trained."""
-        raise AssertionError
 
     def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """Run the model."""

@@ -18,7 +18,7 @@ from services.averager import landscape
 from support.averaging import averager, run_until_idle
 from support.child import serving
 from support.runs import HandmadeRun
-from wa_core.recipe import Recipe
+from support.untrained import Untrained
 from wa_core.records import RecipeConfig
 
 if TYPE_CHECKING:
@@ -41,28 +41,15 @@ class BowlConfig(RecipeConfig):
     marks: str = ""
 
 
-class Bowl(Recipe):
+class Bowl(Untrained):
     """A model of six numbers whose loss is a bowl around `CENTRE`; on calibration data it is twice as steep."""
 
     Config = BowlConfig
     config: BowlConfig
-    num_train_samples = 0
 
     def build_model(self) -> nn.Module:
         """Two modules of three numbers."""
         return nn.ModuleDict({"left": nn.Linear(3, 1, bias=False), "right": nn.Linear(3, 1, bias=False)})
-
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Never trained."""
-        raise AssertionError
-
-    def train_batch(self, indices: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-        """Never trained."""
-        raise AssertionError
-
-    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """Never trained."""
-        raise AssertionError
 
     def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """No layer needs it."""

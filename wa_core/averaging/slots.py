@@ -64,7 +64,7 @@ def slots_of(about: ShadowDescription, name: str) -> dict[str, Slot]:
     slots: dict[str, Slot] = {}
     end = 0
     dtypes = {spec.name: spec.dtype for spec in about.specs}
-    # As files mostly have them, so that neighbours there are neighbours here (`wa_core.averaging.runs`); and
+    # As files mostly have them, so that neighbours there are neighbours here (`wa_core.averaging.chains`); and
     # widest elements first, so that every accumulator is aligned to its own element size.
     order = [(-DTYPE_BYTES[format_dtype_name(spec.dtype)], dtypes[spec.name], spec) for spec in about.stored]
     for item, _, spec in sorted(order):

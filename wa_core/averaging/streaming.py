@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from wa_core.averaging.chains import parts_of, plan_chains
 from wa_core.averaging.files.passes import USUAL_PACE, reading
-from wa_core.averaging.runs import parts_of, plan_runs
 from wa_core.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wa_core.averaging.buffers import Raw
+    from wa_core.averaging.chains import Chain
     from wa_core.averaging.files.passes import Pace, Pass
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.averaging.files.stored import Stretch
-    from wa_core.averaging.runs import Run
     from wa_core.averaging.streamed import StreamedShadow
 
 # Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average.
@@ -46,9 +46,9 @@ class FoldReport:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Elements of a run, from `begin` on, found sound; `values` is None unless its dtype is a float."""
+    """Elements of a chain, from `begin` on, found sound; `values` is None unless its dtype is a float."""
 
-    run: Run
+    chain: Chain
     begin: int
     raw: Raw
     values: Tensor | None
@@ -114,16 +114,16 @@ class _Fold:
             shadow.check(source)
         self._source = source
         self._weights = weights
-        self._runs = plan_runs(source, weights)
+        self._chains = plan_chains(source, weights)
         pooled = {source.ties.get(name, name) for shadow in weights for name in shadow.pooled_means()}
         self._means = {name: np.empty(source.tensors[name].size_bytes, np.uint8) for name in pooled}
 
     def arriving(self, passing: Pass, *, on_read: Callable[[int], None] | None, block: int) -> Iterator[_Block]:
         """All data, in blocks that have been looked at."""
         for stretch, raw in passing.arrivals():
-            for run, begin, end in parts_of(self._runs[stretch.file], stretch):
+            for chain, begin, end in parts_of(self._chains[stretch.file], stretch):
                 part = raw[begin - stretch.begin : end - stretch.begin]
-                yield from self._sound_blocks(run, (begin - run.begin) // run.item_bytes, part, block=block)
+                yield from self._sound_blocks(chain, (begin - chain.begin) // chain.item_bytes, part, block=block)
             if self._means:
                 self._keep_means(stretch, raw)
             if on_read is not None:
@@ -134,7 +134,7 @@ class _Fold:
         for shadow in self._weights:
             shadow.begin_fold()
         for block in blocks:
-            for target in block.run.targets:
+            for target in block.chain.targets:
                 begin = target.begin + block.begin * target.item_bytes
                 for shadow in target.shadows:
                     if block.values is None or target.is_latest:
@@ -158,30 +158,30 @@ class _Fold:
             if piece.tensor.spec.name in self._means:
                 self._means[piece.tensor.spec.name][piece.begin : piece.end] = part
 
-    def _sound_blocks(self, run: Run, begin: int, raw: Raw, *, block: int) -> Iterator[_Block]:
-        dtype, item = run.dtype, run.item_bytes
+    def _sound_blocks(self, chain: Chain, begin: int, raw: Raw, *, block: int) -> Iterator[_Block]:
+        dtype, item = chain.dtype, chain.item_bytes
         for at in range(0, len(raw), block * item):
             part = raw[at : at + block * item]
             first = begin + at // item
             if not dtype.is_floating_point:
                 if dtype == torch.bool and part.max() > 1:
-                    raise self._bad_bool(run, first + int(part.argmax()))
-                yield _Block(run, first, part, None)
+                    raise self._bad_bool(chain, first + int(part.argmax()))
+                yield _Block(chain, first, part, None)
                 continue
             values = _numbers(part, dtype)
             if not _is_finite(values):
-                raise self._not_finite(run, first + int(torch.isfinite(values).logical_not_().nonzero()[0]))
-            yield _Block(run, first, part, values)
+                raise self._not_finite(chain, first + int(torch.isfinite(values).logical_not_().nonzero()[0]))
+            yield _Block(chain, first, part, values)
 
-    def _bad_bool(self, run: Run, element: int) -> CorruptError:
-        name, _ = run.find(element)
+    def _bad_bool(self, chain: Chain, element: int) -> CorruptError:
+        name, _ = chain.find(element)
         return CorruptError(
             f"{self._source.name}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is damaged",
             code="bad_value",
         )
 
-    def _not_finite(self, run: Run, element: int) -> CorruptError:
-        name, first = run.find(element)
+    def _not_finite(self, chain: Chain, element: int) -> CorruptError:
+        name, first = chain.find(element)
         return CorruptError(
             f"{self._source.name}: tensor {name!r} has values that are NaN or infinite (the first at element "
             f"{first}); the training has diverged here",

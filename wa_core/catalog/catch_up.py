@@ -1,4 +1,4 @@
-"""How an average that is added to a run comes to hold what was before it: replayed, or rebuilt (ADR 0014). Pure.
+"""How an average that is added to a run comes to hold what was before it: replayed, or rebuilt (ADR 14). Pure.
 
 Where every checkpoint that its rule counts is kept, they are folded again, and the average is exact. Where some
 are gone, it is summed from what is kept, checkpoints and the states of other averages, with the weights that

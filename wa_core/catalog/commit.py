@@ -2,7 +2,7 @@
 
 A commit is one small conditional PUT. The first writer of a key wins; nothing is ever overwritten. A client may
 see 412 from its *own* earlier try whose response was lost, so every record carries a `write_id`: on a conflict
-the key is read back, and the same `write_id` means that this very write has won (ADR 0003).
+the key is read back, and the same `write_id` means that this very write has won (ADR 3).
 """
 
 from __future__ import annotations

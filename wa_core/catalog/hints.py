@@ -1,4 +1,4 @@
-"""Hints: what saves reading or listing everything from the beginning. Never the truth (ADR 0012).
+"""Hints: what saves reading or listing everything from the beginning. Never the truth (ADR 12).
 
 Whoever reads a hint proves it against the records themselves, and does without it where that fails: so a hint that
 is missing, old, damaged or forged costs time and changes nothing. A log's hint is proved by the digests in its

@@ -1,7 +1,7 @@
 """Pushes checkpoints to the bucket without the training loop paying for it.
 
 `offer` copies the weights to shared memory and returns; a process of its own uploads them from there and then
-commits the checkpoint to the run log (ADR 0015). The publisher knows nothing of averages, nor of how the weights
+commits the checkpoint to the run log (ADR 15). The publisher knows nothing of averages, nor of how the weights
 came to be. It keeps two invariants: what was offered is committed in order, or an error says so at the next
 `offer` or at `close`; and at most `max_in_flight` snapshots exist at once, in memory that is used again and again,
 so memory is bounded however slow the store is.

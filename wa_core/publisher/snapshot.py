@@ -135,7 +135,7 @@ class WeightsFile:
             for name, view in self._views.items():
                 view.copy_(state[name], non_blocking=state[name].is_cuda)
         # The copies are queued where the weights were computed, so whatever training queues next comes after them.
-        # A stream of their own would gain nothing while every later step has to wait for it (ADR 0015).
+        # A stream of their own would gain nothing while every later step has to wait for it (ADR 15).
         self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def wait(self) -> None:

@@ -1,7 +1,7 @@
 """Every record the processes exchange through the bucket. Units are in the field names; times are aware UTC.
 
 Records are immutable. Those that are committed create-once carry a random `write_id`, by which a writer
-recognises its own write when the response was lost (ADR 0003).
+recognises its own write when the response was lost (ADR 3).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class FileRef(Record):
 class LogEntry(Record):
     """What every entry of a run log says. `RunLog.append` stamps seq, previous, at, attempt and state.
 
-    `previous` is the digest of the entry before, as stored; None in the first. It proves a hint (ADR 0012).
+    `previous` is the digest of the entry before, as stored; None in the first. It proves a hint (ADR 12).
     """
 
     format: Literal[1] = FORMAT

@@ -125,7 +125,7 @@ class RebuiltPart(Record):
 
 
 class Rebuilt(Record):
-    """How an average began that was made from what was kept, not from every checkpoint (ADR 0014).
+    """How an average began that was made from what was kept, not from every checkpoint (ADR 14).
 
     `parts` are in the order of summing, and `through` is the log seq up to which they stand for the run; later
     checkpoints were folded on top. `profile_error` is how far the coefficients then were from the rule's, as a
@@ -182,7 +182,7 @@ class AverageManifest(Record):
 
 
 class AssessmentRecord(Record):
-    """What is served of one generation, by file name, and how it measures: a record of its own (ADR 0008).
+    """What is served of one generation, by file name, and how it measures: a record of its own (ADR 8).
 
     `best` is the generation with the lowest held-out loss so far, this one included; None before any was measured.
     """

@@ -36,7 +36,7 @@ class Scaling(Request):
 
 
 class CheckpointPolicy(Request):
-    """When checkpoints are taken, and which of them are kept (ADR 0011).
+    """When checkpoints are taken, and which of them are kept (ADR 11).
 
     A checkpoint is kept if any of the three says so; with none of them set, all are. Whatever they say, the newest
     is kept, and so is every one that an average, a window or a rewind still needs.
@@ -95,7 +95,7 @@ class AverageRequest(Request):
     """One average that the run should have.
 
     `accumulator_dtype` is what the folds are summed in; float32 halves the memory and loses a few units in
-    the last place over many folds (ADR 0005).
+    the last place over many folds (ADR 5).
     """
 
     name: Name

@@ -48,7 +48,7 @@ class Webhook(Request):
 
 
 class Delivery(Record):
-    """What became of one event for one webhook, written once: after this nothing is sent any more (ADR 0022).
+    """What became of one event for one webhook, written once: after this nothing is sent any more (ADR 22).
 
     `webhook` is the place in the submission's list, from 0. `status` is the receiver's last one, if it gave any.
     `num_tries` are those of the notifier that wrote this down, as no other's are known; 0 is unknown.

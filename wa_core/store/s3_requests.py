@@ -1,7 +1,7 @@
 """Small requests to an S3 server: signed and sent by botocore, without what boto3 does around that.
 
 A call of a boto3 client spends most of its time on rules for endpoints, on models of requests and answers, and on
-hooks (ADR 0034). Here are only its signer and its connections. Knows neither keys' meaning nor this program's
+hooks (ADR 34). Here are only its signer and its connections. Knows neither keys' meaning nor this program's
 errors: what fails raises botocore's, which `wa_core.store.s3` translates in one place. The invariant: a request
 that may be sent again is, a few times; one that commits is sent once.
 """

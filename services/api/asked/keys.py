@@ -27,7 +27,7 @@ def check_key(key: str) -> None:
 
 
 class KeysInUse:
-    """The Idempotency-Keys whose submissions this process is making at the moment (ADR 0018)."""
+    """The Idempotency-Keys whose submissions this process is making at the moment (ADR 18)."""
 
     def __init__(self) -> None:
         self._keys: set[tuple[str, str]] = set()

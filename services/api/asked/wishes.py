@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 _WITHOUT_RUNNER = frozenset({RunState.QUEUED, RunState.PAUSED})
-_CANCELLABLE = frozenset(state for state in RunState if not state.is_terminal and state is not RunState.FINALIZING)
+#: The states in which a run can be cancelled.
+CANCELLABLE = frozenset(state for state in RunState if not state.is_terminal and state is not RunState.FINALIZING)
 _HELD = frozenset({RunState.STARTING, RunState.RUNNING, RunState.RECOVERING})
 _REWINDABLE = _HELD | _WITHOUT_RUNNER
 
@@ -42,7 +43,7 @@ def cancel(store: ObjectStore, spec: RunSpec, log: RunLog) -> None:
     """
     _check_is_training(log, "cancel")
     if log.desired_state != "cancelled":
-        log.append(CancelRequested(), expect=_CANCELLABLE)
+        log.append(CancelRequested(), expect=CANCELLABLE)
     try:
         log.append(Cancelled(), expect=_WITHOUT_RUNNER)
     except AlreadyFinishedError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.api.answers.resources import average_resources, checkpoint_resources, run_resource
+from services.api.asked.wishes import CANCELLABLE
 from services.api.dashboard.bars import DistanceBar, DriftBar, distance_bars, drift_bars
 from services.api.dashboard.charts import chart_data
 from services.api.dashboard.generations import metric_names, newest_generations
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 MAX_EVENTS = 200
 MAX_TICKS = 2000  # as many as a chart can show; of a longer run the newest
 
-_CANCELLABLE = frozenset(state for state in RunState if not state.is_terminal and state is not RunState.FINALIZING)
-_PAUSABLE = _CANCELLABLE - {RunState.PAUSING, RunState.PAUSED}
+_PAUSABLE = CANCELLABLE - {RunState.PAUSING, RunState.PAUSED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class RunPage:
     @property
     def can_cancel(self) -> bool:
         """Whether a cancel would be heard."""
-        return self.run.state in _CANCELLABLE and self.run.desired_state != "cancelled"
+        return self.run.state in CANCELLABLE and self.run.desired_state != "cancelled"
 
     @property
     def can_pause(self) -> bool:

@@ -16,6 +16,7 @@ from services.api.asked.selection import Selection, best_generation, select, sel
 from services.api.asked.submission import check_addition
 from services.api.routes.dependencies import (
     FILE_ANSWERS,
+    MAX_GENERATION,
     UNCHANGED,
     CatalogDep,
     Redirect,
@@ -32,11 +33,9 @@ from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted
 
 router = APIRouter(prefix="/v1/runs/{run_id}/averages", tags=["averages"])
 
-_MAX_GENERATION = 99_999_999
-
 
 async def selection(
-    generation: Annotated[int | None, Query(ge=1, le=_MAX_GENERATION)] = None,
+    generation: Annotated[int | None, Query(ge=1, le=MAX_GENERATION)] = None,
     step: Annotated[int | None, Query(ge=0, lt=10**12, description="step of the last checkpoint in it")] = None,
     at: Annotated[Literal["latest", "best"] | None, Query(description="best: lowest held-out loss")] = None,
 ) -> Selection:

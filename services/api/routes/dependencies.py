@@ -14,6 +14,9 @@ from services.api.state.catalog import Catalog
 from services.api.state.snapshots import RunSnapshot
 from wa_core.records import Entry
 
+#: The highest that its key has digits for.
+MAX_GENERATION = 99_999_999
+
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is what If-None-Match names"}}
 
 

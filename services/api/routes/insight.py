@@ -9,12 +9,10 @@ from services.api.answers.history import MAX_PAGE, History
 from services.api.answers.resources import preview_resource
 from services.api.asked.body import WantedRule, read_wanted_rule
 from services.api.asked.submission import check_rule
-from services.api.routes.dependencies import CatalogDep, problems
+from services.api.routes.dependencies import MAX_GENERATION, CatalogDep, problems
 from services.api.schemas import AveragePreview, GenerationPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["insight"])
-
-_MAX_GENERATION = 99_999_999
 
 
 def history_of(request: Request) -> History:
@@ -28,7 +26,7 @@ def list_generations(
     run_id: str,
     name: str,
     history: Annotated[History, Depends(history_of)],
-    after: Annotated[int, Query(ge=0, le=_MAX_GENERATION, description="the `next` of the page before")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_GENERATION, description="the `next` of the page before")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     is_whole: Annotated[bool, Query(alias="all", description="those that were never assessed, too")] = False,  # noqa: FBT002  a query
 ) -> GenerationPage:

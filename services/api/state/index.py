@@ -3,7 +3,7 @@
 Two short listings say which runs can have changed: a run's marker is in `active/` from its submission until its
 last average is published, and another one in `queue/` while it waits. Only runs under way, and those whose markers
 are others than before, are read again; the rest is looked through a few at a time, since markers are advice
-(ADR 0019). Everything here can be thrown away at any moment. Rows lag by a second or two while requests are many,
+(ADR 19). Everything here can be thrown away at any moment. Rows lag by a second or two while requests are many,
 and by nothing while they are few. Knows no HTTP.
 """
 

@@ -13,7 +13,8 @@ import httpx2
 import pytest
 
 from support.api import DIGITS, TOKEN
-from support.ports import free_port
+from support.patience import eventually
+from support.ports import answered, free_port
 from wa_core.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -37,20 +38,6 @@ def api_process(data: Path, log: Path, **environment: str) -> Iterator[tuple[sub
         process.wait(30)
 
 
-def answer_within(url: str, seconds: float = 60.0) -> httpx2.Response:
-    """What `url` answers once something listens there and is ready."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            answer = httpx2.get(url, timeout=5)
-            if answer.status_code == 200 or time.monotonic() > deadline:
-                return answer
-        except httpx2.TransportError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """The folder of a local store."""
@@ -63,7 +50,8 @@ def test_it_serves_until_told_to_stop(data: Path, tmp_path: Path, number: signal
     """Fault F28: it ends with status 0 within 10 s; a stream in flight ends whole; no secret is logged."""
     headers = {"Authorization": f"Bearer {TOKEN}", "Accept": "text/event-stream"}
     with api_process(data, tmp_path / "log") as (process, url):
-        ready = answer_within(f"{url}/readyz")
+        eventually(lambda: answered(f"{url}/readyz").is_success, what="that it is ready")
+        ready = answered(f"{url}/readyz")
         submitted = httpx2.post(f"{url}/v1/runs", json={"recipe": DIGITS}, headers=headers)
         with httpx2.stream("GET", f"{url}{submitted.headers['Location']}/events", headers=headers) as stream:
             lines = stream.iter_lines()
@@ -109,7 +97,7 @@ def test_wrong_settings_end_it(data: Path, tmp_path: Path, variables: dict[str, 
 def test_an_endless_body_is_cut_off(data: Path, tmp_path: Path) -> None:
     """Bad input 8: a chunked body without an end answers 413 after 1 MiB, and the next request works."""
     with api_process(data, tmp_path / "log") as (_, url):
-        answer_within(f"{url}/livez")
+        answered(f"{url}/livez")
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             head = f"POST /v1/runs HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -124,7 +112,7 @@ def test_an_endless_body_is_cut_off(data: Path, tmp_path: Path) -> None:
                     break
             while data_read := _receive(connection):
                 answer += data_read
-        after = answer_within(f"{url}/livez")
+        after = answered(f"{url}/livez")
 
     assert answer.startswith(b"HTTP/1.1 413")
     assert after.status_code == 200

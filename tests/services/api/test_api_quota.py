@@ -20,8 +20,7 @@ BOB = {"Authorization": "Bearer b-token"}
 @pytest.fixture
 def limited(store: MemoryStore) -> Iterator[TestClient]:
     """The API where two runs of each owner may wait."""
-    app = create_app(store=store, named_tokens={"alice": "a-token", "bob": "b-token"})
-    app.state.max_queued_per_owner = 2
+    app = create_app(store=store, named_tokens={"alice": "a-token", "bob": "b-token"}, max_queued_per_owner=2)
     with TestClient(app) as client:
         yield client
 

@@ -6,12 +6,11 @@ import base64
 import os
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import httpx2
 
-from support.ports import free_port
+from support.ports import answered, free_port
 from wa_core.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -20,19 +19,6 @@ if TYPE_CHECKING:
 TOKEN = "the-full-token-0123456789"
 READ_TOKEN = "the-read-token-0123456789"
 S3_SECRET = "the-s3-secret-0123456789"
-
-
-def wait_for(url: str, *, seconds: float = 60.0) -> None:
-    """Return once something answers there."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            httpx2.get(url, timeout=5)
-        except httpx2.TransportError:
-            assert time.monotonic() < deadline, "the API does not start"
-            time.sleep(0.05)
-        else:
-            return
 
 
 def hostile_session(url: str) -> list[str]:
@@ -79,7 +65,7 @@ def test_no_secret_is_in_the_log_of_a_process(tmp_path: Path) -> None:
             [sys.executable, "-m", "services.api"], env=environment, stdout=output, stderr=output
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/livez")
+        answered(f"http://127.0.0.1:{port}/livez")
         secrets = hostile_session(f"http://127.0.0.1:{port}")
     finally:
         process.terminate()

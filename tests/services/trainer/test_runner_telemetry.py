@@ -8,15 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import httpx2
 from prometheus_client import REGISTRY
 
 from services.trainer import telemetry
 from services.trainer.runner import Runner, RunnerConfig
 from support import scripted_driver
+from support.ports import answered
 from support.ticked_runner import tick_until
 from support.training import digits_request, log_of, submit_run
 from wa_core.clock import SystemClock
@@ -85,15 +84,3 @@ def test_a_runner_process_answers_probes_and_logs_json(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert [line["event"] for line in lines] == ["runner_ready", "runner_stopped"]
     assert {line["service"] for line in lines} == {"runner"}
-
-
-def answered(url: str) -> httpx2.Response:
-    """What the process answers once it listens."""
-    deadline = time.monotonic() + 60
-    with httpx2.Client(trust_env=False) as http:
-        while True:
-            try:
-                return http.get(url)
-            except httpx2.TransportError:
-                assert time.monotonic() < deadline, "it does not listen"
-                time.sleep(0.05)

@@ -2,7 +2,7 @@
 
 It knows bytes by tensor name, and one file format; no arithmetic and no torch. The invariant: what stands under
 the output's name is the old file or the new one, whole; a failure or a kill leaves at most a temporary file. A
-power cut is another matter: only with `sync` has the disk everything before the name changes (ADR 0009).
+power cut is another matter: only with `sync` has the disk everything before the name changes (ADR 9).
 """
 
 from __future__ import annotations

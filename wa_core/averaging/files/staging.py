@@ -3,7 +3,7 @@
 It knows files and byte ranges; no tensors, rules or formats. The invariant: `has` is true only for bytes that were
 written before they were noted, by the same job (sources, rule, options), since the machine was started, and only
 one process at a time holds the folder. What a killed process has written, the system still has; what it had not
-put on the disk before a power cut is gone, in any order, so nothing from before a start is believed (ADR 0009).
+put on the disk before a power cut is gone, in any order, so nothing from before a start is believed (ADR 9).
 """
 
 from __future__ import annotations

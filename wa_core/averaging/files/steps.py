@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from wa_core.averaging.limits import MAX_STEP
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ _STEP_WORD = re.compile(
     r"(?:step|steps|iter|iters|iteration|update|updates|batch|ckpt|checkpoint)[\W_]*\Z", re.IGNORECASE
 )
 _SURE_WORD = re.compile(r"(?:step|steps|iter|iters|iteration)[\W_]*\Z", re.IGNORECASE)
-_MAX_STEP = 2**63 - 1
 _ADVICE = "rename them to step_100, step_200, … or give --steps 100,200,…, one for each source in the order given"
 
 
@@ -128,8 +128,8 @@ def _check_order(names: Sequence[str], steps: Sequence[int], recorded: Sequence[
 
 
 def _step(text: str) -> int:
-    step = int(text) if len(text) <= len(str(_MAX_STEP)) else _MAX_STEP + 1
-    if step > _MAX_STEP:
+    step = int(text) if len(text) <= len(str(MAX_STEP)) else MAX_STEP + 1
+    if step > MAX_STEP:
         raise InvalidInputError(
             f"{text[:40]}… in a name is too large for a step; {_ADVICE}", code="ambiguous_steps"
         )

@@ -47,7 +47,8 @@ class Merge:
     Args:
         sources: those that take part, in the order of their steps.
         coefficients: one for each.
-        tensors: those of the output, with their decisions in `decisions`.
+        tensors: those of the output.
+        decisions: what becomes of each, by name.
         writer: takes the result; `begin` has been called.
         accumulator: what is summed in.
         tile_elements: how much is read of one source at a time.

@@ -1,4 +1,4 @@
-"""What of a run's objects is kept, what may go, and why (ADR 0011). Pure: it judges, and deletes nothing."""
+"""What of a run's objects is kept, what may go, and why (ADR 11). Pure: it judges, and deletes nothing."""
 
 from wa_core.catalog.retention.picture import (
     AveragePicture,

@@ -4,7 +4,7 @@ The invariants:
 
 - Whatever the newest generation of an average names is kept, and so is the newest surviving checkpoint.
 - What may go, may go in every later state of the run: nothing that is decided later relies on it. So a sweeper may
-  be slow, may die half-way, and may run beside another one (ADR 0011).
+  be slow, may die half-way, and may run beside another one (ADR 11).
 - Only files of checkpoints and of averages ever go. Records are the proof, and stay.
 """
 

@@ -1,8 +1,8 @@
 """Neighbouring tensors of a checkpoint that are neighbours in the accumulators too: they are folded as one.
 
 A small network has hundreds of tensors of a few elements; folding them one by one would cost more than the
-arithmetic. It knows where tensors lie in files and in shadows; it moves no data. The invariant: the runs of a file
-cover its data once and in order, and an element's place in a run is its place in every target of the run.
+arithmetic. It knows where tensors lie in files and in shadows; it moves no data. The invariant: the chains of a
+file cover its data once and in order, and an element's place in a chain is its place in every target of the chain.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a run goes in some shadows of one layout: at byte `begin`, blended in or as the latest value."""
+    """Where a chain goes in some shadows of one layout: at byte `begin`, blended in or as the latest value."""
 
     shadows: Sequence[StreamedShadow]
     begin: int
@@ -35,7 +35,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Chain:
     """Tensors of one dtype that follow each other in a file, and where they go."""
 
     tensors: list[StoredTensor]
@@ -63,13 +63,13 @@ class Run:
         return self.tensors[-1].begin + self.tensors[-1].size_bytes
 
     def find(self, element: int) -> tuple[str, int]:
-        """The tensor that an element of the run belongs to, and which of its elements it is."""
+        """The tensor that an element of the chain belongs to, and which of its elements it is."""
         place = self.begin + element * self.item_bytes
         tensor = next(tensor for tensor in self.tensors if place < tensor.begin + tensor.size_bytes)
         return tensor.spec.name, (place - tensor.begin) // self.item_bytes
 
     def takes(self, tensor: StoredTensor, targets: list[Target]) -> bool:
-        """Whether `tensor`, which goes to `targets`, begins where the run ends, in the file and in all targets."""
+        """Whether `tensor`, which goes to `targets`, begins where the chain ends, in the file and all targets."""
         first, offset = self.tensors[0], (tensor.begin - self.begin) // self.item_bytes
         return (
             (tensor.file, tensor.dtype, tensor.begin) == (first.file, first.dtype, self.end)
@@ -84,8 +84,8 @@ class Run:
         )
 
 
-def plan_runs(source: FilesSource, shadows: Iterable[StreamedShadow]) -> dict[int, list[Run]]:
-    """The runs of every file of `source`, in file order.
+def plan_chains(source: FilesSource, shadows: Iterable[StreamedShadow]) -> dict[int, list[Chain]]:
+    """The chains of every file of `source`, in file order.
 
     Args:
         source: the checkpoint.
@@ -100,23 +100,23 @@ def plan_runs(source: FilesSource, shadows: Iterable[StreamedShadow]) -> dict[in
             is_latest = slot.policy is Policy.LATEST
             target = Target(group, slot.begin, slot.dtype, slot.item_bytes, is_latest)
             targets[source.ties.get(slot.name, slot.name)].append(target)
-    found: dict[int, list[Run]] = {}
+    found: dict[int, list[Chain]] = {}
     for name, tensor in source.tensors.items():
-        runs = found.setdefault(tensor.file, [])
-        if runs and runs[-1].takes(tensor, targets[name]):
-            runs[-1].tensors.append(tensor)
+        chains = found.setdefault(tensor.file, [])
+        if chains and chains[-1].takes(tensor, targets[name]):
+            chains[-1].tensors.append(tensor)
         elif tensor.size_bytes:
-            runs.append(Run([tensor], targets[name]))
+            chains.append(Chain([tensor], targets[name]))
     return found
 
 
-def parts_of(runs: list[Run], stretch: Stretch) -> Iterator[tuple[Run, int, int]]:
-    """What of each run lies in a stretch: the run, and the first byte and the byte after the last in the file."""
+def parts_of(chains: list[Chain], stretch: Stretch) -> Iterator[tuple[Chain, int, int]]:
+    """What of each chain lies in a stretch: the chain, its first byte and the byte after the last in the file."""
     begin = stretch.begin
-    for number in range(bisect_right(runs, begin, key=lambda run: run.begin) - 1, len(runs)):
-        run = runs[number]
-        end = min(run.end, stretch.end)
+    for number in range(bisect_right(chains, begin, key=lambda chain: chain.begin) - 1, len(chains)):
+        chain = chains[number]
+        end = min(chain.end, stretch.end)
         if begin >= end:
             return
-        yield run, begin, end
+        yield chain, begin, end
         begin = end
