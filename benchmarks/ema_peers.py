@@ -2,7 +2,8 @@
 
 `python -m benchmarks.ema_peers` runs `AveragedModel`, ema-pytorch, timm's ModelEmaV3 and `ShadowWeights`, each in
 a process of its own environment, in turn, on the same weights. Writes `benchmarks/results/ema_peers.{json,md}`.
-`ShadowWeights` also refuses NaN and infinity at each update, which the others do not.
+`ShadowWeights` also refuses NaN and infinity at each update, which the others do not, nor does it where it says
+`unchecked`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PEERS = {
     "ema-pytorch": "ema-pytorch",
     "timm ModelEmaV3": "timm",
     "ShadowWeights": None,
+    "ShadowWeights, unchecked": None,
     "ShadowWeights, float64": None,
 }
 
