@@ -60,13 +60,17 @@ def make(model: nn.Module) -> tuple[Callable[[], object], Callable[[], dict[str,
 
 
 def ours(model: nn.Module) -> tuple[Callable[[], object], Callable[[], dict[str, Tensor]]]:
-    """Our own two, in the project's environment."""
+    """Our own, in the project's environment."""
     from wa_core.averaging.rules import EmaRule
     from wa_core.averaging.shadow import ShadowWeights
 
     accumulator = torch.float64 if kind.endswith("float64") else torch.float32
     shadow = ShadowWeights(EmaRule(decay=DECAY, init="first"), dtype=accumulator)
-    return lambda: shadow.fold(model.state_dict(), step=shadow.n_averaged + 1), shadow.value
+    check = not kind.endswith("unchecked")
+    return (
+        lambda: shadow.fold(model.state_dict(), step=shadow.n_averaged + 1, check_finite=check),
+        shadow.value,
+    )
 
 
 def times() -> list[float]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _BASE_BYTES = 64 << 20  # the interpreter with NumPy
 # One stretch: what is read, its sum, what is written. Stretches are longer where every read is a request.
-_LOCAL_THREAD_BYTES, _REMOTE_THREAD_BYTES = 8 << 20, 96 << 20
+_LOCAL_THREAD_BYTES, _REMOTE_THREAD_BYTES = 12 << 20, 96 << 20
 
 
 def describe_plan(

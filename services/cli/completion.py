@@ -12,7 +12,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from wa_core.errors import WeightAveragingError
-from wa_core.layout import is_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +39,9 @@ def complete_run(ctx: Any, incomplete: str) -> list[tuple[str, str]]:  # noqa: A
 
 def complete_average(ctx: Any, incomplete: str) -> list[tuple[str, str]]:  # noqa: ANN401  as above
     """The averages of the run that was typed before, each with its rule."""
+    # Not at the top: every command imports this module, and what ids are made of takes long to load.
+    from wa_core.layout import is_run_id
+
     # While an option has no value yet Typer has no parameters; the words that were typed have the run.
     run_id = ctx.params.get("run_id") or next(filter(is_run_id, _typed_words(os.environ)), None)
     found: list[tuple[str, str]] = []

@@ -102,9 +102,7 @@ def pool(
 
     Source: the law of total variance; see `wa_core.averaging.tensor_policy`.
     """
-    spreads = [torch.empty_like(mean) for mean in means]
-    torch._foreach_copy_(spreads, new_means)
-    torch._foreach_sub_(spreads, means)
+    spreads = list(torch._foreach_sub(new_means, means))  # noqa: SLF001  torch has no other name for it
     torch._foreach_mul_(spreads, spreads)
     torch._foreach_mul_(spreads, weight * (1.0 - weight))
     _lerp(variances, new_variances, weight)

@@ -75,12 +75,14 @@ class ShadowWeights:
         return dict(zip(self._steps, self._shares.tolist(), strict=True))
 
     @torch.no_grad()
-    def fold(self, state_dict: Mapping[str, Tensor], *, step: int) -> bool:
+    def fold(self, state_dict: Mapping[str, Tensor], *, step: int, check_finite: bool = True) -> bool:
         """Fold one checkpoint: ``shadow += weight * (checkpoint - shadow)``.
 
         Args:
             state_dict: dense tensors by name, with or without wrappers' prefixes; not modified, not kept.
             step: the optimizer step it was taken at.
+            check_finite: refuse NaN and infinity, which takes one more pass over the checkpoint. False, for who
+                has looked already: otherwise a single NaN stays in the average for good.
 
         Returns:
             Whether it was folded; False when the rule does not count `step`.
@@ -89,7 +91,7 @@ class ShadowWeights:
             InvalidInputError: no tensors, or `step` does not go forward.
             IncompatibleError: names, shapes or dtypes differ from the first checkpoint's, tied tensors have come
                 apart, or a tensor is complex, quantised or sparse.
-            CorruptError: NaN or infinity.
+            CorruptError: NaN or infinity, unless `check_finite` is False.
         """
         if not self.rule.counts(step):
             return False
@@ -98,6 +100,8 @@ class ShadowWeights:
             raise InvalidInputError(f"a fold's weight must be in [0, 1], not {weight!r}; the rule is wrong")
         state = canonical_state_dict(state_dict)
         self._check(state)
+        if check_finite:
+            _require_finite(state)
         if not self._specs:
             self._start(state)
         else:
@@ -163,8 +167,6 @@ class ShadowWeights:
             if {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()} != self._layout:
                 check_spec(self._specs, spec_of(state))
             self._check_ties(state)
-        if not _is_surely_finite(state):
-            check_finite(state)
 
     def _adopt(
         self, *, specs: tuple[TensorSpec, ...], ties: dict[str, str], coefficients: Mapping[int, float]
@@ -229,6 +231,11 @@ class ShadowWeights:
         # In the shadow's layout: strided kernels round otherwise.
         tensor, device = state[name], self._tensors[name].device
         return (tensor if tensor.device == device else tensor.to(device)).contiguous()
+
+
+def _require_finite(state: Mapping[str, Tensor]) -> None:
+    if not _is_surely_finite(state):
+        check_finite(state)
 
 
 def _is_surely_finite(state: Mapping[str, Tensor]) -> bool:

@@ -378,6 +378,29 @@ def test_a_bad_first_checkpoint_leaves_no_trace() -> None:
     assert shadow.coefficients() == {2: 1.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folding_unchecked_gives_the_same_bits(dtype: torch.dtype) -> None:
+    """Without the look for NaN and infinity, sound checkpoints make the same average."""
+    checked, unchecked = ShadowWeights(SwaRule()), ShadowWeights(SwaRule())
+    for step in STEPS:
+        checked.fold(state_at(step, dtype=dtype), step=step)
+        unchecked.fold(state_at(step, dtype=dtype), step=step, check_finite=False)
+
+    assert_same_bits(unchecked.value(), checked.value())
+
+
+def test_folding_unchecked_still_refuses_what_does_not_fit() -> None:
+    """59, 61: unchecked, NaN goes into the average, but a changed shape is refused as ever."""
+    shadow = folded(SwaRule(), STEPS[:2], dtype=torch.float32)
+
+    shadow.fold(changed(scalar=torch.tensor(math.nan)), step=50, check_finite=False)
+    with pytest.raises(IncompatibleError, match="'scalar' is float32"):
+        shadow.fold(changed(scalar=torch.ones(1)), step=60, check_finite=False)
+
+    assert shadow.value()["scalar"].isnan()
+    assert shadow.last_step == 50
+
+
 class Tied(nn.Module):
     """A language model's usual tie: the output layer is the embedding."""
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from wa_core.averaging.files.sources import Source
     from wa_core.averaging.rules import AnyRule
 
-# Elements of a tile. Local files: what is summed stays in the processor's cache. Stores: few large requests.
-_LOCAL_TILE = 1 << 17
+# Elements of a tile. Local files: small enough for the processor's cache, and so many that Python takes little of
+# the time (half and twice as many took 5 to 15 % more). Stores: few large requests.
+_LOCAL_TILE = 1 << 18
 _REMOTE_TILE = 1 << 21
 # Sources up to this size together, on this machine, are hashed unless told otherwise: it takes under a second.
 _AUTO_DIGEST_BYTES = 1 << 30
