@@ -44,6 +44,7 @@ from wa_core.errors import (
     WeightAveragingError,
 )
 from wa_core.store.base import Body, ByteRange, ObjectInfo
+from wa_core.store.hashed import HashedFile
 from wa_core.store.keys import check_key, roll_up
 from wa_core.store.s3_requests import (
     CONNECT_TIMEOUT_S,
@@ -183,7 +184,10 @@ class S3Store:
     def put(self, key: str, body: Body) -> None:
         """Write an object, in parts when it is large."""
         check_key(key)
-        if not isinstance(body, bytes | bytearray | memoryview):
+        if isinstance(body, HashedFile) and body.size_bytes <= self._multipart_bytes:
+            with self._translated(key):
+                self._small.send("PUT", key, body=body)
+        elif not isinstance(body, bytes | bytearray | memoryview):
             self._upload(key, body)
         elif len(data := bytes(body)) > self._multipart_bytes:
             self._upload(key, io.BytesIO(data))
