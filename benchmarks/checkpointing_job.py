@@ -20,8 +20,8 @@ from torch import nn
 
 from benchmarks.checkpoint_ways import METHODS, Bucket, Method
 
-WIDTH, DEPTH, BATCH = 2048, 12, 64  # 50.4M parameters
-MIN_STEPS, MAX_STEPS = 2, 60
+WIDTH, DEPTH, BATCH = 2048, 12, 16  # 50.4M parameters; short steps follow an upload more closely
+MIN_STEPS, MAX_STEPS = 3, 60
 
 
 class Training:

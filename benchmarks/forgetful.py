@@ -32,7 +32,8 @@ class Forgetful(BaseHTTPRequestHandler):
         if left < _LARGE_BYTES and "uploadId=" not in self.path:
             self._pass_on()
             return
-        left -= len(self.rfile.read(min(left, len(self.rfile.peek()))))  # what came along with the headers
+        if left:
+            left -= len(self.rfile.read(min(left, len(self.rfile.peek()))))  # what came along with the headers
         while left > 0 and (count := self.connection.recv_into(_ROOM, min(left, len(_ROOM)), socket.MSG_TRUNC)):
             left -= count
         self._answer(200, {"ETag": '"1"'}, b"")
@@ -60,19 +61,22 @@ class Forgetful(BaseHTTPRequestHandler):
         headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
         upstream.request(self.command, self.path, body=body or None, headers=headers)
         answer = upstream.getresponse()
-        kept = {k: v for k, v in answer.getheaders() if k.lower() not in {"content-length", "transfer-encoding"}}
-        self._answer(answer.status, kept, answer.read())
+        body = answer.read()
+        # To HEAD the length is that of the object, which is not there.
+        dropped = {"transfer-encoding"} | ({"content-length"} if self.command != "HEAD" else set())
+        kept = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
+        self._answer(answer.status, kept, body)
         upstream.close()
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
         self.wfile.flush()
 
-    do_GET = do_DELETE = _pass_on  # noqa: N815  named by `http.server`
+    do_GET = do_HEAD = do_DELETE = _pass_on  # noqa: N815  named by `http.server`
 
 
 def main() -> None:

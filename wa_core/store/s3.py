@@ -2,9 +2,9 @@
 
 Commits (`create`) are never retried: a retried create gets 412 from its own first try, and only
 `wa_core.catalog.commit` can tell that apart from a lost race. Everything else is idempotent and is retried here a
-few times. Small requests do without boto3's clients (`wa_core.store.s3_requests`); streams and files do not. Files
-go out with a CRC that the server checks but without a signature over their bytes, which would read them once more
-before the first is sent: what commits a file holds its sha256, and is signed itself.
+few times. Small requests and hashed files do without boto3's clients (`wa_core.store.s3_requests`); streams and
+other files do not. Those go out with a CRC that the server checks but without a signature over their bytes, which
+would read them once more before the first is sent.
 Every botocore error is translated in one place, `_translated`; no message holds a secret.
 """
 

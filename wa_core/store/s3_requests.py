@@ -1,4 +1,4 @@
-"""Small requests to an S3 server: signed and sent by botocore, without what boto3 does around that.
+"""Requests to an S3 server, small or of one file: signed and sent by botocore, without what boto3 does around it.
 
 A call of a boto3 client spends most of its time on rules for endpoints, on models of requests and answers, and on
 hooks (ADR 0034). Here are only its signer and its connections. Knows neither keys' meaning nor this program's
