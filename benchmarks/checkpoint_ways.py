@@ -6,7 +6,6 @@ What is usual is written as its own manual shows it. A way knows nothing of how 
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 import threading
 import time
@@ -186,30 +185,6 @@ class Published:
             time.sleep(0.05)
 
 
-class Reported(InBackground):
-    """Ray Train's own `report(checkpoint=…)`, inside its train function; `mode` is how it uploads."""
-
-    def __init__(self, mode: str) -> None:
-        from ray.train import CheckpointUploadMode
-
-        super().__init__()
-        self._mode = CheckpointUploadMode[mode]
-
-    def checkpoint(self, step: int, model: nn.Module) -> None:
-        """Save to a folder, and report it."""
-        import ray.train
-
-        self.drain()
-        folder = tempfile.mkdtemp()
-        torch.save(model.state_dict(), Path(folder) / "model.pt")
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_upload_mode=self._mode)
-        if self._mode is ray.train.CheckpointUploadMode.SYNC:
-            shutil.rmtree(folder)
-        else:  # Ray removes the folder itself
-            self.leave(ray.train.get_all_reported_checkpoints)
-
-
 class Bucket:
     """The bucket, as the usual script and as this project uses it."""
 
@@ -245,6 +220,4 @@ METHODS: dict[str, Callable[[Bucket], Method]] = {
     "dcp": lambda bucket: Dcp(bucket, "thread"),
     "dcp-process": lambda bucket: Dcp(bucket, "process"),
     "publisher": Published,
-    "ray": lambda _: Reported("SYNC"),
-    "ray-async": lambda _: Reported("ASYNC"),
 }

@@ -44,8 +44,6 @@ NAMES = {
     "thread": "copy, then torch.save + boto3 in a thread",
     "dcp": "DCP async_save, boto3 in a thread",
     "dcp-process": "DCP async_save in a process, boto3 in a thread",
-    "ray": "Ray Train: report(checkpoint=…)",
-    "ray-async": "Ray Train: report(checkpoint=…), ASYNC",
 }
 OURS = "publisher"
 COPIES_ALLOWED, TIMES_BLOCKING = 2.0, 20.0

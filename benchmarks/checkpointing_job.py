@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,40 +93,10 @@ def _num_steps(method: Method, training: Training, number: int) -> int:
     return num_steps
 
 
-def _on_ray(name: str, arguments: list[str], **options: Any) -> dict[str, Any]:  # noqa: ANN401  passed on
-    """The same inside the train function of a Ray of its own, which stores to the bucket."""
-    import ray
-    from pyarrow.fs import S3FileSystem
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    endpoint, access_key, secret_key, bucket = arguments
-    storage = S3FileSystem(
-        access_key=access_key, secret_key=secret_key, endpoint_override=endpoint, region="us-east-1"
-    )
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "found.json"
-
-        def train() -> None:
-            path.write_text(json.dumps(measured(name, Bucket(*arguments), **options)))
-
-        TorchTrainer(
-            train,
-            scaling_config=ScalingConfig(num_workers=1),
-            run_config=RunConfig(storage_path=bucket, storage_filesystem=storage),
-        ).fit()
-        return dict(json.loads(path.read_text()))
-
-
 def main() -> None:
     """Measure one method, and print what was found."""
     name, *arguments, seconds, threads = sys.argv[1:]
-    options: dict[str, Any] = {"seconds": float(seconds), "threads": int(threads)}
-    if name.startswith("ray"):
-        found = _on_ray(name, arguments, **options)
-    else:
-        found = measured(name, Bucket(*arguments), **options)
+    found = measured(name, Bucket(*arguments), seconds=float(seconds), threads=int(threads))
     print(json.dumps(found))
     sys.stdout.flush()
 
