@@ -10,7 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from services.api.answers.ranges import etag_matches
 from services.api.problems import MEDIA_TYPE
 from services.api.schemas import Problem
-from services.api.state.catalog import Catalog, RunSnapshot
+from services.api.state.catalog import Catalog
+from services.api.state.snapshots import RunSnapshot
 from wa_core.records import Entry
 
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is what If-None-Match names"}}
