@@ -2,15 +2,14 @@
 
 `python -m benchmarks.checkpointing` trains 50M float32 parameters on the CPU and stores checkpoints in a server
 that stands for one on another machine: it reads and forgets what is large (`benchmarks.forgetful`). Each method
-runs in a process of its own (`benchmarks.checkpointing_job`): stretches of steps with one checkpoint at their
-beginning, in turn with as many steps without. The upload happens while training goes on, so what it takes from the
-steps is in the figure, which is the sum of three parts:
+runs in a process of its own (`benchmarks.checkpointing_job`): a stretch of steps that begins with a checkpoint, in
+turn with as many steps without one. A stretch is as long as an upload, so what the upload takes from the steps is
+in the figure; longer ones would only add noise.
 
-- the call itself;
-- waiting: the time of steps in which the training thread did not run, for want of a processor or a lock;
-- slower steps: what they ran longer, as memory and caches are shared. A machine that shares its hardware with
-  others changes its speed for seconds by far more, so this is the sum over the stretch's steps, first to last, of
-  the difference between medians.
+A machine that shares its hardware with others changes its speed within seconds by more than a checkpoint costs.
+So stretches are compared in pairs, as neighbours in time, and the figure is the mean of the middle half of the
+pairs' differences, with a 95 % interval from resampling pairs. `none` takes no checkpoints and must come out at 0;
+`copy` copies the weights and uploads nothing. They say what the measurement is worth.
 
 With `--method` one method is measured, and its figures are put beside those that are there. Writes
 `benchmarks/results/checkpointing.{json,md}`.
@@ -24,8 +23,10 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from random import Random
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import processes, results
@@ -33,7 +34,7 @@ from benchmarks.store_fold import running_store, wait_until_listening
 from services.stack import seaweedfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 NAMES = {
     "none": "nothing (what the measurement itself is off by)",
@@ -48,15 +49,15 @@ OURS = "publisher"
 COPIES_ALLOWED, TIMES_BLOCKING = 2.0, 20.0
 
 
-def measure(method: str, *, steps: int, rounds: int, threads: int) -> dict[str, Any]:
+def measure(method: str, *, seconds: float, threads: int) -> dict[str, Any]:
     """Seconds of every stretch of one method."""
     with (
         tempfile.TemporaryDirectory(prefix="wa-bench-") as name,
-        running_store(Path(name), niceness=19) as config,
+        running_store(Path(name)) as config,
         forgetful(config.ports[0]) as endpoint_url,
     ):
         argv = [sys.executable, "-m", "benchmarks.checkpointing_job", method, endpoint_url]
-        argv += [config.access_key, config.secret_key, config.bucket, str(steps), str(rounds), str(threads)]
+        argv += [config.access_key, config.secret_key, config.bucket, str(seconds), str(threads)]
         return dict(json.loads(processes.run(argv).output))
 
 
@@ -73,55 +74,70 @@ def forgetful(target_port: int) -> Iterator[str]:
         process.wait()
 
 
-def parts_s(found: dict[str, Any]) -> tuple[float, float, float]:
-    """Seconds that a checkpoint adds to training: in the call, by waiting, and by slower steps."""
-    away, ran = {}, {}
-    for kind in ("with", "without"):
-        away[kind] = [sum(took - ran for took, ran in stretch) for stretch in found[kind]]
-        # Step by step, as the upload is under way during the first ones only.
-        ran[kind] = sum(median(ran for _, ran in steps) for steps in zip(*found[kind], strict=True))
-    waited = median(a - b for a, b in zip(away["with"], away["without"], strict=True))
-    return median(found["call"]), waited, ran["with"] - ran["without"]
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure, and the 95 % interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Estimate:
+        """The mean of the middle half, resampled: those far out were somebody else's doing."""
+        random = Random(0)  # noqa: S311  the same interval for the same figures
+        means = sorted(_middle_mean(random.choices(samples, k=len(samples))) for _ in range(2000))
+        return cls(_middle_mean(samples), means[50], means[-51])
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.value:.0f} ms ({1e3 * self.low:.0f} to {1e3 * self.high:.0f})"
+
+
+def _middle_mean(samples: Sequence[float]) -> float:
+    cut = len(samples) // 4
+    return fmean(sorted(samples)[cut : len(samples) - cut])
+
+
+def differences_s(found: dict[str, Any]) -> list[float]:
+    """Seconds that a stretch with a checkpoint took longer than its neighbour, pair by pair."""
+    return [took - without for (took, _), (without, _) in zip(found["with"], found["without"], strict=True)]
 
 
 def added_s(found: dict[str, Any]) -> float:
     """Seconds that a checkpoint adds to training."""
-    return sum(parts_s(found))
+    return Estimate.of(differences_s(found)).value
+
+
+def _row(name: str, found: dict[str, Any], *, copy_s: float, ours_s: float | None) -> list[str]:
+    added, call_s = Estimate.of(differences_s(found)), median(found["call"])
+    waited = [(took - ran) for took, ran in found["with"]], [(took - ran) for took, ran in found["without"]]
+    return [
+        NAMES[name],
+        str(added),
+        f"{1e3 * call_s:.0f} ms",
+        f"{1e3 * (added.value - call_s):.0f} ms",
+        f"{1e3 * (median(waited[0]) - median(waited[1])):.0f} ms",
+        f"{added.value / copy_s:.1f}",
+        f"{added.value / ours_s:.1f}" if ours_s else "",
+        f"{len(found['call'])} of {found['num_steps']} steps",
+    ]
 
 
 def markdown(data: dict[str, Any]) -> str:
     """The table that people read."""
     methods = data["methods"]
     copy_s = median(found["copy_s"] for found in methods.values())
-    ours = added_s(methods[OURS]) if OURS in methods else None
-    rows = [
-        [
-            NAMES[name],
-            *(f"{1e3 * value:.0f} ms" for value in (added_s(found), *parts_s(found))),
-            f"{added_s(found) / copy_s:.1f}",
-            f"{added_s(found) / ours:.1f}" if ours else "",
-            len(found["call"]),
-        ]
-        for name in NAMES
-        if (found := methods.get(name))
-    ]
-    first = next(iter(methods.values()))
-    step_s = median(took for stretch in first["without"] for took, _ in stretch)
-    header = [
-        "",
-        "added to training",
-        "call",
-        "waiting",
-        "slower steps",
-        "copies",
-        "times ours",
-        "pairs",
-    ]
+    ours_s = added_s(methods[OURS]) if OURS in methods else None
+    rows = [_row(name, found, copy_s=copy_s, ours_s=ours_s) for name in NAMES if (found := methods.get(name))]
+    step_s = median(took / found["num_steps"] for found in methods.values() for took, _ in found["without"])
+    header = ["", "added to training (95 %)", "in the call", "in the steps", "off the processor", "copies"]
+    header += ["times ours", "pairs of stretches"]
+    num_parameters = next(iter(methods.values()))["num_parameters"]
     return (
-        f"{first['num_parameters'] / 1e6:.1f}M float32 parameters, SGD on {data['threads']} thread(s), a "
-        f"checkpoint every {data['steps']} steps of {step_s:.2f} s, uploaded to a server that stands for another "
-        f"machine: it reads and forgets. Medians over pairs of stretches with and without a checkpoint; one copy "
-        f"of the weights takes {1e3 * copy_s:.0f} ms.\n\n{results.table(header, rows)}"
+        f"{num_parameters / 1e6:.1f}M float32 parameters, SGD on {data['threads']} thread(s), steps of "
+        f"{step_s:.2f} s, uploaded to a server that stands for another machine: it reads and forgets. A stretch "
+        f"with a checkpoint lasts until it is stored, and is compared with its neighbour without; one copy of the "
+        f"weights takes {1e3 * copy_s:.0f} ms.\n\n{results.table(header, rows)}"
     )
 
 
@@ -129,17 +145,16 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--method", choices=NAMES, help="measure this one alone, and keep the others' figures")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=70.0, help="for how long a method is measured")
     parser.add_argument("--threads", type=int, default=1, help="of training; the service's trainer takes one")
     options = parser.parse_args()
-    settings = {"steps": options.steps, "threads": options.threads}
+    settings = {"seconds": options.seconds, "threads": options.threads}
     path = results.RESULTS / "checkpointing.json"
     known = json.loads(path.read_text()) if options.method and path.exists() else {}
     methods = known.get("methods", {}) if {name: known.get(name) for name in settings} == settings else {}
     for method in [options.method] if options.method else NAMES:
-        methods[method] = measure(method, rounds=options.rounds, **settings)
-        print(f"{NAMES[method]}: {1e3 * added_s(methods[method]):.0f} ms", file=sys.stderr)
+        methods[method] = measure(method, **settings)
+        print(f"{NAMES[method]}: {Estimate.of(differences_s(methods[method]))}", file=sys.stderr)
     data = settings | {"methods": methods}
     results.write("checkpointing", data=data, text=markdown(data))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from wa_core.catalog.commit import COMMIT_PATIENCE_S, patiently
 from wa_core.records import FileRef
+from wa_core.store.hashed import HashedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,37 +50,11 @@ def put_path(
         TransientError: the store stayed away for longer than `patience_s`.
     """
     with path.open("rb", buffering=0) as file:
-        watched = _Watched(file, on_read)
-        digest = hashlib.file_digest(watched, "sha256")  # type: ignore[arg-type]  # it is read with `readinto`
-        size_bytes = file.tell()
+        body = HashedFile(file, on_read)
 
         def send() -> None:
-            file.seek(0)
-            store.put(key, cast("BinaryIO", watched))
+            body.seek(0)
+            store.put(key, cast("BinaryIO", body))
 
         patiently(send, patience_s=patience_s)
-    return FileRef(key=key, size_bytes=size_bytes, sha256=digest.hexdigest())
-
-
-class _Watched(io.RawIOBase):
-    """A file that says when it is read."""
-
-    def __init__(self, file: io.FileIO, on_read: Callable[[], None]) -> None:
-        self._file = file
-        self._on_read = on_read
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed's Buffer is Python 3.12's
-        self._on_read()
-        return self._file.readinto(buffer) or 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
+    return FileRef(key=key, size_bytes=body.size_bytes, sha256=body.sha256)

@@ -2,9 +2,9 @@
 
 Commits (`create`) are never retried: a retried create gets 412 from its own first try, and only
 `wa_core.catalog.commit` can tell that apart from a lost race. Everything else is idempotent and is retried here a
-few times. Small requests do without boto3's clients (`wa_core.store.s3_requests`); streams and files do not. Files
-go out with a CRC that the server checks but without a signature over their bytes, which would read them once more
-before the first is sent: what commits a file holds its sha256, and is signed itself.
+few times. Small requests and hashed files do without boto3's clients (`wa_core.store.s3_requests`); streams and
+other files do not. Those go out with a CRC that the server checks but without a signature over their bytes, which
+would read them once more before the first is sent.
 Every botocore error is translated in one place, `_translated`; no message holds a secret.
 """
 
@@ -44,6 +44,7 @@ from wa_core.errors import (
     WeightAveragingError,
 )
 from wa_core.store.base import Body, ByteRange, ObjectInfo
+from wa_core.store.hashed import HashedFile
 from wa_core.store.keys import check_key, roll_up
 from wa_core.store.s3_requests import (
     CONNECT_TIMEOUT_S,
@@ -183,7 +184,10 @@ class S3Store:
     def put(self, key: str, body: Body) -> None:
         """Write an object, in parts when it is large."""
         check_key(key)
-        if not isinstance(body, bytes | bytearray | memoryview):
+        if isinstance(body, HashedFile) and body.size_bytes <= self._multipart_bytes:
+            with self._translated(key):
+                self._small.send("PUT", key, body=body)
+        elif not isinstance(body, bytes | bytearray | memoryview):
             self._upload(key, body)
         elif len(data := bytes(body)) > self._multipart_bytes:
             self._upload(key, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Small requests to an S3 server: signed and sent by botocore, without what boto3 does around that.
+"""Requests to an S3 server, small or of one file: signed and sent by botocore, without what boto3 does around it.
 
 A call of a boto3 client spends most of its time on rules for endpoints, on models of requests and answers, and on
 hooks (ADR 34). Here are only its signer and its connections. Knows neither keys' meaning nor this program's
@@ -8,6 +8,7 @@ that may be sent again is, a few times; one that commits is sent once.
 
 from __future__ import annotations
 
+import base64
 import socket
 from contextlib import suppress
 from http import HTTPStatus
@@ -22,6 +23,8 @@ from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
 from botocore.httpsession import URLLib3Session
 from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
+
+from wa_core.store.hashed import HashedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -81,7 +84,7 @@ class S3Requests:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
+        body: bytes | HashedFile = b"",
     ) -> Any:  # noqa: ANN401  a botocore response
         """The answer to a request, read whole.
 
@@ -92,6 +95,8 @@ class S3Requests:
         url = f"{self._bucket_url}/{quote(key)}" if key else self._bucket_url
         url += f"?{urlencode(query, quote_via=quote)}" if query else ""
         wanted: dict[str, Any] = {"method": method, "url": url, "headers": headers, "data": body}
+        if isinstance(body, HashedFile):
+            wanted["headers"] = _headers_of(body)
         try:
             return self._send_once(wanted)  # nearly always all there is to it
         except (HTTPClientError, ClientError) as error:
@@ -119,13 +124,56 @@ class S3Requests:
         if self._credentials is None:
             raise NoCredentialsError
         request = AWSRequest(**wanted)
-        S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
-        answer = self._connections.send(request.prepare())
+        if isinstance(request.data, HashedFile):
+            request.data = _Blocks(request.data)
+        _Signer(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
+        try:
+            answer = self._connections.send(request.prepare())
+        except HTTPClientError:
+            if isinstance(request.data, _Blocks) and request.data.failure is not None:
+                raise request.data.failure from None  # no fault of the line's
+            raise
         if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
             raise _refusal(answer, operation=wanted["method"])
         if wanted["method"] == "GET":
             _check_whole(answer)
         return answer
+
+
+def _headers_of(body: HashedFile) -> dict[str, str | bytes]:
+    """How a file is announced: the server says whether it wants it, and checks what has come."""
+    checksum = base64.b64encode(bytes.fromhex(body.sha256)).decode()
+    return {
+        "Content-Length": str(body.size_bytes),
+        "Expect": b"100-continue",  # botocore knows it as bytes
+        "x-amz-checksum-sha256": checksum,
+    }
+
+
+class _Signer(S3SigV4Auth):
+    """Takes the digest of a file from who knows it already, instead of reading it once more."""
+
+    def payload(self, request: AWSRequest) -> str:
+        """What the signature and the server's check say of the body."""
+        body = request.data
+        return body.sha256 if isinstance(body, _Blocks) else str(super().payload(request))
+
+
+class _Blocks:
+    """A file as botocore sends it: from its start, block by block."""
+
+    def __init__(self, file: HashedFile) -> None:
+        self.sha256 = file.sha256
+        self.failure: Exception | None = None
+        self._blocks = file.blocks()
+
+    def read(self, size: int = -1) -> memoryview | bytes:  # noqa: ARG002  blocks are as long as they are
+        """The next one, or nothing after the last."""
+        try:
+            return next(self._blocks, b"")
+        except Exception as failure:  # the sender makes one of its own out of whatever it is
+            self.failure = failure
+            raise
 
 
 def status_of(error: ClientError) -> int:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import httpx2
 import pytest
@@ -13,10 +13,12 @@ from support.store_contract import LARGE, StoreContract
 from wa_core.errors import (
     AlreadyExistsError,
     ConfigurationError,
+    FencedError,
     ObjectNotFoundError,
     StoreAuthError,
     StoreUnavailableError,
 )
+from wa_core.store.hashed import HashedFile
 from wa_core.store.s3 import S3Store
 
 if TYPE_CHECKING:
@@ -46,6 +48,38 @@ class TestS3Store(StoreContract):
 
         store.put("k", b"")
         assert store.get("k") == b""
+
+    def test_a_hashed_file_is_checked_by_the_server(self, store: S3Store, tmp_path: Path) -> None:
+        """A file with a digest arrives whole; one that is not what its digest says is not stored."""
+        path = tmp_path / "file"
+        path.write_bytes(b"sound" * 200_000)
+        with path.open("rb", buffering=0) as file:
+            hashed = HashedFile(file)
+            store.put("sound", cast("BinaryIO", hashed))
+            path.write_bytes(b"wrong" * 200_000)
+            with pytest.raises(StoreUnavailableError, match="BadDigest"):
+                store.put("wrong", cast("BinaryIO", hashed))
+
+        assert store.get("sound") == b"sound" * 200_000
+        assert [found.key for found in store.list("")] == ["sound"]
+
+    def test_an_upload_ends_with_what_its_watcher_raises(self, store: S3Store, tmp_path: Path) -> None:
+        """What is raised while a file is read for sending reaches the caller as it is, and nothing is stored."""
+        path = tmp_path / "file"
+        path.write_bytes(LARGE[: 1 << 20])
+        is_over = False
+
+        def watch() -> None:
+            if is_over:
+                raise FencedError("a newer attempt has taken over")
+
+        with path.open("rb", buffering=0) as file:
+            hashed = HashedFile(file, watch)
+            is_over = True
+            with pytest.raises(FencedError):
+                store.put("k", cast("BinaryIO", hashed))
+
+        assert list(store.list("")) == []
 
     def test_presigned_urls_read_without_credentials(self, store: S3Store) -> None:
         """A presigned URL reads the object with plain HTTP; without its signature it is refused."""
