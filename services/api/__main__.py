@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 GRACE_S = 7  # for requests in flight, of the 10 s that a supervisor waits
 _KEEP_ALIVE_S = 15
 # How long threads that talk to the store may keep the one that answers requests from going on; 5 ms by default.
-_SWITCH_S = 0.001
+_SWITCH_S = 0.0002
 # When garbage is looked for; 700, 10 and 10 by default. What is kept of a thousand runs takes a fifth of a second
 # to look through, in which no request is answered, and little of what a request makes is cyclic.
 _GARBAGE = (10_000, 20, 100)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from services.api.state.index import Row
     from wa_core.catalog.catch_up import Holdings
     from wa_core.clock import Clock
-    from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
+    from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest, KeyedSubmission
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,7 @@ V = TypeVar("V")
 MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
 MAX_PAGES_KEPT = 1024
+MAX_CLAIMS_KEPT = 4096
 NUM_READERS = 8
 
 #: A page of a run's lines: its run, kind, rank, attempt, position and limit.
@@ -67,7 +68,7 @@ class AverageSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """A run at one moment."""
+    """A run at one moment, and `rendered`: answers made of nothing else (body and ETag), kept as long as it is."""
 
     spec: RunSpec
     entries: tuple[Entry, ...]
@@ -75,6 +76,7 @@ class RunSnapshot:
     heartbeat: Heartbeat | None
     averages: tuple[AverageSnapshot, ...]
     waiting: Heartbeat | None = None
+    rendered: dict[Hashable, tuple[bytes, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def state(self) -> RunState:
@@ -128,6 +130,8 @@ class Catalog:
         self.store = store
         self.clock = clock
         self.keys_in_use = KeysInUse()
+        #: What keys stand for, by owner and key: a key is mostly sent again while its first answer is under way.
+        self.claims: Kept[tuple[str, str], KeyedSubmission] = Kept(MAX_CLAIMS_KEPT)
         self._runs: Kept[str, _KnownRun] = Kept(MAX_RUNS_KEPT)
         self._manifests: Kept[tuple[str, str, int], AverageManifest] = Kept(MAX_MANIFESTS_KEPT)
         self._assessments: Kept[tuple[str, str, int], AssessmentRecord | None] = Kept(MAX_MANIFESTS_KEPT)
