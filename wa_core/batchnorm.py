@@ -337,8 +337,15 @@ def _find_layers(model: nn.Module, *, kind: type[nn.Module]) -> dict[str, _NormB
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[Callable[..., object]]:
-    """Undo everything on the way out: training flags, momentum, every buffer; yields how to register more."""
+    """Undo everything on the way out: training flags, momentum, buffers, torch's random state.
+
+    Yields how to register more.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    gpus = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
     with ExitStack() as undo:
+        # A shuffling loader and dropout draw numbers, and training must not go on differently for that.
+        undo.enter_context(torch.random.fork_rng(devices=sorted(gpus)))
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
             if isinstance(module, _BatchNorm | _InstanceNorm):

@@ -43,6 +43,7 @@ _FOREIGN = {
     b"GGUF": "a GGUF file",
     b"\x89HDF": "an HDF5 file",
     b"\x1f\x8b": "a gzip archive",
+    b"version https://git-lfs": "a Git LFS pointer, whose file 'git lfs pull' fetches",
     b"<": "a web page or XML, perhaps an error page saved under this name",
     b"{": "plain JSON",
 }

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 MAX_PACKAGE_BYTES = 16 << 20
 MAX_UNPACKED_BYTES = 64 << 20
 MAX_FILES = 2_000
-MAX_NAME_LENGTH = 200
+MAX_NAME_BYTES = 200  # file systems take 255 of a name's part
 
 INVALID = "invalid_package"
 TOO_LARGE = "package_too_large"
 
 _CHUNK_BYTES = 1 << 20
+_DIRECTORY_ENTRY = b"PK\x01\x02"  # what the directory says of each file begins so
+# Counted before the directory is read, which takes a kilobyte of memory for each. A zip in the zip has some too.
+_MAX_MARKS = 10 * MAX_FILES
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip can say
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _IS_ENCRYPTED = 0x1
@@ -140,6 +143,8 @@ def _entries(body: bytes) -> Iterator[tuple[zipfile.ZipFile, str, zipfile.ZipInf
     """The files in an archive, each with its name, after the archive's directory has been checked."""
     if len(body) > MAX_PACKAGE_BYTES:
         raise _too_large(f"the package has {len(body)} bytes, more than {MAX_PACKAGE_BYTES >> 20} MiB")
+    if body.count(_DIRECTORY_ENTRY) > _MAX_MARKS:
+        raise _too_large(f"the package's directory has more than the {MAX_FILES} files that a package may have")
     try:
         archive = zipfile.ZipFile(io.BytesIO(body))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
@@ -171,11 +176,11 @@ def _checked(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
 
 def _check_name(name: str) -> None:
     parts = name.removesuffix("/").split("/")
-    is_plain = name.isprintable() and "\\" not in name and ":" not in name and len(name) <= MAX_NAME_LENGTH
+    is_plain = name.isprintable() and "\\" not in name and ":" not in name and len(name.encode()) <= MAX_NAME_BYTES
     if not is_plain or any(part in {"", ".", ".."} for part in parts):
         raise _invalid(
             f"the package has an entry named {name[:100]!r}; names must be relative, without '..', backslashes, "
-            f"colons or control characters, and at most {MAX_NAME_LENGTH} characters long"
+            f"colons or control characters, and at most {MAX_NAME_BYTES} bytes long"
         )
 
 
@@ -195,7 +200,7 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
         with archive.open(entry) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, zlib.error) as error:
         raise _invalid(f"{entry.filename!r} in the package is damaged ({error})") from None
 
 

@@ -15,6 +15,7 @@ import io
 import math
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from wa_core.header import LENGTH_BYTES, parse_header, parse_length
 from wa_core.specs import TensorSpec, canonical_name, name_collision, parse_ties, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from wa_core.header import Header, Region
@@ -40,10 +41,16 @@ def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         IncompatibleError: two names become one (code `name_collision`).
-        InvalidInputError: a value is not a tensor.
+        InvalidInputError: it is no state dict: not a mapping, a key that is no text or a value that is no tensor.
     """
+    if not isinstance(state, Mapping):
+        raise InvalidInputError(
+            f"weights are a dict of tensors, not a {type(state).__name__}; pass model.state_dict()"
+        )
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise InvalidInputError(f"{name!r} is no name of a tensor; pass model.state_dict()")
         if not isinstance(tensor, Tensor):
             raise InvalidInputError(
                 f"{name!r} is of type {type(tensor).__name__}, not a tensor; leave extra state out of the weights"

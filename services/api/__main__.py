@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
 
 from services.api.access.connections import MAX_HEAD_BYTES, patient
 from services.api.access.guard import GuardLimits, Hosts
@@ -18,10 +16,10 @@ from services.api.app import create_app
 from services.api.asked.webhooks import WebhookPolicy
 from services.runtime.lifecycle import Stop
 from services.runtime.process import run_process
+from services.runtime.serving import HttpServer
 from services.runtime.stores import open_store
 
 if TYPE_CHECKING:
-    import socket
     from types import FrameType
 
     from fastapi import FastAPI
@@ -31,29 +29,28 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 7  # for requests in flight, of the 10 s that a supervisor waits
 _KEEP_ALIVE_S = 15
 # How long threads that talk to the store may keep the one that answers requests from going on; 5 ms by default.
-_SWITCH_S = 0.0002
+_SWITCH_S = 0.001
 # When garbage is looked for; 700, 10 and 10 by default. What is kept of a thousand runs takes a fifth of a second
 # to look through, in which no request is answered, and little of what a request makes is cyclic.
 _GARBAGE = (10_000, 20, 100)
 
 
-class ApiServer(uvicorn.Server):
-    """uvicorn that also tells waiting requests when to end, and that remembers why it gave up."""
+class ApiServer(HttpServer):
+    """One that also tells waiting requests when to end, and that remembers why it gave up."""
 
-    def __init__(self, config: uvicorn.Config, *, stop: Stop) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, settings: Settings, *, stop: Stop) -> None:
+        super().__init__(
+            app,
+            host=settings.api_host,
+            port=settings.api_port,
+            http=patient(),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+        )
         self._stop = stop
         self.refusal: str | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Bind, and say where."""
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            log.info("listening", host=host, port=port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop taking requests, and let those that wait for news be answered."""
@@ -97,11 +94,8 @@ def serve(settings: Settings) -> int:
     app.state.webhooks = WebhookPolicy(
         is_on=settings.webhook_secret is not None, allow_private=settings.webhook_allow_private
     )
-    server = ApiServer(_uvicorn_config(app, settings), stop=stop)
-    # uvicorn raises the signal once more after a clean end; by then it must do nothing, or the status is not 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: None)
-    server.run()
+    server = ApiServer(app, settings, stop=stop)
+    server.serve_until_told()
     if server.refusal is not None:
         log.error("unsafe_store", error=server.refusal)
         return 1
@@ -110,21 +104,6 @@ def serve(settings: Settings) -> int:
 
 def _revealed(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
-
-
-def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=patient(),
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        host=settings.api_host,
-        port=settings.api_port,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-    )
 
 
 if __name__ == "__main__":

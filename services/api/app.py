@@ -178,13 +178,14 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
 
 
 def methods_at(path: str) -> list[str]:
-    """The methods that any route takes at `path`, for `Allow`."""
+    """The methods that any route takes at `path`, for `Allow`; files are there to be read."""
     routes = (route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute))
     found = [route for route in routes if route.path_regex.match(path)]
     named = [
         route for route in found if ":" in route.path
     ]  # a run's id has no colon, so `:cancel` is no part of one
-    return sorted({method for route in named or found for method in route.methods or ()})
+    methods = {method for route in named or found for method in route.methods or ()}
+    return sorted(methods or {"GET", "HEAD"})
 
 
 @asynccontextmanager

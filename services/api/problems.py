@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+MAX_FAULTS = 50  # that one answer lists; thousands more would only make it long
 _HINT = "GET /openapi.json describes every request"
 
 _STATUS: dict[type[errors.WeightAveragingError], int] = {
@@ -214,6 +215,7 @@ async def _on_framework(request: Request, error: Exception) -> Response:
 
 async def _on_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  registered for just these
-    faults = [(".".join(str(part) for part in fault["loc"]), str(fault["msg"])) for fault in error.errors()]
+    found = error.errors()[:MAX_FAULTS]
+    faults = [(".".join(str(part) for part in fault["loc"]), str(fault["msg"])) for fault in found]
     detail = "; ".join(f"{pointer}: {message}" for pointer, message in faults)
     return problem_response(HttpProblem(detail, status=422, code="invalid_request", faults=faults))

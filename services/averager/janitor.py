@@ -35,14 +35,12 @@ class Janitor:
     Args:
         store: the bucket.
         clock: the time source.
-        every_s: from one sweep to the next.
     """
 
-    def __init__(self, store: ObjectStore, *, clock: Clock, every_s: float = SWEEP_EVERY_S) -> None:
+    def __init__(self, store: ObjectStore, *, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._every_s = every_s
-        self._due_at = clock.monotonic() + every_s
+        self._due_at = clock.monotonic() + SWEEP_EVERY_S
         self._sweepers: dict[str, Sweeper] = {}
         self._queue: deque[str] = deque()
         self._settled: set[str] = set()
@@ -60,7 +58,7 @@ class Janitor:
         """
         if self._clock.monotonic() < self._due_at:
             return
-        self._due_at = self._clock.monotonic() + self._every_s
+        self._due_at = self._clock.monotonic() + SWEEP_EVERY_S
         if not self._queue:
             self._fill(held, active)
         if self._queue:

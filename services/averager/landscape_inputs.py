@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from services.averager.landscape_job import Limits
     from wa_core.clock import Clock
     from wa_core.records import AverageManifest, CheckpointCommitted, FileRef, LandscapeRecord, RunSpec
     from wa_core.store.base import ObjectStore
@@ -42,7 +41,7 @@ def fetch_inputs(
     record: LandscapeRecord,
     folder: Path,
     *,
-    limits: Limits,
+    max_samples: int,
     clock: Clock,
     on_read: Callable[[], None],
 ) -> Inputs:
@@ -52,7 +51,7 @@ def fetch_inputs(
         store: the bucket.
         record: what is wanted.
         folder: where to.
-        limits: for the job.
+        max_samples: of held-out and of calibration data, each.
         clock: the time source.
         on_read: called from time to time; what it raises ends the work.
 
@@ -73,7 +72,7 @@ def fetch_inputs(
     files = [checkpoint_file(record.run_id, entry) for _, entry in chosen] + [served.files[layout.MODEL_FILE]]
     for number, ref in enumerate(files):
         _fetch(store, ref, weights_path(folder, number), on_read=on_read)
-    _write_job(store, spec, record, folder, limits)
+    _write_job(store, spec, record, folder, max_samples=max_samples)
     labels = [(label, entry.step) for label, entry in chosen]
     return Inputs(served.generation, (*labels, ("average", manifest.last_step or 0)))
 
@@ -124,7 +123,9 @@ def _fetch(store: ObjectStore, ref: FileRef, path: Path, *, on_read: Callable[[]
         raise CorruptError(f"{ref.key}: the bytes are not those of its record; ask again", code="digest_mismatch")
 
 
-def _write_job(store: ObjectStore, spec: RunSpec, record: LandscapeRecord, folder: Path, limits: Limits) -> None:
+def _write_job(
+    store: ObjectStore, spec: RunSpec, record: LandscapeRecord, folder: Path, *, max_samples: int
+) -> None:
     package = spec.request.package
     code = unpack_package(store, package, folder / "code") if package else None
     job = LandscapeJobFile(
@@ -134,6 +135,6 @@ def _write_job(store: ObjectStore, spec: RunSpec, record: LandscapeRecord, folde
         seed=spec.request.seed,
         kind=record.kind,
         points=record.points,
-        max_samples=limits.max_samples,
+        max_samples=max_samples,
     )
     landscape_job_path(folder).write_text(job.model_dump_json())

@@ -127,7 +127,7 @@ class LandscapeJob(threading.Thread):
                 self._store,
                 self._record,
                 self._folder,
-                limits=self._limits,
+                max_samples=self._limits.max_samples,
                 clock=self._clock,
                 on_read=lambda: self._keep_on(0.0),
             )

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from wa_core.averaging.files.sources import FilesSource, StoredTensor
+    from wa_core.averaging.files.sources import FilesSource
+    from wa_core.averaging.files.stored import StoredTensor
     from wa_core.records import AverageManifest, BatchNormSummary
 
 _BLOCK_BYTES = 1 << 20

@@ -8,7 +8,7 @@ space; it writes nothing to the bucket. Memory is bounded by blocks, whatever th
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from services.averager.scratch import Scratch
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.clock import Clock
-    from wa_core.records import AssessmentRecord, AverageManifest
+    from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
     from wa_core.store.base import ObjectStore
 
 _BLOCK_BYTES = 1 << 20
@@ -108,12 +108,8 @@ def verify(
     log = RunLog(store, run_id, clock=clock)
     spec = fetch_spec(store, run_id)
     log.refresh()
-    if name not in (asked := [request.name for request in requested_averages(spec, log.entries)]):
-        raise AverageNotFoundError(f"run {run_id} has no average {name!r}; it has {', '.join(asked) or 'none'}")
     generations = Generations(store, run_id, name)
-    manifest = generations.newest() if generation is None else generations.fetch(generation)
-    if manifest is None or not manifest.folded:
-        raise NoAverageYetError(f"average {name!r} of run {run_id} holds no checkpoint yet; nothing to verify")
+    manifest = _fetch_manifest(generations, generation, requested_averages(spec, log.entries))
     committed = {entry.seq: entry for entry in log.entries if isinstance(entry, CheckpointCommitted)}
     entries = [committed[seq] for seq in manifest.folded if seq in committed]
     # A rebuilt average began as a sum of what was kept; only what came after that was folded.
@@ -122,17 +118,9 @@ def verify(
     if manifest.rebuilt is None:
         _check_coefficients(manifest, entries)
     _check_there(store, run_id, since)
-    with ExitStack() as stack:
-        accumulation = _begin(store, manifest, entries, scratch=scratch)
-        stack.callback(accumulation.close)
-        _fold(
-            store,
-            manifest,
-            accumulation,
-            since,
-            before=entries[: -len(since) or None],
-            on_checkpoint=on_checkpoint,
-        )
+    before = entries[: -len(since) or None]
+    with closing(_begin(store, manifest, entries, scratch=scratch)) as accumulation:
+        _fold(store, manifest, accumulation, since, before=before, on_checkpoint=on_checkpoint)
         is_state_equal = _compare_state(store, manifest, accumulation, scratch)
         assessment = generations.fetch_assessment(manifest.generation)
         recalibrated: tuple[str, ...] = ()
@@ -147,6 +135,19 @@ def verify(
         assessment.generation if assessment else None,
         recalibrated,
     )
+
+
+def _fetch_manifest(
+    generations: Generations, number: int | None, requested: Sequence[AverageRequest]
+) -> AverageManifest:
+    """The generation to verify; the newest when `number` is None."""
+    run_id, name = generations.run_id, generations.name
+    if name not in (asked := [request.name for request in requested]):
+        raise AverageNotFoundError(f"run {run_id} has no average {name!r}; it has {', '.join(asked) or 'none'}")
+    manifest = generations.newest() if number is None else generations.fetch(number)
+    if manifest is None or not manifest.folded:
+        raise NoAverageYetError(f"average {name!r} of run {run_id} holds no checkpoint yet; nothing to verify")
+    return manifest
 
 
 def _check_coefficients(manifest: AverageManifest, entries: Sequence[CheckpointCommitted]) -> None:

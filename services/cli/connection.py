@@ -95,6 +95,6 @@ def _embedded() -> tuple[str, str] | None:
 
     try:
         stack = DataFolder(DEFAULT_DATA.resolve()).connection()
-    except ConfigurationError:
-        return None  # an unreadable folder here says nothing about the service
+    except (ConfigurationError, OSError):
+        return None  # an unreadable folder here, or one that is gone, says nothing about the service
     return (stack.api_url, stack.token) if stack else None

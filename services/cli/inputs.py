@@ -2,7 +2,7 @@
 
 It knows file systems, buckets and how folders of checkpoints are laid out; not what is in a file. The invariant:
 every text stands for one checkpoint at least, or there is an error that names the text; the output is never an
-input by way of a pattern.
+input by way of a pattern or a folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from wa_core.averaging.files.converted import ConvertedSource
 from wa_core.averaging.files.foreign import TORCH_SUFFIXES, convert_checkpoint, is_dcp_folder, is_torch_format
+from wa_core.averaging.files.paths import files_of
 from wa_core.averaging.files.sources import open_object, open_source
 from wa_core.errors import InvalidInputError, ObjectNotFoundError
 
@@ -56,7 +57,7 @@ class Found:
         if self.is_foreign:
             if not converted.exists():
                 self._convert(converted)
-            return ConvertedSource(self.name, converted, originals=_files_of(self.path) if self.path else ())
+            return ConvertedSource(self.name, converted, originals=files_of(self.path) if self.path else ())
         if self.store is not None:
             return open_object(self.store, self.key, name=self.name)
         return open_source(self.name)
@@ -84,7 +85,7 @@ def find_checkpoints(texts: Sequence[str], *, output: Path | None) -> list[Found
 
     Args:
         texts: as typed.
-        output: the file to be written; patterns do not match it.
+        output: the file or folder to be written; patterns do not match it, and it is not looked for in folders.
 
     Raises:
         InvalidInputError: a text stands for nothing, or the output is named as a source.
@@ -142,13 +143,23 @@ def _find_files(text: str, output: Path | None) -> list[Found]:
     if not _WILDCARDS.search(text) or Path(text).exists():
         if output is not None and output.exists() and Path(text).exists() and output.samefile(text):
             raise InvalidInputError(f"{text} is a source and the output; choose another name with -o")
-        return _find_path(text)
+        return _find_path(text, output)
     matches = sorted(glob.glob(text, recursive=True), key=natural_key)  # noqa: PTH207  patterns may be absolute
-    own = output.resolve() if output is not None else None
-    usable = [match for match in matches if Path(match).resolve() != own and _is_checkpoint(Path(match))]
+    usable = [match for match in matches if not _is_output(Path(match), output) and _is_checkpoint(Path(match))]
     if not usable:
         raise InvalidInputError(f"{text} matches no checkpoint{' but other files' if matches else ''}; check it")
-    return [one for match in _join_shards(usable, lambda index: Path(index).exists()) for one in _find_path(match)]
+    whole = _join_shards(usable, lambda index: Path(index).exists())
+    return [one for match in whole for one in _find_path(match, output)]
+
+
+def _is_output(path: Path, output: Path | None) -> bool:
+    """Whether it is what an earlier try has made: the output, a file in it, or one of its shards."""
+    if output is None:
+        return False
+    own, path = output.resolve(), path.resolve()
+    shard = _SHARD.match(path.name)
+    of = f"{shard['stem']}.safetensors" if shard else path.name.removesuffix(".index.json")
+    return own == path or own in path.parents or own == path.with_name(of)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -157,11 +168,11 @@ def _is_checkpoint(path: Path) -> bool:
     return path.suffix in TORCH_SUFFIXES | {".safetensors"} or path.name.endswith(_INDEX_SUFFIX)
 
 
-def _find_path(text: str) -> list[Found]:
+def _find_path(text: str, output: Path | None) -> list[Found]:
     path = Path(text)
     if not path.is_dir() or is_dcp_folder(path):
         return [Found(text, _stamp(path), path=path)]
-    inside = choose_checkpoints(_files_below(path))
+    inside = choose_checkpoints(file for file in _files_below(path) if not _is_output(path / file, output))
     if not inside:
         raise InvalidInputError(
             f"{text} holds no checkpoint (no .safetensors, .pt, .ckpt or torch.distributed.checkpoint folder); "
@@ -181,15 +192,10 @@ def _files_below(folder: Path) -> list[str]:
     return found
 
 
-def _files_of(path: Path) -> list[Path]:
-    """The file itself, or all files in a folder."""
-    return sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
-
-
 def _stamp(path: Path) -> str:
     """Size and time of a file, or of all files beside an index or in a folder."""
     try:
-        files = _files_of(path.parent if path.name.endswith(_INDEX_SUFFIX) else path)
+        files = files_of(path.parent if path.name.endswith(_INDEX_SUFFIX) else path)
         return ";".join(f"{one.name}:{(at := one.stat()).st_size}:{at.st_mtime_ns}" for one in files)
     except OSError as error:
         raise InvalidInputError(f"{path}: {error.strerror}; check the name and its permissions") from None

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -134,7 +134,14 @@ def run() -> None:
     # Started in the background of a script, a program inherits that SIGINT is ignored; what `wa` says of Ctrl-C
     # (the run goes on, the stack is stopped) must hold there too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Closed by whoever started it (`wa runs >&-`), they are None: what nobody wants to read goes nowhere.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     sys.exit(main(sys.argv[1:]))
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _root() -> None:
@@ -166,6 +173,10 @@ def _explain_unforeseen(error: Exception) -> int:
     if isinstance(error, UnicodeEncodeError):
         say("wa: an argument is no UTF-8 text; only names of files may be such.")
         return _USAGE
+    if isinstance(error, OSError) and error.strerror:
+        # The machine's fault and not the program's: a full disk behind a pipe, a folder that is gone.
+        say(f"wa: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
+        return _FAILED
     say(f"wa: unexpected {type(error).__name__}: {error}; WA_DEBUG=1 shows where. Please report it.")
     return _FAILED
 

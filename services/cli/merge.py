@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from services.cli.console import say
 from wa_core.averaging.files.casting import CastingWriter
-from wa_core.averaging.files.foreign import TORCH_SUFFIXES
 from wa_core.averaging.files.offline import MergeOptions, average_files
 from wa_core.averaging.files.output import leave_to_system, sync_path
+from wa_core.averaging.files.paths import FOLDER_SHARD_BYTES, folder_of, format_of
 from wa_core.averaging.files.plan import plan_average
 from wa_core.averaging.files.rebuild import RebuildWriter, newest_last, plan_sources
 from wa_core.averaging.files.staging import Staging
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from wa_core.averaging.posthoc import RebuildPlan
     from wa_core.averaging.rules import AnyRule
 
-_FOLDER_SHARD_BYTES = 5 * 10**9  # what Hugging Face's own writers use
 _FORMAT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -86,14 +85,10 @@ class Target:
             raise InvalidInputError(
                 f"'{output}' is no name for an output; write for example -o average.safetensors"
             )
-        file_format = file_format or _format_of(output)
-        if not output.resolve().parent.is_dir():
-            raise InvalidInputError(
-                f"{output} cannot be written: there is no folder {output.parent}; make it, or choose another",
-                code="output_not_writable",
-            )
+        file_format = file_format or format_of(output)
+        folder_of(output)
         if max_shard_bytes is None and file_format == "hf":
-            max_shard_bytes = _FOLDER_SHARD_BYTES
+            max_shard_bytes = FOLDER_SHARD_BYTES
         return cls(output, file_format, max_shard_bytes, fsync)
 
     @property
@@ -102,18 +97,6 @@ class Target:
         if self.file_format != "safetensors":
             return None
         return self.path.with_name(f"{self.path.stem}.safetensors.index.json")
-
-
-def _format_of(output: Path) -> OutputFormat:
-    if output.suffix in TORCH_SUFFIXES:
-        return "pt"
-    if output.suffix == ".safetensors":
-        return "safetensors"
-    if not output.suffix or output.is_dir():
-        return "hf"
-    raise InvalidInputError(
-        f"{output} could be anything; name it .safetensors or .pt, or without a dot for a folder, or give --format"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from services.client.answers import (
     Token,
     Version,
 )
+from wa_core.errors import InvalidInputError
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -339,6 +340,9 @@ def _average(run_id: str, name: str) -> str:
 
 
 def _part(text: str) -> str:
+    # Servers read %2F as a slash, so either would ask for something else.
+    if not text or "/" in text:
+        raise InvalidInputError(f"{text!r} is no id and no name of anything; ids and names have no slash")
     return quote(text, safe="")
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _LEAST_PATIENCE_S = 10.0
 _PARTIAL = 206
 _MAX_MISMATCHES = 2
+_NOT_WRITABLE = "output_not_writable"
+_ETAG = re.compile(r'"[!-~]+"')
 
 
 def fetch_file(
@@ -228,15 +230,19 @@ class _Part:
     """The partial file beside the target, and the ETag of what it is a part of."""
 
     def __init__(self, target: Path) -> None:
-        self.target = target
+        # A link is written through: what replaced it would leave what it points to as it was.
+        self.target = target = target.resolve() if target.is_symlink() else target
+        if not target.name:
+            raise InvalidInputError(f"'{target}' is a folder; name a file to write", code=_NOT_WRITABLE)
         self._path = target.with_name(target.name + ".part")
         self._etag_path = target.with_name(target.name + ".part.etag")
 
     def check_writable(self) -> None:
         """Fail before anything is downloaded rather than after."""
         with self._faults_named():
-            if self.target.is_dir():
-                raise InvalidInputError(f"{self.target} is a folder; name a file to write")
+            if self.target.exists() and not self.target.is_file():
+                kind = "a folder" if self.target.is_dir() else "no plain file, and would be replaced by one"
+                raise InvalidInputError(f"{self.target} is {kind}; name a file to write", code=_NOT_WRITABLE)
             self._path.open("ab").close()
             if not self.size_bytes():
                 self._path.unlink()  # a refusal leaves nothing behind
@@ -246,8 +252,12 @@ class _Part:
         return self._path.stat().st_size if self._path.exists() else 0
 
     def etag(self) -> str:
-        """The ETag of what is there, or an empty string when that is not known."""
-        return self._etag_path.read_text() if self._etag_path.exists() else ""
+        """The ETag of what is there, or an empty string when that is not known, or not what was written here."""
+        try:
+            said = self._etag_path.read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return ""
+        return said if _ETAG.fullmatch(said) else ""
 
     def begin(self, etag: str) -> None:
         """Empty the part; what comes next belongs to `etag`."""
@@ -286,5 +296,5 @@ class _Part:
         except OSError as error:
             raise InvalidInputError(
                 f"cannot write {self.target}: {error.strerror or error}; choose another place with -o",
-                code="output_not_writable",
+                code=_NOT_WRITABLE,
             ) from None

@@ -5,6 +5,7 @@ Both transports use it; it knows HTTP and RFC 9457 and nothing of runs.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,18 +30,21 @@ T = TypeVar("T")
 RANGE_NOT_SATISFIABLE = 416
 _THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 _CONNECT_TIMEOUT_S = 5.0
+_TOKEN = re.compile("[!-~]([ -~]*[!-~])?")
 
 
 def client_settings(base_url: str, *, token: str | None, timeout_s: float) -> dict[str, Any]:
     """What httpx's clients are made with.
 
     Raises:
-        InvalidInputError: `base_url` is no address.
+        InvalidInputError: `base_url` is no address, or `token` is none.
     """
-    if not base_url.startswith(("http://", "https://")):
-        raise InvalidInputError(f"the service's address is {base_url!r}; write http://HOST:PORT")
     # A proxy meant for the web must not get between a user and a service on the same machine.
-    trust_env = urlsplit(base_url).hostname not in _THIS_MACHINE
+    trust_env = _host_in(base_url) not in _THIS_MACHINE
+    if token and not _TOKEN.fullmatch(token):
+        raise InvalidInputError(
+            "the token has spaces around it, line ends or letters that no header takes; check --token or WA_TOKEN"
+        )
     return {
         "base_url": base_url.rstrip("/"),
         "headers": {"User-Agent": "wa-client"} | ({"Authorization": f"Bearer {token}"} if token else {}),
@@ -48,6 +52,17 @@ def client_settings(base_url: str, *, token: str | None, timeout_s: float) -> di
         "trust_env": trust_env,
         "verify": _trusted(trust_env=trust_env),
     }
+
+
+def _host_in(base_url: str) -> str:
+    try:
+        parts = urlsplit(base_url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:  # brackets without an address, a port beyond 65535
+        host = None
+    if not host or not base_url.startswith(("http://", "https://")):
+        raise InvalidInputError(f"the service's address is {base_url!r}; write http://HOST:PORT")
+    return host
 
 
 @cache

@@ -6,13 +6,9 @@ credentials (`services.predictor.holder`), started when they are first asked.
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
-
-import structlog
-import uvicorn
 
 from services.predictor.app import Predictions, create_app
 from services.predictor.engine import Limits
@@ -21,28 +17,13 @@ from services.predictor.published import ModelFiles, Published
 from services.runtime.folder import OwnFolder
 from services.runtime.metrics import MeteredStore, StoreMetrics, tell_build
 from services.runtime.process import run_process
+from services.runtime.serving import HttpServer
 from services.runtime.stores import open_store
 
 if TYPE_CHECKING:
-    import socket
-
     from services.runtime.settings import Settings
 
-log = structlog.get_logger(__name__)
-
-GRACE_S = 7  # for requests in flight, of the 10 s that a supervisor waits
 _MIB = 1 << 20
-
-
-class PredictorServer(uvicorn.Server):
-    """uvicorn that says where it listens."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Bind, and say where."""
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            log.info("listening", host=host, port=port)
 
 
 def serve(settings: Settings) -> int:
@@ -59,24 +40,9 @@ def serve(settings: Settings) -> int:
         with closing(Engines(store, files, folder=own.path, limits=limits)) as engines:
             token = settings.predictor_token.get_secret_value() if settings.predictor_token else None
             app = create_app(Predictions(Published(store), files, engines, token=token))
-            server = PredictorServer(_uvicorn_config(app, settings))
-            # uvicorn raises the signal once more after a clean end; by then it must do nothing.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda _number, _frame: None)
-            server.run()
+            server = HttpServer(app, host=settings.predictor_host, port=settings.predictor_port)
+            server.serve_until_told()
     return 0
-
-
-def _uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        host=settings.predictor_host,
-        port=settings.predictor_port,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=GRACE_S,
-    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from services.runtime.prediction import PredictionRefusedError
 from wa_core.catalog.packages import unpack_package
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from services.predictor.published import ModelFiles, Target
@@ -36,7 +35,6 @@ class Engines:
         files: weights on disk.
         folder: where packages are unpacked.
         limits: of each holder process.
-        command: what a holder process is.
     """
 
     def __init__(
@@ -46,13 +44,11 @@ class Engines:
         *,
         folder: Path,
         limits: Limits | None = None,
-        command: Sequence[str] = COMMAND,
     ) -> None:
         self._store = store
         self._files = files
         self._folder = folder
         self._limits = limits or Limits()
-        self._command = command
         self._engines: OrderedDict[str | None, Engine] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,7 +72,7 @@ class Engines:
                 self._make_room()
                 code = self._unpacked(package) if package else None
                 path_of = lambda wanted: self._files.path_of(wanted.file)  # noqa: E731
-                self._engines[package] = Engine(self._command, path_of=path_of, code=code, limits=self._limits)
+                self._engines[package] = Engine(COMMAND, path_of=path_of, code=code, limits=self._limits)
             self._engines.move_to_end(package)
             return self._engines[package]
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from wa_core.records import RecipeConfig
 
 ALLOWED_PACKAGES = ("services.recipes.",)
+_MAX_FAULTS = 20  # that are described; a config may have thousands
+_MAX_SHOWN = 100  # characters of a field's name that are repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ def check_recipe(recipe: str, config: Mapping[str, object]) -> RecipeConfig:
 
 def invalid_config(recipe: str, error: ValidationError, *, known: list[str]) -> InvalidInputError:
     """What is wrong with a recipe's config, for people; `known` are the names of its fields."""
-    problems = "; ".join(_describe(problem, known=known) for problem in error.errors(include_url=False))
+    found = error.errors(include_url=False)[:_MAX_FAULTS]
+    problems = "; ".join(_describe(problem, known=known) for problem in found)
     return InvalidInputError(f"{recipe}: {problems}", code="invalid_config")
 
 
@@ -99,9 +102,9 @@ def _find(recipe: str) -> RecipeEntry:
 
 
 def _describe(problem: ErrorDetails, *, known: list[str]) -> str:
-    path = ".".join(["config", *(str(part) for part in problem["loc"])])
+    path = ".".join(["config", *(str(part)[:_MAX_SHOWN] for part in problem["loc"])])
     if problem["type"] != "extra_forbidden":
         return f"{path}: {problem['msg']}"
-    nearest = get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+    nearest = get_close_matches(str(problem["loc"][-1])[:_MAX_SHOWN], known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known fields: {', '.join(known)}"
     return f"{path}: unknown field; {hint}"

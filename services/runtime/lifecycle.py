@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_PARENT_POLL_S = 0.5
+
 
 class Stop:
     """Says when to stop. `install` ties it to SIGTERM and SIGINT; a second signal kills as usual."""
@@ -75,12 +77,12 @@ def run_ticks(tick: Callable[[], bool], *, stop: Stop, interval_s: float) -> Non
         wait_s = min(wait_s * 2, 5.0)
 
 
-def stop_with_parent(stop: Stop, *, parent_pid: int, poll_s: float = 0.5) -> None:
+def stop_with_parent(stop: Stop, *, parent_pid: int) -> None:
     """Set `stop` when the parent process dies, so that no orphan works on after a SIGKILL."""
 
     def watch() -> None:
         while os.getppid() == parent_pid:
-            if stop.wait(poll_s):
+            if stop.wait(_PARENT_POLL_S):
                 return
         stop.set()
 

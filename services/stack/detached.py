@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.05
 _STATE_PATIENCE_S = 2.0
+_END_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def start_detached(options: StackOptions, *, is_tied: bool = False) -> Connectio
     return connection
 
 
-def stop_stack(data: Path, *, patience_s: float = 60.0) -> StopReport:
+def stop_stack(data: Path) -> StopReport:
     """Stop the stack that runs on `data`, and clean up after one whose supervisor was killed.
 
     Raises:
@@ -76,7 +77,7 @@ def stop_stack(data: Path, *, patience_s: float = 60.0) -> StopReport:
     state = folder.read_state()
     if folder.is_locked():
         state = state or _await_state(folder)
-        _end_supervisor(folder, state.supervisor_pid, patience_s=patience_s)
+        _end_supervisor(folder, state.supervisor_pid)
         with folder.lock():
             leftovers = sweep(folder)
         return StopReport(state.supervisor_pid, dict(state.pids), tuple(leftovers))
@@ -121,9 +122,9 @@ def _await_state(folder: DataFolder) -> StackState:
     return state
 
 
-def _end_supervisor(folder: DataFolder, pid: int, *, patience_s: float) -> None:
+def _end_supervisor(folder: DataFolder, pid: int) -> None:
     """Let the supervisor stop everything; returns when it has let go of the folder and has itself ended."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + _END_PATIENCE_S
     supervisor = reference(pid)
     with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
         os.kill(pid, signal.SIGTERM)

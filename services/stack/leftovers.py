@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
 MARKER = "WA_STACK_ID"
+_KILL_PATIENCE_S = 10.0
 
 
 class ProcessRef(BaseModel):
@@ -73,14 +74,14 @@ def session_members(leader: ProcessRef) -> list[int]:
     return [seen.pid for seen in everyone if seen.session in _own_sessions(everyone, [leader])]
 
 
-def kill_all(find: Callable[[], list[int]], *, patience_s: float = 10.0) -> list[int]:
+def kill_all(find: Callable[[], list[int]]) -> list[int]:
     """SIGKILL what `find` finds until it finds nothing; returns the ids killed.
 
     Raises:
-        WeightAveragingError: some of them outlived `patience_s`.
+        WeightAveragingError: some of them outlived 10 seconds of it.
     """
     killed: set[int] = set()
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + _KILL_PATIENCE_S
     while found := find():
         if time.monotonic() > deadline:
             raise WeightAveragingError(f"processes {found} did not end on SIGKILL; look at them with ps")

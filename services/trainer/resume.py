@@ -72,7 +72,7 @@ def restore(
 
 
 def _fetched(store: ObjectStore, checkpoint: CheckpointCommitted, *, run_id: str) -> Restored:
-    checkpoint_file(run_id, checkpoint, layout.TRAINER_FILE)
+    checkpoint_file(run_id, checkpoint, layout.TRAINER_FILE)  # must be there: a run of one's own may do without
     try:
         return fetch_restored(store, run_id, checkpoint)
     except CorruptError as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from services.averager.assessor import AssessJob
+    from support.runs import HandmadeRun
     from wa_core.records import AssessmentRecord, AverageManifest
     from wa_core.store.base import ObjectStore
 
@@ -143,6 +144,13 @@ def run_until_idle(worker: Averager, *, max_ticks: int = 500) -> None:
         if not worker.tick():
             return
     raise AssertionError(f"still busy after {max_ticks} ticks")
+
+
+def newest(run: HandmadeRun, name: str) -> AverageManifest:
+    """The newest generation of an average."""
+    manifest = Generations(run.store, run.run_id, name).newest()
+    assert manifest is not None
+    return manifest
 
 
 def newest_assessment(store: ObjectStore, run_id: str, name: str) -> AssessmentRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from torch import distributed
 
 from services.trainer.loop import TrainContext, TrainOutcome, train
+from support.ports import free_port
 from wa_core.catalog.runs import RunLog, submit
 from wa_core.clock import SystemClock
 from wa_core.records import (
@@ -91,13 +91,6 @@ def differing_tensors(left: dict[str, Tensor], right: dict[str, Tensor]) -> list
     """The names of tensors that are not bit-identical."""
     assert left.keys() == right.keys()
     return [name for name in left if not torch.equal(left[name], right[name])]
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def train_with_gloo(store: ObjectStore, run_id: str, *, attempt: int, world_size: int) -> None:

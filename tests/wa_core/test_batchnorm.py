@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, TensorDataset
 
 from wa_core.batchnorm import BatchNormReport, apply_moments, collect_moments, merge_moments, recalibrate
 from wa_core.errors import EmptyCalibrationError, InvalidInputError
@@ -47,14 +48,14 @@ def snapshot(model: nn.Module) -> tuple[Any, ...]:
     """Everything about a model that a recalibration might leave behind."""
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [(m.training, getattr(m, "momentum", None), len(m._forward_pre_hooks)) for m in model.modules()]
-    return tensors, modes, torch.is_grad_enabled()
+    return tensors, modes, torch.is_grad_enabled(), torch.get_rng_state().tolist()
 
 
 def assert_unchanged(model: nn.Module, before: tuple[Any, ...]) -> None:
-    """No tensor, flag, momentum, hook or grad mode differs."""
-    tensors, modes, grad = snapshot(model)
-    assert (modes, grad) == before[1:]
-    assert all(torch.equal(tensors[name], value) for name, value in before[0].items())
+    """No tensor, flag, momentum, hook, grad mode or random state differs."""
+    after = snapshot(model)
+    assert after[1:] == before[1:]
+    assert all(torch.equal(after[0][name], value) for name, value in before[0].items())
 
 
 @pytest.mark.parametrize("is_sorted", [False, True], ids=["shuffled", "class-sorted"])
@@ -167,12 +168,13 @@ class Recorder(nn.Module):
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("method", ["exact", "update_bn"])
 def test_everything_but_the_statistics_is_restored(*, mode: bool, method: Any) -> None:
-    """Training flags, also mixed ones, momentum, hooks and grad mode are as before; weights are untouched."""
+    """Training flags, also mixed ones, momentum, hooks, grad mode and the random state are as before."""
     model = Recorder().train(mode)
     model.body[1].eval()
+    shuffled = DataLoader(TensorDataset(images(8)[0]), batch_size=4, shuffle=True)
     before = snapshot(model)
 
-    recalibrate(model, images(4, 4), method=method)
+    recalibrate(model, shuffled, method=method)
 
     after = snapshot(model)
     assert after[1:] == before[1:]
@@ -188,20 +190,22 @@ def test_nothing_is_in_training_mode() -> None:
     assert model.seen == [[]]
 
 
-def failing(batches: list[Tensor]) -> Iterator[Tensor]:
+def failing(batches: list[Tensor], error: BaseException | None = None) -> Iterator[Tensor]:
     """Data that break off."""
     yield from batches
-    raise OSError("disk gone")
+    raise error or OSError("disk gone")
 
 
 @pytest.mark.parametrize("method", ["exact", "update_bn"])
 def test_a_failure_leaves_no_trace(method: Any) -> None:
-    """When data or model raise half-way, the exception passes and the model is as it was, statistics included."""
-    model = network().train()
+    """When data or model raise half-way, or Ctrl-C comes, the model is as it was, statistics included."""
+    model = network(dropout=0.5).train()
+    model[1].eval()
     before = snapshot(model)
-    with pytest.raises(OSError, match="disk gone"):
-        recalibrate(model, failing(images(4, 4)), method=method)
-    assert_unchanged(model, before)
+    for error in (OSError("gone"), KeyboardInterrupt("gone"), GeneratorExit("gone")):
+        with pytest.raises(type(error), match="gone"):
+            recalibrate(model, failing(images(4, 4), error), method=method)
+        assert_unchanged(model, before)
     with pytest.raises(RuntimeError):
         recalibrate(model, [*images(4), torch.ones(2, 7, 3, 3)], method=method)
     assert_unchanged(model, before)

@@ -49,6 +49,21 @@ def understated(content: bytes) -> bytes:
     return bytes(body)
 
 
+def flagged(bits: int) -> bytes:
+    """A zip whose only file claims what nobody can read: patched data (0x20), strong encryption (0x40)."""
+    body = bytearray(zipped({"a.py": b"x = 1"}))
+    for header, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        struct.pack_into("<H", body, body.rindex(header) + offset, bits)
+    return bytes(body)
+
+
+def all_directory(num_files: int) -> bytes:
+    """A zip that is a directory and nothing else, of as many files."""
+    entry = b"PK\x01\x02" + bytes(24) + struct.pack("<H", 1) + bytes(16) + b"a"
+    sizes = struct.pack("<HHIIH", num_files & 0xFFFF, num_files & 0xFFFF, len(entry) * num_files, 0, 0)
+    return entry * num_files + b"PK\x05\x06" + bytes(4) + sizes
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a recipe, and with what a package should not hold."""
@@ -133,11 +148,15 @@ def test_a_folder_without_code_is_refused(folder: Path, name: str) -> None:
         (zipped({"a\nb.py": b""}), "must be relative"),
         (zipped({"\u202eyp.a": b""}), "must be relative"),
         (zipped({"a" * 300: b""}), "must be relative"),
+        (zipped({"é" * 150: b""}), "must be relative"),
         (zipped({"link.py": b"/etc/passwd"}, kind=stat.S_IFLNK), "link or a device"),
         (zipped({"pipe": b""}, kind=stat.S_IFIFO), "link or a device"),
         (zipped({"a": b"", "a/b.py": b""}), "both as a file and as a folder"),
         (zipped({"a.py": b"x" * 1000}).replace(b"PK\x03\x04", b"PK\x03\x05", 1), "damaged"),
         (understated(b"x" * 1000), "damaged"),
+        (flagged(0x1), "encrypted"),
+        (flagged(0x20), "damaged"),
+        (flagged(0x40), "damaged"),
     ],
 )
 def test_a_package_that_is_none_is_refused(body: bytes, message: str, tmp_path: Path) -> None:
@@ -166,9 +185,10 @@ def test_two_files_of_one_name_are_refused() -> None:
     [
         zipped({f"{number}.bin": bytes(MAX_UNPACKED_BYTES // 8) for number in range(9)}),
         zipped({f"{number}.py": b"" for number in range(MAX_FILES + 1)}),
+        all_directory(300_000),
         bytes(MAX_PACKAGE_BYTES + 1),
     ],
-    ids=["bomb", "files", "bytes"],
+    ids=["bomb", "files", "directory", "bytes"],
 )
 def test_a_package_beyond_the_limits_is_refused(body: bytes) -> None:
     """Bad inputs 37 and 38: a bomb, too many files, too many bytes."""

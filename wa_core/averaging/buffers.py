@@ -9,12 +9,11 @@ bytes behind the beginning of one.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from wa_core.averaging.files.blocks import Raw
+Raw = NDArray[np.uint8]  # bytes, whatever they stand for
 
 
 def new_buffer(size_bytes: int) -> Raw:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from wa_core.averaging.decays import log_left, log_left_of_zero
 from wa_core.averaging.limits import (
     check_progress,
     check_range,
@@ -34,7 +35,6 @@ from wa_core.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-_LN2 = math.log(2.0)
 _MAX_SPELLING = 200
 _EXAMPLES = (
     "known rules: 'swa', 'swa:start_step=100', 'ema:half_life=500', 'ema:decay=0.99,init=first', "
@@ -195,20 +195,11 @@ class EmaRule(_Lerp):
         if self.decay is not None:
             return self._weight_per_fold(self.decay, n_averaged=n_averaged)
         begin, end = prev_step - self.start_step, step - self.start_step
-        new = -math.expm1(self._log_left(begin, end))
-        return new if self.init == "first" else new / -math.expm1(self._log_left(0, end))
-
-    def _log_left(self, begin: int, end: int) -> float:
-        """``log D(begin, end)``, both in steps since the start."""
         half_life = float(self.half_life_steps or 1)
-        if self.rampup is None:
-            return -_LN2 / half_life * (end - begin)
-        if begin == 0:
-            return -math.inf
-        full = half_life / self.rampup  # from here on the half-life is the whole one
-        ramp_begin, ramp_end = min(begin, full), min(end, full)
-        ramp = math.log1p((ramp_end - ramp_begin) / ramp_begin) / self.rampup
-        return -_LN2 * (ramp + (max(end, full) - max(begin, full)) / half_life)
+        new = -math.expm1(log_left(half_life, self.rampup, begin=begin, end=end))
+        if self.init == "first":
+            return new
+        return new / -math.expm1(log_left(half_life, self.rampup, begin=0, end=end))
 
     def _weight_per_fold(self, decay: float, *, n_averaged: int) -> float:
         if decay == 0:
@@ -218,17 +209,7 @@ class EmaRule(_Lerp):
             new = max(new, (self.warmup - 1) / (self.warmup + n_averaged))
         if self.init == "first":
             return new
-        return new / -math.expm1(self._log_zero_left(decay, n_averaged=n_averaged))
-
-    def _log_zero_left(self, decay: float, *, n_averaged: int) -> float:
-        """Logarithm of the product of the decays of this fold and all before it."""
-        if self.warmup is None:
-            return math.log(decay) * (n_averaged + 1)
-        warmup = float(self.warmup)
-        # So many folds n have (1 + n) / (warmup + n) below the decay.
-        num_warm = min(n_averaged + 1, max(0, math.ceil((warmup * decay - 1.0) / (1.0 - decay))))
-        warm = math.lgamma(warmup) + math.lgamma(num_warm + 1.0) - math.lgamma(num_warm + warmup)
-        return warm + math.log(decay) * (n_averaged + 1 - num_warm)
+        return new / -math.expm1(log_left_of_zero(decay, self.warmup, num_folds=n_averaged + 1))
 
     def _check_warm_up(self) -> None:
         if self.rampup is not None:

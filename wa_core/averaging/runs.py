@@ -18,7 +18,8 @@ from wa_core.averaging.tensor_policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from wa_core.averaging.files.sources import FilesSource, StoredTensor, Stretch
+    from wa_core.averaging.files.sources import FilesSource
+    from wa_core.averaging.files.stored import StoredTensor, Stretch
     from wa_core.averaging.streamed import StreamedShadow
 
 

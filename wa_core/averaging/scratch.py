@@ -19,7 +19,7 @@ from wa_core.errors import StoreUnavailableError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wa_core.averaging.files.blocks import Raw
+    from wa_core.averaging.buffers import Raw
 
 
 class Storage(Protocol):

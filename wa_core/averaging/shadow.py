@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wa_core.averaging.kernels import blend, new_accumulators, pool
-from wa_core.averaging.rules import require_lerp
+from wa_core.averaging.rules import parse_rule, require_lerp
 from wa_core.averaging.snapshot import ShadowDescription, accumulator_of, bad_shadow, decide_stored
 from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError, NoAverageYetError
@@ -40,7 +40,7 @@ class ShadowWeights:
     Tied tensors are folded once. Accumulators live on the device of the first checkpoint.
 
     Args:
-        rule: how much each checkpoint counts.
+        rule: how much each checkpoint counts; or its spelling, such as ``ema:half_life=500``.
         dtype: `torch.float32` or `torch.float64`; an average in less precision would stop moving.
         latest: shell patterns (``*.inv_freq``) of float tensors that keep their newest value.
 
@@ -48,10 +48,12 @@ class ShadowWeights:
         InvalidInputError: another dtype, or a window, which cannot be folded.
     """
 
-    def __init__(self, rule: Rule, *, dtype: torch.dtype = torch.float32, latest: Iterable[str] = ()) -> None:
+    def __init__(
+        self, rule: Rule | str, *, dtype: torch.dtype = torch.float32, latest: Iterable[str] = ()
+    ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise InvalidInputError(f"accumulators must be torch.float32 or torch.float64, not {dtype}")
-        self.rule = require_lerp(rule)
+        self.rule = require_lerp(parse_rule(rule) if isinstance(rule, str) else rule)
         self.dtype = dtype
         self._latest = tuple(latest)
         self._tensors: dict[str, Tensor] = {}

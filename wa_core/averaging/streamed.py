@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from wa_core.averaging.files.passes import USUAL_PACE, reading
-from wa_core.averaging.files.sources import StoredTensor, specs_of
+from wa_core.averaging.files.passes import reading
+from wa_core.averaging.files.sources import specs_of
+from wa_core.averaging.files.stored import StoredTensor
 from wa_core.averaging.kernels import rounds_to_one
 from wa_core.averaging.rules import require_lerp
 from wa_core.averaging.scratch import FileStorage, MemoryStorage
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wa_core.averaging.files.blocks import AccumulatorDtype, Raw
+    from wa_core.averaging.buffers import Raw
+    from wa_core.averaging.files.blocks import AccumulatorDtype
     from wa_core.averaging.files.output import Writer
-    from wa_core.averaging.files.passes import Pace
     from wa_core.averaging.files.sources import FilesSource, Source
     from wa_core.averaging.rules import Rule
     from wa_core.averaging.scratch import Storage
@@ -217,16 +218,13 @@ class StreamedShadow:
         self._write(writer, self._value_tensors(), metadata=metadata, ties=self._about.ties)
 
     @classmethod
-    def restore(
-        cls, rule: Rule, source: FilesSource, *, scratch_folder: Path | None = None, pace: Pace = USUAL_PACE
-    ) -> StreamedShadow:
+    def restore(cls, rule: Rule, source: FilesSource, *, scratch_folder: Path | None = None) -> StreamedShadow:
         """The shadow whose state `source` is; folding on gives the bits of a shadow that never stopped.
 
         Args:
             rule: that of the state.
             source: what `write_state` wrote; read once, and compared with its recorded digest when it has one.
             scratch_folder: as for the class.
-            pace: how it is read.
 
         Raises:
             CorruptError: code `bad_shadow`, when it is not a whole state of this rule; `digest_mismatch`.
@@ -240,7 +238,7 @@ class StreamedShadow:
         shadow._make_room(replace(about, coefficients={}), source.name)
         shadow._steps, shadow._shares = list(about.coefficients), np.array([*about.coefficients.values()])
         try:
-            shadow._load(source, pace)
+            shadow._load(source)
         except BaseException:
             shadow.close()
             raise
@@ -271,8 +269,8 @@ class StreamedShadow:
         self._pairs = pairs_of(slots)
         self._layout = repr(slots)
 
-    def _load(self, source: FilesSource, pace: Pace) -> None:
-        with reading(source, pace=pace) as passing:
+    def _load(self, source: FilesSource) -> None:
+        with reading(source) as passing:
             for stretch, raw in passing.arrivals():
                 for piece, part in stretch.cut(raw):
                     self._used_storage.save(self._slots[piece.tensor.spec.name].begin + piece.begin, part)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from wa_core.averaging.files.blocks import Raw
+    from wa_core.averaging.buffers import Raw
     from wa_core.averaging.files.passes import Pace, Pass
-    from wa_core.averaging.files.sources import FilesSource, Stretch
+    from wa_core.averaging.files.sources import FilesSource
+    from wa_core.averaging.files.stored import Stretch
     from wa_core.averaging.runs import Run
     from wa_core.averaging.streamed import StreamedShadow
 

@@ -141,24 +141,29 @@ async def require_token(
     await count_request(request, caller)
     if caller is EVERYBODY:
         return
+    if caller is None:
+        raise _not_known(sent)
+    if credentials is None and request.method not in _READING:
+        check_same_origin(request)
+    request.state.caller = caller
+    require_scope(request, scope_of(endpoint, request.method))
+
+
+def _not_known(sent: str | None) -> HttpProblem:
+    """The refusal of who sends no token, or one that is not the service's."""
     if sent is None:
-        raise HttpProblem(
+        return HttpProblem(
             "this service wants a token and the request has none",
             status=401,
             code="auth_missing",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    if caller is None:
-        raise HttpProblem(
-            "the request's token is not this service's, or it has expired or was revoked",
-            status=401,
-            code="auth_invalid",
-            headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
-        )
-    if credentials is None and request.method not in _READING:
-        check_same_origin(request)
-    request.state.caller = caller
-    require_scope(request, scope_of(endpoint, request.method))
+    return HttpProblem(
+        "the request's token is not this service's, or it has expired or was revoked",
+        status=401,
+        code="auth_invalid",
+        headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    )
 
 
 def require_scope(request: Request, name: str) -> None:

@@ -71,7 +71,6 @@ def statement(published: PublishedAverage, *, version: str) -> dict[str, Any]:
         published: the average.
         version: of the service that answers.
     """
-    manifest, request = published.manifest, published.spec.request
     endings = {file: file.rpartition(".")[2] for file in published.served.files}
     return {
         "_type": _STATEMENT,
@@ -83,32 +82,47 @@ def statement(published: PublishedAverage, *, version: str) -> dict[str, Any]:
         "predicate": {
             "buildDefinition": {
                 "buildType": _BUILD_TYPE,
-                "externalParameters": {
-                    "rule": manifest.rule,
-                    "accumulator_dtype": manifest.accumulator_dtype,
-                    "recipe": published.recipe,
-                    "package": request.package,
-                    "config": request.config,
-                    "seed": request.seed,
-                },
-                "internalParameters": {
-                    "generation": manifest.generation,
-                    "cursor": manifest.cursor,
-                    "coefficients": {str(one.step): one.coefficient for one in published.coefficients()},
-                    "rebuilt": manifest.rebuilt is not None,
-                    "batchnorm": published.served.assessment.batchnorm.status,
-                },
+                "externalParameters": _asked_for(published),
+                "internalParameters": _found(published),
                 "resolvedDependencies": _dependencies(published),
             },
             "runDetails": {
                 "builder": {"id": "urn:wa:averager", "version": {"weight-averaging": version}},
-                "metadata": {
-                    "invocationId": f"{published.spec.run_id}/{manifest.name}/{manifest.generation}",
-                    "startedOn": manifest.at.isoformat(),
-                    "finishedOn": published.served.at.isoformat(),
-                },
+                "metadata": _invocation(published),
             },
         },
+    }
+
+
+def _asked_for(published: PublishedAverage) -> dict[str, Any]:
+    request = published.spec.request
+    return {
+        "rule": published.manifest.rule,
+        "accumulator_dtype": published.manifest.accumulator_dtype,
+        "recipe": published.recipe,
+        "package": request.package,
+        "config": request.config,
+        "seed": request.seed,
+    }
+
+
+def _found(published: PublishedAverage) -> dict[str, Any]:
+    manifest = published.manifest
+    return {
+        "generation": manifest.generation,
+        "cursor": manifest.cursor,
+        "coefficients": {str(one.step): one.coefficient for one in published.coefficients()},
+        "rebuilt": manifest.rebuilt is not None,
+        "batchnorm": published.served.assessment.batchnorm.status,
+    }
+
+
+def _invocation(published: PublishedAverage) -> dict[str, str]:
+    manifest = published.manifest
+    return {
+        "invocationId": f"{published.spec.run_id}/{manifest.name}/{manifest.generation}",
+        "startedOn": manifest.at.isoformat(),
+        "finishedOn": published.served.at.isoformat(),
     }
 
 

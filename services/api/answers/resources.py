@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from services.api.state.catalog import AverageSnapshot, RunSnapshot
+    from services.api.state.snapshots import AverageSnapshot, RunSnapshot
     from wa_core.averaging.rules import AnyRule
     from wa_core.catalog.catch_up import Holdings, Rebuild
     from wa_core.records import (

@@ -37,7 +37,7 @@ _LINES_POLL_S = 1.0
 
 def wants_stream(request: Request) -> bool:
     """Whether the caller asks for events and not for a page."""
-    return EVENT_STREAM in request.headers.get("accept", "")
+    return EVENT_STREAM in request.headers.get("accept", "").lower()
 
 
 def stream_response(events: AsyncIterator[bytes]) -> StreamingResponse:

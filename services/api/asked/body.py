@@ -7,6 +7,7 @@ bytes must never see two different runs. Every refusal says where and what.
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -17,7 +18,7 @@ from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationE
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
-from services.api.problems import HttpProblem
+from services.api.problems import MAX_FAULTS, HttpProblem
 from services.recipes.registry import recipe_names
 from services.runtime.prediction import MAX_INSTANCES
 from wa_core.packages import MAX_PACKAGE_BYTES, TOO_LARGE
@@ -43,6 +44,7 @@ _ZIP_TYPES = ("application/zip", "application/x-zip-compressed", "application/oc
 MAX_DEPTH = 64
 MAX_INTEGER_DIGITS = 100
 BODY_DEADLINE_S = 15.0
+_MAX_SHOWN = 100  # characters of a caller's text that a refusal repeats
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -192,7 +194,8 @@ def parse_body(body: bytes, model: type[M]) -> M:
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             raise _not_json(error.errors()[0]["msg"].removeprefix("Invalid JSON: ")) from None
-        faults = [_fault(details, model) for details in error.errors(include_url=False, include_context=False)]
+        found = error.errors(include_url=False, include_context=False)[:MAX_FAULTS]
+        faults = [_fault(details, model) for details in found]
     detail = "; ".join(f"{pointer}: {message}" if pointer else message for pointer, message in faults[:5])
     raise HttpProblem(detail, status=422, code="invalid_request", faults=faults)
 
@@ -266,13 +269,12 @@ def _refuse_depth() -> NoReturn:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise HttpProblem(
-            f"the key {twice[:100]!r} appears twice in one object",
+            f"the key {twice[:_MAX_SHOWN]!r} appears twice in one object",
             status=422,
             code="duplicate_key",
-            faults=[(twice[:100], "appears twice")],
+            faults=[(twice[:_MAX_SHOWN], "appears twice")],
         )
     return found
 
@@ -296,11 +298,13 @@ def _bounded_integer(digits: str) -> int:
 
 def _fault(details: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     location = details["loc"]
-    pointer = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    pointer = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part[:_MAX_SHOWN]}" for part in location
+    ).lstrip(".")
     if details["type"] == "extra_forbidden":
-        return pointer, _nearest(str(location[-1]), model=_PARTS.get(str(location[0]), model))
+        return pointer, _nearest(str(location[-1])[:_MAX_SHOWN], model=_PARTS.get(str(location[0]), model))
     if details["type"] == "string_pattern_mismatch":
-        return pointer, f"{str(details['input'])[:100]!r} is not allowed; {_form_of(pointer)}"
+        return pointer, f"{str(details['input'])[:_MAX_SHOWN]!r} is not allowed; {_form_of(pointer)}"
     return pointer, details["msg"].removeprefix("Value error, ")
 
 

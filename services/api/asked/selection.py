@@ -11,7 +11,8 @@ from wa_core.averaging.rules import parse_rule
 from wa_core.errors import AverageNotFoundError, ConflictError, NoAverageYetError, NotFoundError
 
 if TYPE_CHECKING:
-    from services.api.state.catalog import Catalog, RunSnapshot
+    from services.api.state.catalog import Catalog
+    from services.api.state.snapshots import RunSnapshot
     from wa_core.records import AssessmentRecord, AverageManifest, FileRef
 
 

@@ -24,7 +24,8 @@ from wa_core.records import MAX_AVERAGES, RunSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from services.api.state.catalog import Catalog, RunSnapshot
+    from services.api.state.catalog import Catalog
+    from services.api.state.snapshots import RunSnapshot
     from wa_core.averaging.rules import AnyRule
     from wa_core.records import AverageRequest, RunRequest
     from wa_core.store.base import ObjectStore

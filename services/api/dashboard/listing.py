@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from services.api.schemas import RunResource
-    from services.api.state.catalog import Catalog, RunSnapshot
+    from services.api.state.catalog import Catalog
     from services.api.state.index import Row as IndexRow
+    from services.api.state.snapshots import RunSnapshot
 
 PAGE_SIZE = 25
 MAX_TEXT = 200

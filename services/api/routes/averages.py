@@ -25,7 +25,8 @@ from services.api.routes.dependencies import (
     problems,
 )
 from services.api.schemas import AddedAverage, AverageResource, Page
-from services.api.state.catalog import AverageSnapshot, Catalog, RunSnapshot
+from services.api.state.catalog import Catalog
+from services.api.state.snapshots import AverageSnapshot, RunSnapshot
 from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.history import lineage
 from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted

@@ -11,7 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from services.api.answers.ranges import etag_matches
 from services.api.problems import MEDIA_TYPE
 from services.api.schemas import Problem
-from services.api.state.catalog import Catalog, RunSnapshot
+from services.api.state.catalog import Catalog
+from services.api.state.snapshots import RunSnapshot
 from wa_core.records import Entry
 
 _MAX_KEPT = 8  # answers of one snapshot: callers choose pages as they like

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -23,13 +23,13 @@ from services.api.state.budget import Budget
 from services.api.state.index import MAX_LAG_S, UNDATED_MARKS, Index
 from services.api.state.kept import Kept
 from services.api.state.patience import DEADLINE_S, StoreAwayError
+from services.api.state.snapshots import AverageSnapshot, RunSnapshot
 from wa_core import layout
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.history import lineage
 from wa_core.catalog.holdings import fetch_holdings
 from wa_core.catalog.runs import RunLog, add_average, fetch_spec, requested_averages
 from wa_core.errors import AverageNotFoundError, CorruptError, ObjectNotFoundError, RunNotFoundError
-from wa_core.records import WAITING, CheckpointCommitted, Entry, Heartbeat, RunSpec, RunState
+from wa_core.records import WAITING, Entry, Heartbeat, RunSpec, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -55,48 +55,6 @@ NUM_READERS = 8
 PageKey = tuple[str, str, str, int | None, Hashable, int]
 
 _WAITING = frozenset({RunState.QUEUED, RunState.RECOVERING})
-
-
-@dataclass(frozen=True, slots=True)
-class AverageSnapshot:
-    """One average: its newest generation, and the newest that has been assessed and can be downloaded."""
-
-    name: str
-    newest: AverageManifest | None
-    served: AssessmentRecord | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunSnapshot:
-    """A run at one moment, and `rendered`: answers made of nothing else (body and ETag), kept as long as it is."""
-
-    spec: RunSpec
-    entries: tuple[Entry, ...]
-    desired_state: str
-    heartbeat: Heartbeat | None
-    averages: tuple[AverageSnapshot, ...]
-    waiting: Heartbeat | None = None
-    rendered: dict[Hashable, tuple[bytes, str]] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def state(self) -> RunState:
-        """The state that the log's last entry gives."""
-        return self.entries[-1].state if self.entries else RunState.QUEUED
-
-    @property
-    def attempt(self) -> int:
-        """The newest attempt, 0 before the first."""
-        return self.entries[-1].attempt if self.entries else 0
-
-    @property
-    def wanted(self) -> list[AverageRequest]:
-        """The averages asked for, in the order of `averages`."""
-        return requested_averages(self.spec, self.entries)
-
-    @property
-    def lineage(self) -> list[CheckpointCommitted]:
-        """The surviving checkpoints."""
-        return lineage(self.entries)
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from services.api.state.catalog import RunSnapshot
+    from services.api.state.snapshots import RunSnapshot
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
 

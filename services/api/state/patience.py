@@ -75,17 +75,14 @@ class _Callers:
 
 
 class BriefStore:
-    """`store`, with every call tried again for `patience_s` seconds. See `ObjectStore` for the methods.
+    """`store`, with every call tried again for `PATIENCE_S` seconds. See `ObjectStore` for the methods.
 
     No call takes longer than `deadline_s`, and at most `MAX_CALLS` are under way at once. A create is tried again
     like the rest: its records carry a `write_id`, so a lost response is recognised.
     """
 
-    def __init__(
-        self, store: ObjectStore, *, patience_s: float = PATIENCE_S, deadline_s: float = DEADLINE_S
-    ) -> None:
+    def __init__(self, store: ObjectStore, *, deadline_s: float = DEADLINE_S) -> None:
         self._store = store
-        self._patience_s = patience_s
         self._deadline_s = deadline_s
         self._slots = threading.BoundedSemaphore(MAX_CALLS)
         self._callers = _Callers()
@@ -139,7 +136,7 @@ class BriefStore:
 
     def _call(self, call: Callable[[], T], answer: Future[T]) -> None:
         try:
-            answer.set_result(patiently(call, patience_s=self._patience_s))
+            answer.set_result(patiently(call, patience_s=PATIENCE_S))
         except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to the caller's thread
             answer.set_exception(error)
         finally:

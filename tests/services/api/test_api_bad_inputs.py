@@ -117,6 +117,33 @@ def test_an_unknown_field_names_the_nearest(
     assert nearest in problem["errors"][0]["message"]
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("{" + ",".join(f'"{number}": 1' for number in [*range(90_000), 89_999]) + "}", "duplicate_key"),
+        ("{" + ",".join(f'"{number}": 1' for number in range(90_000)) + "}", "invalid_request"),
+        (json.dumps({"x" * 1_000_000: 1}), "invalid_request"),
+        (json.dumps(submission(config={f"{number}": 1 for number in range(60_000)})), "invalid_config"),
+        (json.dumps(submission(config={"x" * 1_000_000: 1})), "invalid_config"),
+    ],
+    ids=["twice", "fields", "field", "config", "config-field"],
+)
+def test_a_body_of_nothing_but_faults_is_answered_at_once(api: TestClient, body: str, code: str) -> None:
+    """Bad inputs 12 and 16: what 1 MiB can have wrong costs seconds at most, and a short answer."""
+    answer = api.post("/v1/runs", content=body.encode(), headers=JSON)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert len(answer.content) < 20_000
+
+
+def test_a_query_of_nothing_but_faults_is_answered_in_short(api: TestClient) -> None:
+    """Bad input 34: as many wrong filters as a query holds are not all listed."""
+    answer = api.get("/v1/runs?" + "state=x&" * 3000)
+
+    assert (answer.status_code, len(answer.json()["errors"])) == (422, 50)
+
+
 def test_a_wrong_type_has_its_path(api: TestClient) -> None:
     """Bad input 13: a value of the wrong type answers 422 and points at it."""
     status, problem = post(api, submission(scaling={"num_workers": "2"}))
@@ -360,6 +387,13 @@ def test_a_wrong_method_names_the_right_ones(api: TestClient) -> None:
         "GET, POST",
     )
     assert (weights.status_code, weights.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_wrong_method_on_a_file_of_the_page(api: TestClient) -> None:
+    """Bad input 35: the page's files say too that they are there to be read."""
+    answer = api.put("/static/page.css")
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_an_unknown_path_is_a_problem_too(api: TestClient) -> None:

@@ -12,7 +12,7 @@ import httpx2
 
 from support.api import submission
 from support.api_nursery import ApiNursery
-from support.training import free_port
+from support.ports import free_port
 from wa_core.catalog.runs import RunLog, list_active, list_queue, list_run_ids
 from wa_core.clock import SystemClock
 from wa_core.store.local import LocalStore

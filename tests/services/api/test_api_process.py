@@ -13,17 +13,12 @@ import httpx2
 import pytest
 
 from support.api import DIGITS, TOKEN
+from support.ports import free_port
 from wa_core.store.local import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager

@@ -9,23 +9,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
+from support.addressed import AddressedStore
 from support.api import ApiRun
 from wa_core import layout
-from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     import httpx2
 
+    from wa_core.store.memory import MemoryStore
+
 #: What `ApiRun.checkpoint` writes as the weights of step 40.
 BODY = b"checkpoint 40"
-
-
-class AddressedStore(MemoryStore):
-    """A store whose objects have addresses of their own."""
-
-    def presign(self, key: str, *, expires_s: int) -> str | None:
-        """An address."""
-        return f"https://store.example/{key}?expires={expires_s}"
 
 
 @pytest.fixture

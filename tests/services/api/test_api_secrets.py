@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
+from support.ports import free_port
 from wa_core.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 TOKEN = "the-full-token-0123456789"
 READ_TOKEN = "the-read-token-0123456789"
 S3_SECRET = "the-s3-secret-0123456789"
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for(url: str, *, seconds: float = 60.0) -> None:

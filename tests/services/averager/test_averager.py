@@ -18,6 +18,7 @@ from support.averaging import (
     assessment_of,
     averager,
     exact_mean,
+    newest,
     newest_assessment,
     run_until_idle,
     same_bits,
@@ -28,10 +29,9 @@ from wa_core import layout
 from wa_core.averaging.files.rebuild import recorded_coefficients
 from wa_core.averaging.rules import parse_rule
 from wa_core.averaging.shadow import ShadowWeights
-from wa_core.catalog.averages import Generations
 from wa_core.catalog.runs import list_active
 from wa_core.errors import StoreUnavailableError
-from wa_core.records import Assessment, AttemptFailed, AverageManifest, BatchNormSummary, RunState
+from wa_core.records import Assessment, AttemptFailed, BatchNormSummary, RunState
 from wa_core.store.memory import MemoryStore
 from wa_core.tensors import read_checkpoint
 
@@ -51,13 +51,6 @@ def finished_run(store: MemoryStore, steps: tuple[int, ...] = STEPS) -> Handmade
         run.checkpoint(step, random_weights(step))
     run.finish()
     return run
-
-
-def newest(run: HandmadeRun, name: str) -> AverageManifest:
-    """The newest generation of an average."""
-    manifest = Generations(run.store, run.run_id, name).newest()
-    assert manifest is not None
-    return manifest
 
 
 def test_the_served_average_is_the_exact_mean() -> None:

@@ -13,6 +13,7 @@ from support.averaging import (
     ScriptedAssessor,
     WatchedStore,
     averager,
+    newest,
     run_until_idle,
     same_bits,
     served_weights,
@@ -25,7 +26,7 @@ from wa_core.averaging.shadow import ShadowWeights
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.runs import add_average, mark_active
 from wa_core.clock import ManualClock
-from wa_core.records import AverageManifest, AverageRequest, RunState
+from wa_core.records import AverageRequest, RunState
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -35,13 +36,6 @@ if TYPE_CHECKING:
 
 AVERAGES = {"swa": "swa:start_step=20", "ema": "ema:half_life=30"}
 STEPS = (10, 20, 30, 40, 50)
-
-
-def newest(run: HandmadeRun, name: str) -> AverageManifest:
-    """The newest generation of an average."""
-    manifest = Generations(run.store, run.run_id, name).newest()
-    assert manifest is not None
-    return manifest
 
 
 def folded_by_hand(rule: str, steps: tuple[int, ...]) -> dict[str, torch.Tensor]:

@@ -409,6 +409,17 @@ def test_79_an_unwritable_output_is_exit_1_before_anything_is_read(run: Wa, outp
     assert "Traceback" not in done.stderr
 
 
+def test_79_a_device_or_pipe_is_not_replaced_by_a_file(run: Wa) -> None:
+    """Bad input 79: `-o /dev/null`, by whoever may, must not leave a file in its place."""
+    os.mkfifo(run.folder / "pipe.safetensors")
+
+    done = run("average", "run", "--rule", "swa", "-o", "pipe.safetensors")
+
+    assert done.returncode == 1
+    assert "is no plain file" in done.stderr
+    assert (run.folder / "pipe.safetensors").is_fifo()
+
+
 def test_82_a_pipe_gets_no_colour_and_no_bar_and_a_terminal_gets_a_bar(run: Wa) -> None:
     """What is piped is plain; a person at a terminal sees how far it is, on stderr."""
     piped = run("average", "run", "-r", "swa", "-o", "out.safetensors")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
@@ -13,6 +16,8 @@ from support.command import RUN_ID, average_resource, run_resource
 from support.patience import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from support.command import Service, Wa
 
 RUN = f"/v1/runs/{RUN_ID}"
@@ -118,6 +123,19 @@ def test_79_an_unwritable_output_is_refused_before_downloading(wa: Wa, service: 
     assert not [path for _, path, _ in service.requests if "weights" in path]
 
 
+@pytest.mark.parametrize("output", [".", "/", "pipe"])
+def test_79_an_output_that_is_no_file_is_refused_before_downloading(wa: Wa, service: Service, output: str) -> None:
+    """A folder, and a device or pipe that a download would replace by a file: exit 1, and it is still there."""
+    os.mkfifo(wa.folder / "pipe")
+
+    done = wa("download", RUN_ID, "--average", "swa", "-o", output)
+
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "name a file to write" in done.stderr
+    assert (wa.folder / "pipe").is_fifo()
+    assert not [path for _, path, _ in service.requests if "weights" in path]
+
+
 def test_80_ctrl_c_while_following_leaves_the_run_alone(wa: Wa, service: Service) -> None:
     """Ctrl-C ends the following, not the run, and says so: exit 130."""
     service.says("/v1/runs", run_resource(state="queued"), method="POST", status=202)
@@ -172,6 +190,44 @@ def test_82_piped_output_has_neither_colour_nor_bar(wa: Wa, service: Service) ->
     text = "".join(one.stdout + one.stderr for one in done)
     assert "\x1b" not in text
     assert not set("━─│╭█") & set(text)
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["runs"], ["runs", "--json"], ["runs", "--help"]])
+def test_82_an_output_without_room_is_one_line(wa: Wa, service: Service, arguments: list[str]) -> None:
+    """A full disk behind `>` is exit 1 and said in words; it is no fault of the program's to report."""
+    service.says("/v1/runs", {"data": [run_resource()], "has_more": False, "next": None})
+
+    with Path("/dev/full").open("w") as full:
+        done = called(wa, arguments, stdout=full)
+
+    assert (done.returncode, done.stderr) == (1, "wa: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["runs"], ["runs", "--json"]])
+def test_82_a_closed_output_is_no_error(wa: Wa, service: Service, arguments: list[str]) -> None:
+    """`wa runs >&-` does what it does and says nothing."""
+    service.says("/v1/runs", {"data": [run_resource()], "has_more": False, "next": None})
+
+    done = called(wa, arguments, through=["sh", "-c", 'exec "$@" >&-', "sh"])
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def called(
+    wa: Wa, arguments: list[str], *, stdout: TextIO | None = None, through: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the command with its output elsewhere."""
+    command = [*through, sys.executable, "-m", "services.cli", *arguments]
+    return subprocess.run(
+        command,
+        cwd=wa.folder,
+        env=wa.environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_an_unexpected_error_is_one_line_without_a_traceback(wa: Wa, service: Service) -> None:

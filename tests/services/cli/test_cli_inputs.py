@@ -54,6 +54,27 @@ def test_patterns_leave_the_output_out(tmp_path: Path) -> None:
         find_checkpoints([str(output)], output=output)
 
 
+@pytest.mark.parametrize(
+    ("output", "made"),
+    [
+        ("avg.safetensors", ["avg.safetensors"]),
+        ("avg.pt", ["avg.pt"]),
+        ("avg", ["avg/model.safetensors", "avg/config.json"]),
+        ("avg.safetensors", ["avg-00001-of-00002.safetensors", "avg-00002-of-00002.safetensors"]),
+    ],
+)
+def test_a_folder_leaves_the_output_of_an_earlier_try_out(tmp_path: Path, output: str, made: list[str]) -> None:
+    """The same command given twice averages the same checkpoints, in whatever format it writes beside them."""
+    made = [*made, "avg.safetensors.index.json"] if len(made) > 1 and "." in output else made
+    for name in ("s_1.safetensors", "s_2.safetensors", *made):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    for text in (str(tmp_path), f"{tmp_path}/*"):
+        found = find_checkpoints([text], output=tmp_path / output)
+        assert [one.name for one in found] == [f"{tmp_path}/s_1.safetensors", f"{tmp_path}/s_2.safetensors"]
+
+
 def test_shards_in_a_pattern_are_one_checkpoint(tmp_path: Path) -> None:
     """A pattern that matches the parts of a checkpoint finds its index; without an index it says so."""
     for name in ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors", "m.safetensors.index.json"):

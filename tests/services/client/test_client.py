@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from services.client import ApiError, Client, ServiceUnreachableError
+from support.addressed import AddressedStore
 from support.api import TOKEN, ApiRun, serving, submission
 from support.cutting import CuttingServer, cutting
 from support.faulty import FaultyStore
@@ -20,7 +23,6 @@ from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from services.client.answers import Run
 
@@ -39,16 +41,6 @@ def client(store: MemoryStore) -> Iterator[Client]:
     """A client of a real service over `store`."""
     with serving(store, token=TOKEN) as url, Client(url, token=TOKEN) as client:
         yield client
-
-
-class AddressedStore(MemoryStore):
-    """A store whose objects are all said to be at `address`."""
-
-    address = "http://127.0.0.1:9"  # where nothing listens
-
-    def presign(self, key: str, *, expires_s: int) -> str | None:
-        """An address."""
-        return f"{self.address}/{key}?expires={expires_s}"
 
 
 def published(store: MemoryStore, body: bytes = WEIGHTS) -> ApiRun:
@@ -157,10 +149,27 @@ def test_another_server_is_told_from_the_service() -> None:
         client.version()
 
 
-def test_an_address_that_is_none_is_refused() -> None:
-    """An address without a scheme is refused before anything is sent."""
+@pytest.mark.parametrize("address", ["localhost:8000", "http://", "http://[::1", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    """Bad input 76: what is no address is refused before anything is sent."""
     with pytest.raises(InvalidInputError, match="http://HOST:PORT"):
-        Client("localhost:8000")
+        Client(address)
+
+
+@pytest.mark.parametrize("token", ["se\ncret", "secret ", "s\u00e9cret", "se\x00cret"])
+def test_a_token_that_no_header_takes_is_refused_unseen(token: str) -> None:
+    """Bad input 78: it cannot be sent, the refusal says where it comes from, and does not repeat it."""
+    with pytest.raises(InvalidInputError, match="WA_TOKEN") as refused:
+        Client("http://127.0.0.1:9", token=token)
+
+    assert "cret" not in refused.value.message
+
+
+@pytest.mark.parametrize("run_id", ["", "a/b", "../x"])
+def test_what_can_be_no_id_is_not_asked_for(client: Client, run_id: str) -> None:
+    """Bad input 5: an id with a slash, or none at all, would ask for something else."""
+    with pytest.raises(InvalidInputError, match="no slash"):
+        client.run(run_id)
 
 
 def test_the_environment_names_service_and_token() -> None:
@@ -295,6 +304,34 @@ def test_a_corrupt_partial_download_is_fetched_again(
     assert (tmp_path / "out").read_bytes() == WEIGHTS
 
 
+@pytest.mark.parametrize("etag", [b"", b"\xff\xfe", b'"a"\r\nX: y', b"not an etag", None], ids=str)
+def test_a_note_beside_a_partial_download_that_is_none_is_forgotten(
+    client: Client, store: MemoryStore, tmp_path: Path, etag: bytes | None
+) -> None:
+    """Bad input 83: with what makes no sense beside the part, or nothing, all is fetched again."""
+    run = published(store)
+    (tmp_path / "out.part").write_bytes(WEIGHTS[:1000])
+    if etag is not None:
+        (tmp_path / "out.part.etag").write_bytes(etag)
+
+    client.download(run.run_id, "swa", tmp_path / "out")
+
+    assert (tmp_path / "out").read_bytes() == WEIGHTS
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_is_written_through(client: Client, store: MemoryStore, tmp_path: Path) -> None:
+    """Downloading to a link changes the file that it points to, and the link stays."""
+    run, link = published(store), tmp_path / "link"
+    (tmp_path / "file").write_bytes(b"old")
+    link.symlink_to("file")
+
+    client.download(run.run_id, "swa", link)
+
+    assert link.is_symlink()
+    assert (tmp_path / "file").read_bytes() == WEIGHTS
+
+
 def test_a_whole_partial_file_is_not_fetched_again(client: Client, store: MemoryStore, tmp_path: Path) -> None:
     """A part that was whole when the last try ended is only checked, not downloaded again."""
     run = published(store)
@@ -318,12 +355,17 @@ def test_bytes_that_are_not_what_was_promised_are_refused(tmp_path: Path) -> Non
 
 def test_an_unwritable_place_fails_before_downloading(tmp_path: Path) -> None:
     """Bad input 79: a place that cannot be written is refused before a byte is asked for."""
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null would be, it would be replaced by a file
+    targets = [tmp_path, tmp_path / "no" / "such" / "folder", Path(), Path("/"), tmp_path / "pipe"]
     with cutting(WEIGHTS) as server, client_of(server) as client:
-        for target in (tmp_path, tmp_path / "no" / "such" / "folder"):
-            with pytest.raises(InvalidInputError):
+        for target in targets:
+            with pytest.raises(InvalidInputError) as refused:
                 client.download("RUN", "swa", target)
 
+            assert refused.value.code == "output_not_writable"
+
     assert server.ranges == []
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_long_poll_may_take_longer_than_the_timeout(store: MemoryStore) -> None:

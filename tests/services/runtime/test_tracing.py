@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from services.runtime import tracing
 from support.api import submission
 from support.patience import eventually
+from support.ports import free_port
 from support.runs import random_weights
 from support.training import start_attempt
 from wa_core import layout
@@ -115,12 +115,6 @@ def spans_in(body: bytes) -> list[Seen]:
 def values_in(attributes: Any) -> dict[str, Any]:
     """Attributes as a dict."""
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The one-hot trick: every rule's closed-form profile, checked on real tensors.
+"""The one-hot trick: every rule's closed-form profile, checked on real tensors and real files.
 
 When the weights of the t-th checkpoint are the unit vector e_t, their average *is* the coefficient vector.
 """
@@ -6,18 +6,23 @@ When the weights of the t-th checkpoint are the unit vector e_t, their average *
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from wa_core.averaging.files.offline import average_files
 from wa_core.averaging.rules import EmaRule, PowerEmaRule, Rule, SwaRule
 from wa_core.averaging.shadow import ShadowWeights
+from wa_core.averaging.windows import WindowRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 SCHEDULES = {
     "every step": list(range(1, 61)),
@@ -80,6 +85,25 @@ def power(steps: list[int]) -> list[float]:
     return [after - before for before, after in pairwise(marks)]
 
 
+def decayed(decay: Callable[[float], float], members: list[int]) -> list[float]:
+    """What the decay loses over the steps that each member stands for; the first for the mean of the others'."""
+    gap = (members[-1] - members[0]) / (len(members) - 1)
+    marks = [members[0] - gap, *members]
+    left = [decay((mark - marks[0]) / (members[-1] - marks[0])) for mark in marks]
+    return [before - after for before, after in pairwise(left)]
+
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: 1 - x,
+    "minus_sqrt": lambda x: 1 - math.sqrt(x),
+    "cosine": lambda x: math.cos(math.pi * x / 2) ** 2,
+}
+LENGTHS: dict[str, tuple[WindowRule, Callable[[list[int]], list[int]]]] = {
+    "last": (WindowRule(last=7), lambda steps: steps[-7:]),
+    "last_steps": (WindowRule(last_steps=4500), lambda steps: [one for one in steps if one > steps[-1] - 4500]),
+    "last_fraction": (WindowRule(last_fraction=0.9), lambda steps: [one for one in steps if 10 * one > steps[-1]]),
+}
+
 PROFILES: dict[str, tuple[Rule, Callable[[list[int]], list[float]]]] = {
     "swa": (SwaRule(), mean),
     "ema, half-life": (EmaRule(half_life_steps=60), half_life),
@@ -108,13 +132,39 @@ def test_one_hot_checkpoints_give_the_closed_form_profile(name: str, schedule: s
     assert found == pytest.approx(list(rule.coefficients(steps).values()), rel=1e-12, abs=1e-15)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("shape", ["uniform", *DECAYS])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_one_hot_files_give_a_window_s_closed_form_profile(
+    tmp_path: Path, length: str, shape: Any, schedule: str
+) -> None:
+    """Every window's average of files that hold unit vectors is its closed-form profile, however it is cut."""
+    (rule, cut), steps = LENGTHS[length], SCHEDULES[schedule]
+    rule, members = replace(rule, shape=shape), cut(steps)
+    for step, unit in zip(steps, torch.eye(len(steps), dtype=torch.float64), strict=True):
+        save_file({"w": unit}, tmp_path / f"step_{step}.safetensors")
+
+    average_files(list(tmp_path.iterdir()), rule, tmp_path / "average.safetensors")
+
+    found = load_file(tmp_path / "average.safetensors")["w"].tolist()
+    inside = decayed(DECAYS[shape], members) if shape in DECAYS else [1 / len(members)] * len(members)
+    expected = [0.0] * (len(steps) - len(members)) + inside
+    assert len(members) > 1
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert found[-len(members) :] == pytest.approx(list(rule.coefficients(steps).values()), rel=1e-15)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "checkpoint_dtype",
+    [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2],
+)
 @pytest.mark.parametrize("name", PROFILES)
-def test_a_constant_stays_exactly_constant(name: str, dtype: torch.dtype) -> None:
+def test_a_constant_stays_exactly_constant(name: str, checkpoint_dtype: torch.dtype, dtype: torch.dtype) -> None:
     """Averaging the same weights over and over gives these weights, bit for bit, at every fold."""
     rule, _ = PROFILES[name]
     shadow = ShadowWeights(rule, dtype=dtype)
-    constant = torch.randn(257, generator=torch.Generator().manual_seed(0))
+    constant = (3 * torch.randn(257, generator=torch.Generator().manual_seed(0))).to(checkpoint_dtype)
     for step in SCHEDULES["irregular"]:
         shadow.fold({"w": constant}, step=step)
-        assert torch.equal(shadow.value()["w"], constant)
+        assert torch.equal(shadow.value()["w"].view(torch.uint8), constant.view(torch.uint8))

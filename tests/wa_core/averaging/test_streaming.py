@@ -18,7 +18,8 @@ from support.faulty import Fault, FaultyStore
 from wa_core.averaging.files.memory import BytesWriter
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.passes import Pace
-from wa_core.averaging.files.sources import StoredTensor, open_object, open_source
+from wa_core.averaging.files.sources import open_object, open_source
+from wa_core.averaging.files.stored import StoredTensor
 from wa_core.averaging.rules import EmaRule, SwaRule, parse_rule
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.averaging.streamed import StreamedShadow

@@ -12,7 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 from support.own import assert_is_mean_of_checkpoints, average_to_end, batches
-from support.training import free_port, log_of, weights_of
+from support.ports import free_port
+from support.training import log_of, weights_of
 from wa_core import register_run
 from wa_core.errors import InvalidInputError
 from wa_core.integrations.sharded import full_state_dict

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from wa_core.averaging.files.sources import StoredTensor
+    from wa_core.averaging.files.stored import StoredTensor
 
 _ROOT = "archive"
 _ALIGNMENT = 64

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wa_core.averaging.buffers import new_buffer
+from wa_core.averaging.buffers import Raw, new_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 AccumulatorDtype = Literal["float64", "float32"]
 Floats = NDArray[np.floating[Any]]
-Raw = NDArray[np.uint8]
 Bits = NDArray[np.uint32]
 
 #: Elements worked on at a time: small enough that what is summed stays in the processor's cache.

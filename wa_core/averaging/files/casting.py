@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wa_core.averaging.files.output import Writer
-    from wa_core.averaging.files.sources import StoredTensor
+    from wa_core.averaging.files.stored import StoredTensor
 
 
 class CastingWriter:

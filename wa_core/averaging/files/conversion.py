@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wa_core.averaging.files.foreign import WEIGHT_KEYS, unsafe_pickle
 from wa_core.averaging.files.output import SafetensorsWriter
-from wa_core.averaging.files.sources import StoredTensor
+from wa_core.averaging.files.stored import StoredTensor
 from wa_core.averaging.schedule_free import CODE, REFUSAL, is_in_train_mode
 from wa_core.errors import CorruptError, IncompatibleError, WeightAveragingError
 from wa_core.file_layout import find_ties

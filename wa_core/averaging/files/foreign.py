@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -112,9 +113,12 @@ def _size_of(source: Path) -> int:
     try:
         if source.is_dir():
             return sum(part.stat().st_size for part in source.iterdir() if part.is_file())
-        return source.stat().st_size
+        status = source.stat()
     except OSError as error:
         raise InvalidInputError(f"{source}: {error.strerror}; give a file that can be read") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidInputError(f"{source}: it is no file but a device, a pipe or the like; name a file")
+    return status.st_size
 
 
 def _run_child(verb: str, source: Path, target: Path, limits: ConversionLimits) -> None:

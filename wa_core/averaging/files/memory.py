@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from wa_core.averaging.files.sources import StoredTensor
+    from wa_core.averaging.files.stored import StoredTensor
 
 
 class BytesWriter:

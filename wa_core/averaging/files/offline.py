@@ -16,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
-from wa_core.averaging.files.output import SafetensorsWriter, leave_to_system, sync_path
+from wa_core.averaging.files.paths import folder_of, format_of, opened_output, opened_path
 from wa_core.averaging.files.plan import AveragePlan, plan_average
-from wa_core.averaging.files.sources import open_source
 from wa_core.averaging.files.tiles import Merge
 from wa_core.averaging.rules import parse_rule
 from wa_core.errors import InvalidInputError
@@ -38,6 +37,15 @@ _LOCAL_TILE = 1 << 17
 _REMOTE_TILE = 1 << 21
 # Sources up to this size together, on this machine, are hashed unless told otherwise: it takes under a second.
 _AUTO_DIGEST_BYTES = 1 << 30
+
+
+class TorchDtype(Protocol):
+    """What `torch.float64` is to who does not import torch: something whose text is its name."""
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether its numbers are floating-point numbers."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +95,29 @@ class MergeOptions:
 
 
 def average_files(
-    sources: Sequence[Source | str | os.PathLike[str]],
+    sources: Sequence[Source | str | os.PathLike[str]] | str | os.PathLike[str],
     rule: AnyRule | str,
     out: str | os.PathLike[str] | Writer,
     *,
     steps: Sequence[int] | None = None,
     total_steps: int | None = None,
     latest: Iterable[str] = (),
-    accumulator_dtype: AccumulatorDtype | None = None,
+    accumulator_dtype: AccumulatorDtype | TorchDtype | None = None,
     options: MergeOptions | None = None,
 ) -> AverageReport:
     """Average checkpoints into one file.
 
     Args:
-        sources: paths, which are opened and closed here, or open sources, which stay open.
+        sources: paths of any format that `wa average` reads, which are opened and closed here, or open sources,
+            which stay open.
         rule: how much each counts; or its spelling, such as ``ema:half_life=500``.
-        out: a path for one safetensors file, or a writer.
+        out: a path, whose name decides the format: ``.safetensors``, ``.pt``, or without a suffix a Hugging Face
+            folder; or a writer.
         steps: one for each source; when not given, those that the sources know, or else their names tell.
         total_steps: the run's length, for rules that need it.
         latest: shell patterns of float tensors that keep their newest value instead.
-        accumulator_dtype: what is summed in, ``"float64"`` or ``"float32"``; that of `options` when None.
+        accumulator_dtype: what is summed in, ``"float64"`` or ``"float32"``, or torch's name of it; that of
+            `options` when None.
         options: how to work.
 
     Raises:
@@ -116,37 +127,41 @@ def average_files(
     """
     started, options = time.monotonic(), options or MergeOptions()
     if accumulator_dtype is not None:
-        options = replace(options, accumulator_dtype=accumulator_dtype)
+        name = cast("AccumulatorDtype", str(accumulator_dtype).removeprefix("torch."))
+        options = replace(options, accumulator_dtype=name)
     if isinstance(rule, str):
         rule = parse_rule(rule)
+    given = [sources] if isinstance(sources, str | os.PathLike) else sources
+    scratch = _check_out(Path(out), given) if isinstance(out, str | os.PathLike) else None
     with ExitStack() as stack:
-        opened = [_open(source, stack) for source in sources]
+        opened = [_open(source, stack, scratch) for source in given]
         plan = plan_average(opened, rule, steps=steps, total_steps=total_steps, latest=latest)
-        writer = out
-        if isinstance(writer, str | os.PathLike):
-            writer = SafetensorsWriter(
-                _check_out(Path(writer), sources), sync=sync_path if options.fsync else leave_to_system
-            )
         by_name = {source.name: source for source in opened}
         used = [by_name[use.name] for use in plan.sources]
-        plan, files = _write(plan, used, writer, options)
+        if isinstance(out, str | os.PathLike):
+            out = stack.enter_context(opened_output(Path(out), newest=used[-1].name, fsync=options.fsync))
+        plan, files = _write(plan, used, out, options)
     return AverageReport(plan, files, seconds=time.monotonic() - started)
 
 
-def _open(source: Source | str | os.PathLike[str], stack: ExitStack) -> Source:
+def _open(source: Source | str | os.PathLike[str], stack: ExitStack, scratch: Path | None) -> Source:
     if not isinstance(source, str | os.PathLike):
         return source
-    opened = open_source(source)
-    stack.callback(opened.close)
-    return opened
+    return stack.enter_context(opened_path(os.fspath(source), scratch=scratch))
 
 
 def _check_out(out: Path, sources: Iterable[Source | str | os.PathLike[str]]) -> Path:
-    paths = [Path(source) for source in sources if isinstance(source, str | os.PathLike)]
-    if out.is_dir() or any(out.exists() and out.samefile(path) for path in paths):
-        what = "is a folder" if out.is_dir() else "is one of the checkpoints to average"
-        raise InvalidInputError(f"{out} {what}; choose another name for the output", code="output")
-    return out
+    """The folder that the output will be in, if it can be written."""
+    paths = {Path(source).resolve() for source in sources if isinstance(source, str | os.PathLike)}
+    if paths & {out.resolve(), out.resolve().parent}:
+        raise InvalidInputError(
+            f"{out} is one of the checkpoints to average, or inside one; choose another name for the output",
+            code="output",
+        )
+    if out.is_dir() and any(out.iterdir()):
+        raise InvalidInputError(f"{out} is a folder; choose another name for the output", code="output")
+    format_of(out)
+    return folder_of(out)
 
 
 def _write(

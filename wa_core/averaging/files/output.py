@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from wa_core.averaging.files.sources import StoredTensor
+    from wa_core.averaging.files.stored import StoredTensor
 
 _ANY_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _NEW_FILE = _ANY_FILE | os.O_EXCL

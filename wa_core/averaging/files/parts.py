@@ -7,6 +7,7 @@ It knows byte ranges and where a safetensors header ends; not tensors' names or 
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Protocol
 
 from wa_core.errors import CorruptError, InvalidInputError, StoreUnavailableError
@@ -73,13 +74,21 @@ class FilePart:
         self.name = path.name
         self.sha256 = sha256
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not waiting: a pipe without a writer would never open.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise InvalidInputError(
                 f"{path} cannot be read: {error.strerror or error}; check the name and its permissions",
                 code="source_unreadable",
             ) from error
-        self.size_bytes = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        self.size_bytes = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise InvalidInputError(
+                f"{path} cannot be read: it is no file but a device, a pipe or the like; name a file",
+                code="source_unreadable",
+            )
         if size_bytes not in (None, self.size_bytes):
             self.close()
             raise _other_size(str(path), expected=size_bytes, found=self.size_bytes)

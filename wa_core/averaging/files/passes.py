@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import hashlib
     from collections.abc import Callable, Iterator, Sequence
 
-    from wa_core.averaging.files.blocks import Raw
-    from wa_core.averaging.files.sources import FilesSource, Stretch
+    from wa_core.averaging.buffers import Raw
+    from wa_core.averaging.files.sources import FilesSource
+    from wa_core.averaging.files.stored import Stretch
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wa_core.averaging.files.sources import StoredTensor, specs_of
+from wa_core.averaging.files.sources import specs_of
 from wa_core.averaging.files.steps import find_steps
+from wa_core.averaging.files.stored import StoredTensor
 from wa_core.averaging.tensor_policy import Policy, decide_all, partner_of
 from wa_core.errors import IncompatibleError, InvalidInputError
 from wa_core.specs import TensorSpec, check_spec, shorten
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SourceUse:
-    """One checkpoint's part in an average; `sha256` maps its files to digests empty until they are known."""
+    """One checkpoint's part in an average; `sha256` maps its files to digests, once they are known."""
 
     name: str
     step: int

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
-    from wa_core.averaging.files.blocks import Raw
-    from wa_core.averaging.files.sources import FilesSource, Stretch
+    from wa_core.averaging.buffers import Raw
+    from wa_core.averaging.files.sources import FilesSource
+    from wa_core.averaging.files.stored import Stretch
 
 # Measured against a store on the same machine: two connections, 16 MiB ranges.
 NUM_CONNECTIONS = 2

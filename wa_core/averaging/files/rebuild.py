@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wa_core.averaging.files.output import Writer
-    from wa_core.averaging.files.sources import Source, StoredTensor
+    from wa_core.averaging.files.sources import Source
+    from wa_core.averaging.files.stored import StoredTensor
     from wa_core.averaging.posthoc import RebuildPlan
     from wa_core.averaging.rules import AnyRule
 

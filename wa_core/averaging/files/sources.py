@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from wa_core.averaging.buffers import new_buffer
 from wa_core.averaging.files.index import bad_index, parse_index
 from wa_core.averaging.files.parts import FilePart, ObjectPart, cut_off, read_header
+from wa_core.averaging.files.stored import Piece, StoredTensor, Stretch
 from wa_core.errors import CorruptError, StoreUnavailableError, WeightAveragingError
-from wa_core.header import DTYPE_BYTES
 from wa_core.specs import TensorSpec, canonical_name, name_collision, parse_ties, shorten, torch_dtype_name
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from wa_core.averaging.files.blocks import Raw
     from wa_core.averaging.files.parts import Part
     from wa_core.header import Header
     from wa_core.store.base import ObjectStore
@@ -34,31 +32,6 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _HASH_BYTES = 1 << 20
 _STEP = re.compile(r"[0-9]{1,18}")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor as it lies in a source.
-
-    `spec` has the canonical name and torch's dtype name (``float32``), `dtype` is the format's (``F32``).
-    The bytes begin at `begin` of file number `file`; they are little-endian and in row-major order.
-    """
-
-    spec: TensorSpec
-    dtype: str
-    size_bytes: int
-    file: int = 0
-    begin: int = 0
-
-    @property
-    def item_bytes(self) -> int:
-        """Of one element."""
-        return DTYPE_BYTES[self.dtype]
-
-    @property
-    def num_elements(self) -> int:
-        """In all dimensions together."""
-        return self.size_bytes // self.item_bytes
 
 
 class Source(Protocol):
@@ -129,45 +102,6 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of the files; a closed source cannot be read."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Bytes `begin` up to `end` of one tensor: whole elements."""
-
-    tensor: StoredTensor
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Pieces that follow each other in one file, to be read at once."""
-
-    file: int
-    pieces: list[Piece]
-
-    @property
-    def begin(self) -> int:
-        """The first byte in the file."""
-        return self.pieces[0].tensor.begin + self.pieces[0].begin
-
-    @property
-    def end(self) -> int:
-        """The byte after the last one."""
-        return self.pieces[-1].tensor.begin + self.pieces[-1].end
-
-    def cut(self, raw: Raw) -> Iterator[tuple[Piece, Raw]]:
-        """The bytes of each piece, from those of the stretch."""
-        at = 0
-        for piece in self.pieces:
-            size = piece.end - piece.begin
-            yield piece, raw[at : at + size]
-            at += size
-
-    def takes(self, piece: Piece, max_bytes: int) -> bool:
-        """Whether `piece` follows and fits into `max_bytes` with it."""
-        return piece.tensor.file == self.file and piece.tensor.begin + piece.end - self.begin <= max_bytes
 
 
 class FilesSource:

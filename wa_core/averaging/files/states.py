@@ -16,7 +16,8 @@ import numpy as np
 
 from wa_core.averaging.files.blocks import is_finite, narrow, widen
 from wa_core.averaging.files.offline import MergeOptions, average_files
-from wa_core.averaging.files.sources import StoredTensor, specs_of
+from wa_core.averaging.files.sources import specs_of
+from wa_core.averaging.files.stored import StoredTensor
 from wa_core.averaging.snapshot import STATE_KEY, ShadowDescription
 from wa_core.averaging.tensor_policy import Policy
 from wa_core.errors import IncompatibleError, InvalidInputError

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wa_core.averaging.buffers import new_buffer
-from wa_core.averaging.files.blocks import AccumulatorDtype, Raw, Rounding, WeightedSum, is_finite, widen
+from wa_core.averaging.buffers import Raw, new_buffer
+from wa_core.averaging.files.blocks import AccumulatorDtype, Rounding, WeightedSum, is_finite, widen
 from wa_core.averaging.tensor_policy import Policy, partner_of
 from wa_core.errors import CorruptError, IncompatibleError
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.files.blocks import Floats
     from wa_core.averaging.files.output import Writer
-    from wa_core.averaging.files.sources import Source, StoredTensor
+    from wa_core.averaging.files.sources import Source
+    from wa_core.averaging.files.stored import StoredTensor
     from wa_core.averaging.tensor_policy import Decision
 
 _WIDEST_BYTES = 8

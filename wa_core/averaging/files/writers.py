@@ -21,8 +21,8 @@ from wa_core.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from wa_core.averaging.files.sources import StoredTensor
     from wa_core.averaging.files.staging import Staging
+    from wa_core.averaging.files.stored import StoredTensor
 
 OutputFormat = Literal["safetensors", "pt", "hf"]
 #: Files beside the weights without which a folder does not load, or not as the same model.

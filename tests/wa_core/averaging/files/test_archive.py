@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from wa_core.averaging.files.sources import StoredTensor
+    from wa_core.averaging.files.stored import StoredTensor
 
 
 def exported(state: dict[str, torch.Tensor], folder: Path) -> Path:
@@ -99,7 +99,7 @@ def test_f22_a_full_disk_is_said(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from wa_core.averaging.files.archive import write_archive
-from wa_core.averaging.files.sources import StoredTensor
+from wa_core.averaging.files.stored import StoredTensor
 from wa_core.errors import InvalidInputError
 from wa_core.specs import TensorSpec
 
