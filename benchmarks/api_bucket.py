@@ -29,7 +29,7 @@ NUM_TRAINING, NUM_WAITING = 10, 20
 
 @dataclass
 class Bucket:
-    """The store, what is in it, and when entries were committed that were written since (run id, seq)."""
+    """The store, what is in it, and when the commits of later entries (run id, seq) began."""
 
     store: S3Store
     run_ids: list[str]
@@ -41,19 +41,24 @@ class Bucket:
         """The runs that train."""
         return [run.run_id for run in self.training]
 
+    def commits_of(self, run_id: str) -> list[tuple[int, float]]:
+        """The later entries of a run: seq, and when its commit began."""
+        return [(seq, at) for (id_, seq), at in self.committed_at.items() if id_ == run_id]
+
     async def train(self, *, every_s: float) -> None:
         """Let the runs that train commit a checkpoint each, again and again, until cancelled."""
         while True:
             for run in self.training:
                 began = time.perf_counter()
-                entry = await asyncio.to_thread(self._step, run)
-                self.committed_at[run.run_id, entry] = time.perf_counter()
+                await asyncio.to_thread(self._step, run)
                 await asyncio.sleep(max(0.0, every_s / len(self.training) - (time.perf_counter() - began)))
 
-    def _step(self, run: ApiRun) -> int:
+    def _step(self, run: ApiRun) -> None:
         step = run.log.lineage[-1].step + 20
         run.beat(step=step, total_steps=1_000_000, loss=1 / step)
-        return run.checkpoint(step, loss=1 / step).seq
+        began = time.perf_counter()  # whoever follows the run may be told before the commit has returned
+        entry = run.checkpoint(step, loss=1 / step)
+        self.committed_at[run.run_id, entry.seq] = began
 
 
 def fill(store: S3Store, *, num_runs: int) -> Bucket:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -78,3 +79,19 @@ class Connection:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = (line.partition(":") for line in head[1:] if line)
         return int(head[0].split()[1]), {name.lower(): value.strip() for name, _, value in pairs}
+
+
+class Follower:
+    """A client that follows a run, and when each entry arrived."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.arrived: dict[int, float] = {}
+        self.is_told = asyncio.Event()
+
+    async def follow(self, url: str) -> None:
+        """Follow until cancelled."""
+        async with Connection(url) as connection:
+            async for event in connection.events(f"/v1/runs/{self.run_id}/events"):
+                self.arrived[int(event["id"])] = time.perf_counter()
+                self.is_told.set()

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a key stands for; `is_new` when this call has given it its meaning: nothing of the run exists yet."""
+    """What a key stands for, by its record; `is_new` when this call made that: nothing of the run exists yet."""
 
     spec: RunSpec
+    record: KeyedSubmission
     is_new: bool
 
 
@@ -46,9 +47,23 @@ def submit_once(
 
 
 def claim_key(
-    store: ObjectStore, request: RunRequest, *, key: str, clock: Clock, owner: str = DEFAULT_OWNER
+    store: ObjectStore,
+    request: RunRequest,
+    *,
+    key: str,
+    clock: Clock,
+    owner: str = DEFAULT_OWNER,
+    known: KeyedSubmission | None = None,
 ) -> Claim:
     """Let an owner's key stand for a submission, or find what it stands for.
+
+    Args:
+        store: the bucket.
+        request: the submission.
+        key: the key.
+        clock: the time.
+        owner: whose key it is.
+        known: the key's record, for those who have seen it before; it never changes.
 
     Raises:
         InvalidInputError: it stands for another submission (`idempotency_key_reused`).
@@ -56,7 +71,7 @@ def claim_key(
     """
     body_sha256 = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
     mine = _new_record(body_sha256, clock=clock)
-    keyed = _keyed(store, _key_of(owner, key), mine=mine)
+    keyed = known or _keyed(store, _key_of(owner, key), mine=mine)
     if keyed.body_sha256 != body_sha256:
         raise InvalidInputError(
             f"this Idempotency-Key stands for run {keyed.run_id}, which was submitted with another body; send a "
@@ -66,7 +81,7 @@ def claim_key(
     spec = RunSpec(
         run_id=keyed.run_id, write_id=keyed.write_id, created_at=keyed.created_at, owner=owner, request=request
     )
-    return Claim(spec, is_new=keyed.write_id == mine.write_id)
+    return Claim(spec, keyed, is_new=keyed.write_id == mine.write_id)
 
 
 def finish(store: ObjectStore, claim: Claim, *, clock: Clock) -> RunLog:
@@ -102,11 +117,7 @@ def _new_record(body_sha256: str, *, clock: Clock) -> KeyedSubmission:
 
 
 def _keyed(store: ObjectStore, name: str, *, mine: KeyedSubmission) -> KeyedSubmission:
-    """The record of a key; `mine` if there is none."""
-    try:
-        return _fetch(store, name)
-    except ObjectNotFoundError:
-        pass
+    """The record of a key; `mine` if there is none. Nearly every key is new, so it is not looked for first."""
     try:
         commit(store, name, mine)
     except ConflictError:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 PRESIGNED_FOR_S = 3600
-MAX_DOWNLOADS = 64  # more wait for their turn, chunk by chunk
+MAX_DOWNLOADS = 16  # chunks that are read at once; further downloads wait for their turn, chunk by chunk
 
 
 def download_response(

@@ -78,7 +78,9 @@ def submitted_run(
         return catalog.adopt(spec, create_run(store, spec, clock=clock))
     check_key(key)
     with catalog.keys_in_use.using(owner, key):
-        claim = claim_key(store, request, key=key, clock=clock, owner=owner)
+        known = catalog.claims.peek((owner, key))
+        claim = claim_key(store, request, key=key, clock=clock, owner=owner, known=known)
+        catalog.claims.get((owner, key), lambda: claim.record)
         claim = replace(claim, spec=claim.spec.model_copy(update={"traceparent": traceparent}))
         if claim.is_new:
             return catalog.adopt(claim.spec, create_run(store, claim.spec, clock=clock))

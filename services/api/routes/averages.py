@@ -22,11 +22,12 @@ from services.api.routes.dependencies import (
     Redirect,
     RunDep,
     json_response,
+    kept_response,
     problems,
 )
 from services.api.schemas import AddedAverage, AverageResource, Page
 from services.api.state.catalog import Catalog
-from services.api.state.snapshots import AverageSnapshot
+from services.api.state.snapshots import AverageSnapshot, RunSnapshot
 from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.history import lineage
 from wa_core.records import MAX_AVERAGES, AverageRequest, CheckpointCommitted
@@ -48,18 +49,23 @@ SelectionDep = Annotated[Selection, Depends(selection)]
 
 @router.get("", response_model=Page[AverageResource], responses=problems(404, 422) | UNCHANGED)
 async def list_averages(
-    run_id: str,
     run: RunDep,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=MAX_AVERAGES)] = MAX_AVERAGES,
     after: Annotated[int, Query(ge=0, le=MAX_AVERAGES, description="the `next` of the page before")] = 0,
 ) -> Response:
     """List a run's averages, in the order in which they were asked for."""
+    return kept_response(
+        request, run, lambda: _page(run, after=after, limit=limit), key=("averages", after, limit)
+    )
+
+
+def _page(run: RunSnapshot, *, after: int, limit: int) -> Page[AverageResource]:
     there = list(zip(run.wanted, run.averages, strict=True))
-    end = after + limit
-    page = [_resource(run_id, *each, checkpoints=run.lineage) for each in there[after:end]]
+    end, checkpoints = after + limit, run.lineage
+    page = [_resource(run.spec.run_id, *each, checkpoints=checkpoints) for each in there[after:end]]
     has_more = end < len(there)
-    return json_response(request, Page(data=page, has_more=has_more, next=str(end) if has_more else None))
+    return Page(data=page, has_more=has_more, next=str(end) if has_more else None)
 
 
 @router.post(
@@ -102,12 +108,16 @@ async def show_average(
 ) -> Response:
     """Show an average: its newest generation, or the one asked for."""
     run = catalog.recent(run_id) if chosen.is_newest else None
-    if run is not None:
-        for wanted, average in zip(run.wanted, run.averages, strict=True):
-            if wanted.name == name:
-                return json_response(request, _resource(run_id, wanted, average, checkpoints=run.lineage))
+    if run is not None and any(average.name == name for average in run.averages):
+        return kept_response(request, run, lambda: _newest(run, name), key=("average", name))
     resource = await run_in_threadpool(_chosen, run_id, name, catalog=catalog, chosen=chosen)
     return json_response(request, resource)
+
+
+def _newest(run: RunSnapshot, name: str) -> AverageResource:
+    found = zip(run.wanted, run.averages, strict=True)
+    wanted, average = next(both for both in found if both[0].name == name)
+    return _resource(run.spec.run_id, wanted, average, checkpoints=run.lineage)
 
 
 def _resource(

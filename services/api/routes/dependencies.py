@@ -1,6 +1,7 @@
 """What routes are given, and the answers that all of them may give."""
 
 import hashlib
+from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
@@ -16,6 +17,8 @@ from wa_core.records import Entry
 
 #: The highest that its key has digits for.
 MAX_GENERATION = 99_999_999
+_MAX_KEPT = 8  # answers of one snapshot: callers choose pages as they like
+_MAX_BYTES_KEPT = 16 << 10
 
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is what If-None-Match names"}}
 
@@ -39,11 +42,18 @@ async def run_of(run_id: str, catalog: CatalogDep) -> RunSnapshot:
 RunDep = Annotated[RunSnapshot, Depends(run_of)]
 
 
-async def entries_of(run_id: str, catalog: Catalog) -> tuple[Entry, ...]:
-    """A run's log, as it is now, or was a moment ago while many ask."""
+async def log_response(
+    request: Request,
+    run_id: str,
+    catalog: Catalog,
+    make: Callable[[Sequence[Entry]], BaseModel],
+    *,
+    key: Hashable,
+) -> Response:
+    """What `make` makes of a run's log, as it is now, or was a moment ago while many ask. See `kept_response`."""
     if (run := catalog.recent(run_id)) is not None:
-        return run.entries
-    return await run_in_threadpool(catalog.entries, run_id, anew=True)
+        return kept_response(request, run, lambda: make(run.entries), key=key)
+    return json_response(request, make(await run_in_threadpool(catalog.entries, run_id, anew=True)))
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -76,7 +86,23 @@ def json_response(request: Request, resource: BaseModel) -> Response:
 
 def body_response(request: Request, body: bytes) -> Response:
     """JSON with its validator, or 304 when the caller has it already."""
-    headers = {"ETag": etag_of(body), "Cache-Control": "private, no-cache"}
+    return _validated(request, body, etag=etag_of(body))
+
+
+def kept_response(request: Request, run: RunSnapshot, make: Callable[[], BaseModel], *, key: Hashable) -> Response:
+    """`json_response` with a resource made of `run` alone; whoever asks for `key` again gets the same bytes."""
+    kept = run.rendered.get(key)
+    if kept is None:
+        body = make().model_dump_json().encode()
+        kept = body, etag_of(body)
+        if len(run.rendered) < _MAX_KEPT and len(body) <= _MAX_BYTES_KEPT:
+            run.rendered[key] = kept
+    body, etag = kept
+    return _validated(request, body, etag=etag)
+
+
+def _validated(request: Request, body: bytes, *, etag: str) -> Response:
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type="application/json", headers=headers)

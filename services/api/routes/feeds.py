@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,8 +16,7 @@ from services.api.routes.dependencies import (
     UNCHANGED,
     CatalogDep,
     body_response,
-    entries_of,
-    json_response,
+    log_response,
     problems,
 )
 from services.api.schemas import EventFeed, Feed, LogLine
@@ -63,11 +63,8 @@ async def list_events(
         # Asked for before the answer begins, so that a run that does not exist is 404.
         await run_in_threadpool(catalog.spec, run_id)
         return stream_response(log_events(request.app.state, run_id, after=_seq_after(request, after)))
-    entries = await entries_of(run_id, catalog)
-    page = entries[after : after + limit]
-    data = [_event(entry) for entry in page]
-    has_more, following = after + limit < len(entries), page[-1].seq if page else after
-    return json_response(request, EventFeed(data=data, has_more=has_more, next=following))
+    make = partial(_events, after=after, limit=limit)
+    return await log_response(request, run_id, catalog, make, key=("events", after, limit))
 
 
 @router.get("/logs", response_model=Feed[LogLine], responses=problems(404, 422) | UNCHANGED | _STREAM)
@@ -158,6 +155,12 @@ class _Lines:
 def _ended_before(entries: Sequence[Entry], moment: datetime) -> bool:
     end = next((entry for entry in entries if entry.state.is_terminal), None)
     return end is not None and end.at is not None and end.at < moment
+
+
+def _events(entries: Sequence[Entry], *, after: int, limit: int) -> EventFeed:
+    page = entries[after : after + limit]
+    has_more, following = after + limit < len(entries), page[-1].seq if page else after
+    return EventFeed(data=[_event(entry) for entry in page], has_more=has_more, next=following)
 
 
 def _event(entry: Entry) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Submit, list and watch runs, and say what is to become of them."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -20,11 +21,11 @@ from services.api.asked.keys import MAX_KEY_CHARS
 from services.api.asked.quota import check_quota
 from services.api.asked.submission import check_submission, submitted_run
 from services.api.asked.webhooks import check_webhooks
-from services.api.routes.dependencies import UNCHANGED, CatalogDep, entries_of, json_response, problems
+from services.api.routes.dependencies import UNCHANGED, CatalogDep, log_response, problems
 from services.api.schemas import CheckpointResource, Page, RunResource
 from services.api.state.index import Query, Row
 from services.api.state.watching import POLL_S
-from wa_core.records import Resumption, RunRequest
+from wa_core.records import Entry, Resumption, RunRequest
 
 router = APIRouter(prefix="/v1", tags=["runs"])
 
@@ -156,10 +157,14 @@ async def list_checkpoints(
     after: Annotated[int, Param(ge=0, lt=10**10, description="the `next` of the page before")] = 0,
 ) -> Response:
     """List a run's committed checkpoints, in order; those of abandoned branches are marked."""
-    entries = await entries_of(run_id, catalog)
+    make = partial(_checkpoints, after=after, limit=limit)
+    return await log_response(request, run_id, catalog, make, key=("checkpoints", after, limit))
+
+
+def _checkpoints(entries: Sequence[Entry], *, after: int, limit: int) -> Page[CheckpointResource]:
     found = [checkpoint for checkpoint in checkpoint_resources(entries) if checkpoint.seq > after]
     page, has_more = found[:limit], len(found) > limit
-    return json_response(request, Page(data=page, has_more=has_more, next=str(page[-1].seq) if has_more else None))
+    return Page(data=page, has_more=has_more, next=str(page[-1].seq) if has_more else None)
 
 
 async def _changed(request: Request, row: Row, *, unlike: str, wait_s: float) -> Row:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from services.api.state.index import Row
     from wa_core.catalog.catch_up import Holdings
     from wa_core.clock import Clock
-    from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest
+    from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest, KeyedSubmission
     from wa_core.store.base import ObjectStore
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,7 @@ V = TypeVar("V")
 MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
 MAX_PAGES_KEPT = 1024
+MAX_CLAIMS_KEPT = 4096
 NUM_READERS = 8
 
 #: A page of a run's lines: its run, kind, rank, attempt, position and limit.
@@ -87,6 +88,8 @@ class Catalog:
         self.store = store
         self.clock = clock
         self.keys_in_use = KeysInUse()
+        #: What keys stand for, by owner and key: a key is mostly sent again while its first answer is under way.
+        self.claims: Kept[tuple[str, str], KeyedSubmission] = Kept(MAX_CLAIMS_KEPT)
         self._runs: Kept[str, _KnownRun] = Kept(MAX_RUNS_KEPT)
         self._manifests: Kept[tuple[str, str, int], AverageManifest] = Kept(MAX_MANIFESTS_KEPT)
         self._assessments: Kept[tuple[str, str, int], AssessmentRecord | None] = Kept(MAX_MANIFESTS_KEPT)

@@ -41,10 +41,9 @@ TICK_S = 1.0
 MAX_LAG_S = 10.0  # what was seen before that is not shown: the store may be away
 IDLE_AFTER_S = 60.0  # without a list asked for, nothing is kept up
 _ALL_IDS_EVERY_S = 30.0
-_READING_S = 0.6  # of each tick
+_READING_S = 0.9  # of each tick, half of it pauses
 _MAX_READ_AHEAD = 2000  # of the newest runs; those before them are read when they are asked for
 _NUM_ROTATED = 5  # rows that nothing says have changed, read again in each tick
-_SIDE_BY_SIDE = 2  # in the background: more would take the interpreter's time from requests
 _FEW = 16
 _CHUNK = 32
 
@@ -302,8 +301,11 @@ class Index:
         self._look(since=began)
         pending = self._pending()
         while pending and self._clock.monotonic() - began < _READING_S:
-            self._read_rows(pending[:_SIDE_BY_SIDE], since=began)
-            pending = pending[_SIDE_BY_SIDE:]
+            started = self._clock.monotonic()
+            self._read_rows(pending[:1], since=began)
+            pending = pending[1:]
+            # Reading without a pause takes the interpreter from requests until they queue up (ADR 42).
+            self._stopped.wait(self._clock.monotonic() - started)
         return not pending
 
     def _pending(self) -> list[str]:

@@ -1,12 +1,12 @@
 """A run and its averages as the bucket had them at one moment.
 
-They know records; not where those were read, nor what is shown of them. They never change: who wants to know more
-looks again.
+They know records; not where those were read, nor what is shown of them, though they keep it. What they say never
+changes: who wants to know more looks again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wa_core.catalog.history import lineage
@@ -14,6 +14,8 @@ from wa_core.catalog.runs import requested_averages
 from wa_core.records import RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from wa_core.records import (
         AssessmentRecord,
         AverageManifest,
@@ -36,7 +38,7 @@ class AverageSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """A run at one moment."""
+    """A run at one moment, and `rendered`: answers made of nothing else (body and ETag), kept as long as it is."""
 
     spec: RunSpec
     entries: tuple[Entry, ...]
@@ -44,6 +46,7 @@ class RunSnapshot:
     heartbeat: Heartbeat | None
     averages: tuple[AverageSnapshot, ...]
     waiting: Heartbeat | None = None
+    rendered: dict[Hashable, tuple[bytes, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def state(self) -> RunState:
