@@ -114,6 +114,12 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         raise typer.BadParameter("say where to write; or add --dry-run.", param_hint="'--output' / '-o'")
     with _numpy_wanted():
         from services.cli.merge import Job, Target, merge, plan
+    shard_bytes = _parse_size(max_shard_size)
+    target = None
+    if output is not None and not is_dry:
+        target = _checked(
+            "--output", lambda: Target.settle(output, file_format, max_shard_bytes=shard_bytes, fsync=fsync)
+        )
     job = Job(
         found=tuple(_checked("SOURCE", lambda: find_checkpoints(sources, output=output))),
         rule=_checked("--rule", lambda: parse_rule(rule)),
@@ -126,18 +132,14 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         digests=digests,
         num_threads=threads,
     )
-    shard_bytes = _parse_size(max_shard_size)
-    if is_dry or output is None:
+    if target is None:
         found, rebuild = plan(job)
         if as_json:
             print_json(describe_plan(found, num_threads=threads, rebuild=rebuild))
         else:
             print_plan(found, num_threads=threads, rebuild=rebuild)
         return
-    target = _checked(
-        "--output", lambda: Target.settle(output, file_format, max_shard_bytes=shard_bytes, fsync=fsync)
-    )
-    with bytes_bar(output.name) as on_progress:
+    with bytes_bar(target.path.name) as on_progress:
         report = merge(job, target, on_progress=on_progress)
     if as_json:
         print_json(describe_report(report, num_threads=threads))

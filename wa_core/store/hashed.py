@@ -1,22 +1,21 @@
 """A local file on its way to a store, with its sha256: read twice, once for the digest and once to be sent.
 
-It is read where the kernel has it, through a mapping of one stretch at a time: no copy, and memory for one stretch
-however long the file is. It knows no store. The invariant: the digest is of the very bytes that are sent, as long
-as nobody changes the file meanwhile.
+It is read into one small buffer, again and again, which stays in the processor's cache: as much memory, however
+long the file is. It knows no store. The invariant: the digest is of the very bytes that are sent, as long as
+nobody changes the file meanwhile.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
-import mmap
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_STRETCH_BYTES = 16 << 20
 _BLOCK_BYTES = 256 << 10  # what is sent at once: a line that takes it within a socket's timeout is no broken one
 
 
@@ -36,17 +35,24 @@ class HashedFile(io.RawIOBase):
         for block in self.blocks():
             digest.update(block)
         self.sha256 = digest.hexdigest()
+        file.seek(0)
 
     def blocks(self) -> Iterator[memoryview]:
-        """All of it, from its start; each block is there until the next one is taken."""
-        for start in range(0, self.size_bytes, _STRETCH_BYTES):
-            length = min(_STRETCH_BYTES, self.size_bytes - start)
-            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-            with mmap.mmap(self._file.fileno(), length, flags=flags, prot=mmap.PROT_READ, offset=start) as stretch:
-                for offset in range(0, length, _BLOCK_BYTES):
-                    self._on_read()
-                    with memoryview(stretch) as whole, whole[offset : offset + _BLOCK_BYTES] as block:
-                        yield block
+        """All of it, from its start; each block is there until the next one is taken.
+
+        Raises:
+            OSError: the file ended before its length.
+        """
+        self._file.seek(0)
+        buffer = memoryview(bytearray(min(_BLOCK_BYTES, self.size_bytes)))
+        left = self.size_bytes
+        while left:
+            self._on_read()
+            size = self._file.readinto(buffer[:left])
+            if not size:
+                raise OSError(errno.EIO, "the file became shorter while it was read", self._file.name)
+            left -= size
+            yield buffer[:size]
 
     def readable(self) -> bool:
         """Yes."""
