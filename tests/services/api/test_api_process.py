@@ -84,13 +84,13 @@ def test_a_taken_port_ends_it(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variables", [{"WA_STORE_URL": "ftp://x"}, {"WA_API_PORT": "x"}])
 def test_wrong_settings_end_it(data: Path, tmp_path: Path, variables: dict[str, str]) -> None:
-    """Settings that cannot be are named on stderr, without a traceback."""
+    """Settings that cannot be are named on stderr as they are set, without a traceback."""
     with api_process(data, tmp_path / "log", **variables) as (process, _):
         status = process.wait(60)
 
     text = (tmp_path / "log").read_text()
     assert status == 1
-    assert "WA_STORE_URL" in text or "api_port" in text
+    assert next(iter(variables)) in text
     assert "Traceback" not in text
 
 
