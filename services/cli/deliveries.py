@@ -9,7 +9,7 @@ from services.cli.console import print_json, print_table, say
 from services.cli.runs import short_time
 
 if TYPE_CHECKING:
-    from services.client.service import Json
+    from services.client.calls import Json
 
 
 def deliveries(run_id: RunId, *, as_json: AsJson = False, api_url: ApiUrl = None, token: Token = None) -> None:

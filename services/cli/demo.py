@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from services.client.service import Json
+    from services.client.calls import Json
     from services.stack.state import Connection
 
 REQUEST = {

@@ -18,7 +18,7 @@ from services.client import ApiError, ServiceUnreachableError
 
 if TYPE_CHECKING:
     from services.client import Client
-    from services.client.service import Json
+    from services.client.calls import Json
 
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 2 << 30

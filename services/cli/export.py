@@ -24,7 +24,7 @@ from wa_core.packages import pack_folder
 
 if TYPE_CHECKING:
     from services.client import Client
-    from services.client.service import Json
+    from services.client.calls import Json
 
 TIME_LIMIT_S = 600.0
 MEMORY_LIMIT_BYTES = 16 << 30

@@ -11,7 +11,7 @@ from services.cli.console import answer, print_json, shown
 from services.cli.runs import FOLLOW_PATIENCE_S, leaving, short_time
 
 if TYPE_CHECKING:
-    from services.client.service import Json
+    from services.client.calls import Json
 
 Followed = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")]
 

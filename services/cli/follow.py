@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from services.client import Client
     from services.client.answers import Run
-    from services.client.service import Json
+    from services.client.calls import Json
 
 POLL_S = 0.5
 _PLAIN_EVERY_S = 2.0

@@ -14,13 +14,13 @@ from services.cli.console import answer, print_json, print_table, say
 from services.cli.follow import POLL_S, average_line
 from services.cli.results import download_weights
 from services.cli.runs import FOLLOW_PATIENCE_S, INTERRUPTED
+from services.client.answers import TERMINAL_STATES
 from services.client.download import check_writable
-from services.client.service import TERMINAL_STATES
 from wa_core.errors import NoAverageYetError
 
 if TYPE_CHECKING:
     from services.client import Client
-    from services.client.service import Json
+    from services.client.calls import Json
 
 
 def rebuild(  # noqa: PLR0913  one parameter for each option of the command

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from services.client import Client
-    from services.client.service import Json
+    from services.client.calls import Json
 
 _MAX_DIGITS = 12
 

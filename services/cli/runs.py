@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from services.client import Client
     from services.client.answers import Run
-    from services.client.service import Json
+    from services.client.calls import Json
 
 FOLLOW_PATIENCE_S = 60.0
 _PAGE = 200  # the most that the service gives at once

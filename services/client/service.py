@@ -6,9 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from services.client import calls, scripts
-from services.client.answers import TERMINAL_STATES, Checkpoint, Run
-from services.client.calls import Call, Json
-from services.client.connected import DEFAULT_URL, Connected
+from services.client.connected import Connected
 from services.client.download import fetch_file
 from services.client.facade import plays, sends
 from services.client.scripts import POLL_S, Found, Rest
@@ -19,9 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from services.client.answers import Checkpoint, Run
+    from services.client.calls import Call
     from services.client.scripts import Script
-
-__all__ = ["DEFAULT_URL", "TERMINAL_STATES", "Client", "Json"]
 
 T = TypeVar("T")
 

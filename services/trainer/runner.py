@@ -100,7 +100,7 @@ class Runner:
         self._known = KnownRuns(store, clock)
         self._waiting = WaitingRuns(store, clock)
         self._lost = LostRunners(store, runner_id=config.runner_id, lost_after_s=config.lost_after_s, clock=clock)
-        self._looked_at = -1e9
+        self._looked_at = float("-inf")
         self._got_on_at = clock.monotonic()
 
     def idle_s(self) -> float:
