@@ -82,6 +82,7 @@ class IdleWorker(ABC):
         except StoreAuthError as error:  # whoever may fold may not be allowed to do this; folding goes on
             log.warning("jobs_refused", kind=self.jobs.kind, error=error.message)
             self._look_at = now + 30 * LOOK_EVERY_S
+            return  # the job that is known is over
         if self._job is not None:
             self._job.start()
 

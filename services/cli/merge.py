@@ -168,7 +168,7 @@ def _writer(job: Job, target: Target, staging: Staging, work: Work) -> Writer:
         staging,
         file_format=target.file_format,
         max_shard_bytes=target.max_shard_bytes,
-        companions=_companions(next(found for found in job.found if found.name == newest), target),
+        companions=find_companions(Path(newest)) if target.file_format == "hf" else [],
         sync=sync_path if target.fsync else leave_to_system,
     )
     if job.dtype is not None:
@@ -211,12 +211,6 @@ def _steps(job: Job, sources: Sequence[FilesSource]) -> list[int]:
 
 def _averaged(planned: AveragePlan) -> set[str]:
     return {name for name, decision in planned.decisions.items() if decision.policy is not Policy.LATEST}
-
-
-def _companions(newest: Found, target: Target) -> list[Path]:
-    if target.file_format != "hf" or newest.path is None:
-        return []
-    return find_companions(newest.path if newest.path.is_dir() else newest.path.parent)
 
 
 def _check_space(target: Target, planned: AveragePlan) -> None:

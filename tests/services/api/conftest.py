@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
+from support.api import ApiRun
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 def store() -> MemoryStore:
     """An empty bucket."""
     return MemoryStore()
+
+
+@pytest.fixture
+def run(store: MemoryStore) -> ApiRun:
+    """A run with a published average."""
+    run = ApiRun(store).start()
+    run.checkpoint(20)
+    run.fold(body=b"weights")
+    return run
 
 
 @pytest.fixture

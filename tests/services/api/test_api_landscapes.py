@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from wa_core.store.memory import MemoryStore
 
 
-@pytest.fixture
-def run(store: MemoryStore) -> ApiRun:
-    """A run with a published average."""
-    run = ApiRun(store).start()
-    run.checkpoint(20)
-    run.fold(body=b"weights")
-    return run
-
-
 def ask(api: TestClient, run: ApiRun, **body: Any) -> Any:
     """Ask for a landscape."""
     return api.post(f"/v1/runs/{run.run_id}/averages/swa/landscapes", json={"kind": "line"} | body)

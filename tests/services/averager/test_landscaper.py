@@ -24,6 +24,7 @@ from wa_core.catalog.jobs import list_wanted
 from wa_core.catalog.landscapes import Landscapes
 from wa_core.catalog.sweeper import Sweeper
 from wa_core.clock import ManualClock, SystemClock
+from wa_core.errors import StoreAuthError
 from wa_core.records import JobProgress, LandscapeRequest
 from wa_core.store.memory import MemoryStore
 
@@ -53,9 +54,8 @@ def build(store: MemoryStore, tmp_path: Path) -> Iterator[Build]:
     scratch = Scratch(tmp_path)
 
     def build(**options: Any) -> Landscaper:
-        landscaper = Landscaper(
-            store, **({"clock": SystemClock(), "scratch": scratch, "command": CHILD} | options)
-        )
+        usual = {"store": store, "clock": SystemClock(), "scratch": scratch, "command": CHILD}
+        landscaper = Landscaper(**(usual | options))
         made.append(landscaper)
         return landscaper
 
@@ -137,6 +137,34 @@ def test_folding_comes_first(store: MemoryStore, build: Build) -> None:
     worker = averager(store, idle_workers=[landscaper])
     worker.tick()
     assert landscaper.is_busy
+
+
+class LockableStore(MemoryStore):
+    """A store that refuses to list when it is told to."""
+
+    is_locked = False
+
+    def list(self, prefix: str, **options: Any) -> Any:
+        """Refuse, or list."""
+        if self.is_locked:
+            raise StoreAuthError("the store refuses access key 'wa'")
+        return super().list(prefix, **options)
+
+
+def test_a_refusal_between_two_leaves_folding_alone(build: Build) -> None:
+    """A store that refuses to say what is wanted is asked again later; the job before is not begun anew."""
+    run = published(store := LockableStore(), STEPS)
+    landscaper = build(store=store, clock=(clock := ManualClock()))
+    assert result(run, ask(run), landscaper).state == "succeeded"
+    clock.advance(LOOK_EVERY_S)
+
+    store.is_locked = True
+    landscaper.work(is_idle=True)
+
+    assert not landscaper.is_busy
+    store.is_locked = False
+    clock.advance(30 * LOOK_EVERY_S)
+    assert result(run, ask(run), landscaper).state == "succeeded"
 
 
 def test_a_killed_child_costs_an_attempt_and_no_landscape(

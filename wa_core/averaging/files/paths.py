@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,20 +44,14 @@ def opened_path(path: str | Path, *, scratch: Path | None = None) -> Iterator[Fi
     """
     where = Path(path)
     if not is_torch_format(where):
-        source = open_source(path)
-        try:
+        with closing(open_source(path)) as source:
             yield source
-        finally:
-            source.close()
         return
     with tempfile.TemporaryDirectory(prefix=".wa-average-", dir=scratch) as folder:
         converted = Path(folder) / "weights.safetensors"
         convert_checkpoint(where, converted)
-        source = ConvertedSource(str(path), converted, originals=files_of(where))
-        try:
+        with closing(ConvertedSource(str(path), converted, originals=files_of(where))) as source:
             yield source
-        finally:
-            source.close()
 
 
 @contextmanager
@@ -66,7 +60,7 @@ def opened_output(path: Path, *, newest: str, fsync: bool) -> Iterator[Writer]:
 
     Args:
         path: the output.
-        newest: the newest checkpoint, whose folder has the configuration for a Hugging Face folder.
+        newest: the newest checkpoint; the configuration for a Hugging Face folder lies beside it, if it is a path.
         fsync: wait until the output is on the disk.
 
     Raises:
@@ -77,8 +71,7 @@ def opened_output(path: Path, *, newest: str, fsync: bool) -> Iterator[Writer]:
     if file_format == "safetensors":
         yield SafetensorsWriter(path, sync=sync)
         return
-    beside = Path(newest) if Path(newest).is_dir() else Path(newest).parent
-    companions = find_companions(beside) if file_format == "hf" else []
+    companions = find_companions(Path(newest)) if file_format == "hf" else []
     # A job of its own: it goes on with nothing that another one has left.
     staging = Staging(path, job=[secrets.token_hex()])
     try:

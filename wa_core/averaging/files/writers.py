@@ -213,6 +213,13 @@ def split_shards(tensors: Sequence[StoredTensor], max_bytes: int | None) -> list
     return shards
 
 
-def find_companions(folder: Path) -> list[Path]:
-    """The files beside the weights of a Hugging Face folder that belong to the model: configuration, tokenizer."""
+def find_companions(checkpoint: Path) -> list[Path]:
+    """The files beside a checkpoint's weights that belong to the model: configuration, tokenizer.
+
+    Args:
+        checkpoint: a file, or a folder with the weights in it; one that is not there has none.
+    """
+    if not checkpoint.exists():
+        return []
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     return sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()})

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch.distributed import checkpoint as dcp
 
 from wa_core import ShadowWeights, average_files
+from wa_core.averaging.files.sources import open_object
 from wa_core.errors import InvalidInputError, WeightAveragingError
+from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +82,17 @@ def test_folders_of_distributed_checkpoints_go_in(tmp_path: Path) -> None:
     dcp.save({"model": state(20)}, checkpoint_id=tmp_path / "step_20", no_dist=True)
     average_files([tmp_path / "step_20"], "swa", tmp_path / "out.safetensors")
     assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], torch.full((4,), 20.0))
+
+
+def test_a_stored_object_has_no_neighbours_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration that happens to lie in the working folder is not that of a checkpoint in a store."""
+    store = MemoryStore()
+    store.put("step_10.safetensors", save(state(10)))
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with closing(open_object(store, "step_10.safetensors", name="step_10.safetensors")) as source:
+        average_files([source], "swa", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
 def test_one_path_is_one_checkpoint(tmp_path: Path) -> None:
