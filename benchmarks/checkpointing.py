@@ -110,17 +110,20 @@ def added_s(found: dict[str, Any]) -> float:
 
 def _row(name: str, found: dict[str, Any], *, copy_s: float, ours_s: float | None) -> list[str]:
     added, call_s = Estimate.of(differences_s(found)), median(found["call"])
-    waited = [(took - ran) for took, ran in found["with"]], [(took - ran) for took, ran in found["without"]]
     return [
         NAMES[name],
         str(added),
         f"{1e3 * call_s:.0f} ms",
         f"{1e3 * (added.value - call_s):.0f} ms",
-        f"{1e3 * (median(waited[0]) - median(waited[1])):.0f} ms",
+        f"{1e3 * (_off_processor_s(found['with']) - _off_processor_s(found['without'])):.0f} ms",
         f"{added.value / copy_s:.1f}",
         f"{added.value / ours_s:.1f}" if ours_s else "",
         f"{len(found['call'])} of {found['num_steps']} steps",
     ]
+
+
+def _off_processor_s(stretches: Sequence[Sequence[float]]) -> float:
+    return median(took - ran for took, ran in stretches)
 
 
 def markdown(data: dict[str, Any]) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from services.averager.protocol import MESSAGE_LIMIT
 from wa_core.errors import FencedError, StoreAuthError, TransientError, UserCodeError, WeightAveragingError
 from wa_core.records import JobProgress
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MESSAGE_LIMIT = 2000
 REPORT_EVERY_S = 2.0
 _ASK_EVERY_S = 0.1
 _STOP_S = 5.0
@@ -49,7 +49,7 @@ class _Stopped(Exception):  # noqa: N818  no error: somebody wants the end
     """The work was given up."""
 
 
-class IdleJob(threading.Thread):
+class IdleJob(threading.Thread, ABC):
     """Does one job. It takes the folder over, and removes it.
 
     Attributes:

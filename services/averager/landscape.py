@@ -20,7 +20,6 @@ import torch
 
 from services.averager import geometry
 from services.averager.landscape_protocol import (
-    MESSAGE_LIMIT,
     LandscapeFailed,
     LandscapeFound,
     LandscapeJobFile,
@@ -28,6 +27,7 @@ from services.averager.landscape_protocol import (
     landscape_job_path,
     weights_path,
 )
+from services.averager.protocol import MESSAGE_LIMIT
 from services.recipes.loader import load_recipe
 from services.runtime.confined import take_stdout, yield_to_others
 from wa_core.batchnorm import recalibrate

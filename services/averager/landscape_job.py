@@ -56,7 +56,6 @@ class LandscapeJob(IdleJob):
     ) -> None:
         super().__init__(taken, clock=clock)
         self._store = store
-        self._clock = clock
         self._limits = limits
         self._command = command
         assert isinstance(taken.record, LandscapeRecord)  # noqa: S101  the landscaper takes no others

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
+from services.averager.protocol import MESSAGE_LIMIT
 from wa_core.records import LandscapeKind, Losses, Record
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-MESSAGE_LIMIT = 2000
 
 
 class LandscapeJobFile(Record):

@@ -10,7 +10,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from services.averager.idle_job import MESSAGE_LIMIT, IdleJob
+from services.averager.idle_job import IdleJob
+from services.averager.protocol import MESSAGE_LIMIT
 from services.runtime.child import Child
 from wa_core.errors import (
     StoreAuthError,

@@ -19,6 +19,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
+
 _SHOW_EVERY_S = 0.1
 _PIPED_WIDTH = 240  # so that a piped table is never cut to the width of a terminal that is not there
 _SIMPLE_VALUES = (str, int, float, bool)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 import typer
 
 from services.cli.completion import completed_command
-from services.cli.console import say
+from services.cli.console import INTERRUPTED, say
 from services.cli.help_texts import ReadableGroup
 from services.cli.suggestions import SuggestingCommand
 from wa_core.errors import InvalidInputError, WeightAveragingError
@@ -43,7 +43,7 @@ _EPILOG = """Which service: --api-url and --token, or WA_API_URL and WA_TOKEN, o
 
 Exit codes: 0 done, 1 the run or check failed, 2 wrong usage, 3 service unreachable."""
 
-_FAILED, _USAGE, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
+_FAILED, _USAGE, _UNREACHABLE = 1, 2, 3
 _UNAUTHENTICATED = 401
 _BAD_REQUEST = {400, 413, 415, 422}
 _TOO_LITTLE_KEPT = "cannot_rebuild"  # nothing is wrong with how it was asked for
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except WeightAveragingError as error:
         return _explain(error)
     except Exception as error:  # noqa: BLE001  the outermost handler: no traceback reaches a person

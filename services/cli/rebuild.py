@@ -10,10 +10,10 @@ import typer
 
 from services.cli.arguments import check_name, name_of_rule
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
-from services.cli.console import answer, print_json, print_table, say
+from services.cli.console import INTERRUPTED, answer, print_json, print_table, say
 from services.cli.follow import POLL_S, average_line
 from services.cli.results import download_weights
-from services.cli.runs import FOLLOW_PATIENCE_S, INTERRUPTED
+from services.cli.runs import FOLLOW_PATIENCE_S
 from services.client.answers import TERMINAL_STATES
 from services.client.download import check_writable
 from wa_core.errors import NoAverageYetError

@@ -18,7 +18,7 @@ from services.cli.arguments import (
     parse_webhooks,
 )
 from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
-from services.cli.console import answer, follow_table, print_json, print_table, say, shown
+from services.cli.console import INTERRUPTED, answer, follow_table, print_json, print_table, say, shown
 from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
 from wa_core.errors import InvalidInputError
 from wa_core.packages import pack_folder
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FOLLOW_PATIENCE_S = 60.0
 _PAGE = 200  # the most that the service gives at once
-INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
 _RUN_TITLES = ["RUN", "STATE", "AVERAGING", "STEP", "OF", "RECIPE", "CREATED"]
 _RUN_COLUMNS = ("run_id", "state", "averaging_state", "step", "total_steps")
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from wa_core.catalog.jobs import Job
     from wa_core.records import LandscapeRecord, LandscapeResult
 
-MAX_LISTED = 100
-
 
 def check_possible(catalog: Catalog, run_id: str, name: str) -> None:
     """Refuse a landscape of an average without weights, or of a run without anything to measure with.

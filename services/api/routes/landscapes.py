@@ -1,11 +1,10 @@
 """Landscapes of an average: asked for here, worked out by an averager."""
 
-from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from services.api.answers.landscapes import MAX_LISTED, check_possible, landscape_resource
+from services.api.answers.landscapes import check_possible, landscape_resource
 from services.api.asked.body import read_landscape_request
 from services.api.routes.dependencies import CatalogDep, problems
 from services.api.schemas import LandscapeResource, Listing
@@ -46,8 +45,7 @@ def ask_for_landscape(
 def list_landscapes(run_id: str, name: str, catalog: CatalogDep) -> Listing[LandscapeResource]:
     """List the newest landscapes of an average, newest first, without their numbers."""
     catalog.wanted(run_id, name)
-    known = Landscapes(catalog.store, run_id, name)
-    found = catalog.side_by_side(known.fetch, islice(reversed(known.ids()), MAX_LISTED))
+    found = catalog.newest_jobs(Landscapes(catalog.store, run_id, name))
     return Listing(data=[landscape_resource(one, is_short=True) for one in found])
 
 

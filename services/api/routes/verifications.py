@@ -1,10 +1,7 @@
 """Verifications of an average: asked for here, done by an averager."""
 
-from itertools import islice
-
 from fastapi import APIRouter, Request, Response
 
-from services.api.answers.landscapes import MAX_LISTED
 from services.api.answers.verifications import verification_resource
 from services.api.asked.selection import select_file
 from services.api.routes.averages import SelectionDep
@@ -32,8 +29,7 @@ def verify_average(
 def list_verifications(run_id: str, name: str, catalog: CatalogDep) -> Listing[VerificationResource]:
     """List the newest verifications of an average, newest first."""
     catalog.wanted(run_id, name)
-    known = Verifications(catalog.store, run_id, name)
-    found = catalog.side_by_side(known.fetch, islice(reversed(known.ids()), MAX_LISTED))
+    found = catalog.newest_jobs(Verifications(catalog.store, run_id, name))
     return Listing(data=[verification_resource(one) for one in found])
 
 

@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from services.api.state.index import Row
     from wa_core.catalog.catch_up import Holdings
+    from wa_core.catalog.jobs import AttemptT, Job, Jobs, RecordT, ResultT
     from wa_core.clock import Clock
     from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest, KeyedSubmission
     from wa_core.store.base import ObjectStore
@@ -49,6 +51,7 @@ MAX_RUNS_KEPT = 1024
 MAX_MANIFESTS_KEPT = 4096
 MAX_PAGES_KEPT = 1024
 MAX_CLAIMS_KEPT = 4096
+MAX_JOBS_LISTED = 100
 NUM_READERS = 8
 
 #: A page of a run's lines: its run, kind, rank, attempt, position and limit.
@@ -182,6 +185,10 @@ class Catalog:
     def side_by_side(self, read: Callable[[K], V], items: Iterable[K]) -> list[V]:
         """What `read` gives for each item, in order, several at a time."""
         return list(self._readers.map(read, items))
+
+    def newest_jobs(self, known: Jobs[RecordT, AttemptT, ResultT]) -> list[Job[RecordT, ResultT]]:
+        """The newest jobs of one kind for one average, newest first."""
+        return self.side_by_side(known.fetch, islice(reversed(known.ids()), MAX_JOBS_LISTED))
 
     def is_known(self, run_id: str) -> bool:
         """Whether a run's log has been seen here, so that the run is wholly created."""
