@@ -66,17 +66,19 @@ def test_f13_a_killed_api_makes_each_run_once(tmp_path: Path) -> None:
         found += [submitted(post(http, "the first, which takes longest")), submitted(post(http, "the second"))]
         began = time.monotonic()
         found.append(submitted(post(http, "one that takes as long as most")))
-        takes_s = time.monotonic() - began
+        within_s = time.monotonic() - began
         for number in range(NUM_KILLS):
             listening(http)
             answers: list[httpx2.Response | None] = []
             key = f"submission {number}"
             sender = threading.Thread(target=lambda key=key, answers=answers: answers.append(post(http, key)))
             sender.start()
-            time.sleep(draw.uniform(0.0, takes_s))
+            time.sleep(draw.uniform(0.0, within_s))
             api.kill()
             sender.join()
-            num_cut += answers == [None]
+            was_cut = answers == [None]
+            num_cut += was_cut
+            within_s *= 1.1 if was_cut else 0.9  # follows the speed of the machine: about half of them are cut
             api.start()
             listening(http)
             found.append(submitted(post(http, key)))

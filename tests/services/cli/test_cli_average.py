@@ -327,7 +327,7 @@ def interrupt(wa: Wa, output: str, signal_number: int) -> tuple[int, str]:
     process = wa.start(*LONG, "-o", output)
     journal = wa.folder / f".{output}.part" / "journal.jsonl"
     deadline = time.monotonic() + 60
-    while process.poll() is None and not journal.exists():
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal_number)
