@@ -13,10 +13,10 @@ from support.averaging import averager, run_until_idle
 from support.bad_checkpoints import good_state, misfit
 from support.runs import HandmadeRun
 from wa_core import layout
-from wa_core.averaging.files.memory import BytesWriter
+from wa_core.averaging.files.bytes_writer import BytesWriter
 from wa_core.averaging.files.sources import open_object
 from wa_core.averaging.rules import parse_rule, require_lerp
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.catalog.averages import Generations
 from wa_core.catalog.catch_up import Replay, plan_catch_up
 from wa_core.catalog.holdings import fetch_holdings
