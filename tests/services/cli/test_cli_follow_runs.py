@@ -24,7 +24,7 @@ def test_changes_are_printed_until_ctrl_c(wa: Wa, service: Service) -> None:
     assert following.stdout is not None
     lines = [following.stdout.readline().split() for _ in range(2)]
     following.send_signal(signal.SIGINT)
-    said = following.communicate(timeout=30)[1]
+    said = following.communicate(timeout=60)[1]
 
     assert [line[:2] for line in lines] == [[RUN_ID, "running"], [RUN_ID, "succeeded"]]
     assert (following.returncode, said) == (130, "")
