@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from support.nursery import READY
 from support.trained import TrainedRun
 from support.workers import Workers, averager_settings
 
@@ -32,12 +33,14 @@ class Hardship:
         strike_every_s: from one SIGKILL or SIGSTOP of a random averager to the next, on average; 0 for never.
         stop_s: the shortest and the longest time that one is stopped; times in between come evenly by magnitude.
         kill_store_every_s: from one SIGKILL of the store to the next; 0 for never.
+        checkpoint_every_s: how long training takes from one checkpoint to the next, at least.
     """
 
     num_averagers: int = 3
     strike_every_s: float = 3.0
     stop_s: tuple[float, float] = (0.5, 30.0)
     kill_store_every_s: float = 8.0
+    checkpoint_every_s: float = 0.0
 
 
 @dataclass
@@ -87,8 +90,13 @@ def soak(
     with Workers(folder, settings) as workers:
         fate = _Fate(seaweed, workers, hardship, chance=random.Random(seed))
         began = time.monotonic()
+
+        def live_through() -> None:
+            fate.strike_if_due()
+            time.sleep(hardship.checkpoint_every_s)
+
         if not is_backlog:
-            run.train(steps, meanwhile=fate.strike_if_due)
+            run.train(steps, meanwhile=live_through)
         run.finish()
         run.wait_until_succeeded(timeout_s=timeout_s, meanwhile=fate.strike_if_due)
         return Soak(run, time.monotonic() - began, fate.happened)
@@ -118,7 +126,9 @@ class _Fate:
             del self._stopped[averager]
             averager.go_on()
         if now >= self._strike_at:
-            self._strike(self._chance.choice(self._averagers))
+            victim = self._chance.choice(self._averagers)
+            if victim.said(READY):  # of those killed while they start, nothing would ever come on a slow machine
+                self._strike(victim)
             self._postpone_strike()
         if now >= self._kill_store_at:
             self._seaweed.kill()
