@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from wa_core.records import CheckpointCommitted
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 
 def victim(stack: RunningStack, role: str) -> int:
@@ -41,7 +41,6 @@ def victim(stack: RunningStack, role: str) -> int:
     }[role]
     found: int = eventually(
         lambda: next((pid for pid, command in descendants(above).items() if sign in command), None),
-        timeout_s=30,
         what=f"a {role} process",
     )
     return found
@@ -94,8 +93,9 @@ def finished(stack: RunningStack, run_id: str) -> dict[str, Any]:
 STARTS_AGAIN = {"worker", "driver", "runner", "ray"}  # with one of them an attempt dies
 
 
+# What training needs goes first: until it goes on there is time for the others, however fast the machine is.
 @pytest.mark.parametrize(
-    "roles", [("averager", "store", "worker"), ("api", "driver", "runner"), ("ray",)], ids=" and ".join
+    "roles", [("worker", "averager", "store"), ("driver", "runner", "api"), ("ray",)], ids=" and ".join
 )
 def test_kills_change_nothing(
     stack: RunningStack, main_run: dict[str, Any], roles: tuple[str, ...], tmp_path: Path
