@@ -145,17 +145,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
         webhooks: which may be asked for; none by default.
         max_queued_per_owner: how many runs of one owner may wait; None for as many as they like.
     """
-    app = Api(
-        title="weight-averaging",
-        version=service.VERSION,
-        description=_DESCRIPTION,
-        dependencies=[Depends(require_token)],
-        lifespan=_lifespan,
-        generate_unique_id_function=lambda route: route.name,
-        openapi_url=None,  # it is a route of ours, behind the token as all others
-        docs_url=None,  # these pages load their scripts from elsewhere
-        redoc_url=None,
-    )
+    app = _application()
     metrics = RequestMetrics()
     brief = BriefStore(MeteredStore(store, metrics.store))
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
@@ -177,6 +167,20 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     return app
 
 
+def _application() -> Api:
+    return Api(
+        title="weight-averaging",
+        version=service.VERSION,
+        description=_DESCRIPTION,
+        dependencies=[Depends(require_token)],
+        lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        openapi_url=None,  # it is a route of ours, behind the token as all others
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
+    )
+
+
 def _install(app: FastAPI, metrics: RequestMetrics, *, guard: GuardLimits) -> None:
     """Routes, problems, and what every request goes through."""
     for router in _ROUTERS:
@@ -192,9 +196,8 @@ def methods_at(path: str) -> list[str]:
     """The methods that any route takes at `path`, for `Allow`; files are there to be read."""
     routes = (route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute))
     found = [route for route in routes if route.path_regex.match(path)]
-    named = [
-        route for route in found if ":" in route.path
-    ]  # a run's id has no colon, so `:cancel` is no part of one
+    # A run's id has no colon, so `:cancel` is no part of one.
+    named = [route for route in found if ":" in route.path]
     methods = {method for route in named or found for method in route.methods or ()}
     return sorted(methods or {"GET", "HEAD"})
 
