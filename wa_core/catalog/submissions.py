@@ -32,20 +32,6 @@ class Claim:
     is_new: bool
 
 
-def submit_once(
-    store: ObjectStore, request: RunRequest, *, key: str, clock: Clock, owner: str = DEFAULT_OWNER
-) -> RunSpec:
-    """The run of an owner's key: created, finished if it was only begun, or found.
-
-    Raises:
-        InvalidInputError: the key stands for another submission (`idempotency_key_reused`).
-        TransientError: the store is away; submitting with the same key again is safe.
-    """
-    claim = claim_key(store, request, key=key, clock=clock, owner=owner)
-    finish(store, claim, clock=clock)
-    return claim.spec
-
-
 def claim_key(
     store: ObjectStore,
     request: RunRequest,
