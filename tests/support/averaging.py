@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from services.averager.assessor import Assessed, FinishedJob
+from services.averager.assess_job import Assessed, FinishedJob
 from services.averager.publication import Buffers, ServedWeights, provenance
 from services.averager.scratch import Scratch
 from services.averager.worker import Averager
@@ -20,7 +20,7 @@ from wa_core.tensors import read_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from services.averager.assessor import AssessJob
+    from services.averager.assess_job import AssessJob
     from support.runs import HandmadeRun
     from wa_core.records import AssessmentRecord, AverageManifest
     from wa_core.store.base import ObjectStore

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from wa_core.averaging.files.passes import Pace, Pass
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.averaging.files.stored import Stretch
-    from wa_core.averaging.streamed import StreamedShadow
+    from wa_core.averaging.streamed_shadow import StreamedShadow
 
 # Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average.
 BLOCK = 1 << 16
