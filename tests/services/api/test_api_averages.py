@@ -52,12 +52,12 @@ class CountingStore(MemoryStore):
         self.calls: Counter[str] = Counter()
         self.num_listed: dict[str, int] = {}
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read and count."""
         self.calls["get"] += key.startswith(layout.RUNS)
-        return super().get(key, byte_range=byte_range)
+        return super().get(key, range=range)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List and count."""
         found = [*super().list(prefix, start_after=start_after, delimiter=delimiter)]
         if prefix.startswith(layout.RUNS):

@@ -36,12 +36,12 @@ class CountingStore(MemoryStore):
         super().__init__()
         self.calls: Counter[str] = Counter()
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read, and count."""
         self.calls["get"] += 1
-        return super().get(key, byte_range=byte_range)
+        return super().get(key, range=range)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List, and count."""
         self.calls["list"] += 1
         return super().list(prefix, start_after=start_after, delimiter=delimiter)
