@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
-from support.api import ApiRun
+from support.api import ApiRun, app_over
 from wa_core import layout
 from wa_core.store.memory import MemoryStore
 
@@ -50,12 +49,12 @@ class CountingStore(MemoryStore):
         self.calls: Counter[str] = Counter()
         self.num_listed: dict[str, int] = {}
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read and count."""
         self.calls["get"] += key.startswith(layout.RUNS)
-        return super().get(key, byte_range=byte_range)
+        return super().get(key, range=range)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List and count."""
         found = [*super().list(prefix, start_after=start_after, delimiter=delimiter)]
         if prefix.startswith(layout.RUNS):
@@ -236,7 +235,7 @@ def test_a_look_at_an_average_costs_few_reads() -> None:
         run.checkpoint(step)
         run.fold(body=b"weights")
     url = f"/v1/runs/{run.run_id}/averages/swa"
-    with TestClient(create_app(store=counted)) as api:
+    with TestClient(app_over(counted)) as api:
 
         def reads() -> dict[str, int]:
             counted.calls.clear()

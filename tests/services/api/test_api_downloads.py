@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
 from support.addressed import AddressedStore
-from support.api import ApiRun
+from support.api import ApiRun, app_over
 from support.faulty import Fault, FaultyStore
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def test_a_redirect_leads_to_the_store() -> None:
     run.checkpoint(20)
     run.fold(body=b"weights")
     url = f"/v1/runs/{run.run_id}/averages/swa/weights.safetensors"
-    with TestClient(create_app(store=store)) as api:
+    with TestClient(app_over(store)) as api:
         answer = api.get(f"{url}?redirect=1", follow_redirects=False)
         head = api.head(f"{url}?redirect=1", follow_redirects=False)
 
@@ -172,7 +171,7 @@ def test_a_redirect_leads_to_the_store() -> None:
 def test_a_read_that_breaks_goes_on(store: MemoryStore, url: str) -> None:
     """When the store breaks a read off, the API goes on where it broke, and the caller notices nothing."""
     faulty = FaultyStore(store)
-    with TestClient(create_app(store=faulty)) as api:
+    with TestClient(app_over(faulty)) as api:
         faulty.next_call("stream", Fault.TRUNCATE, Fault.DROP_REQUEST, Fault.TRUNCATE)
 
         assert api.get(url).content == WEIGHTS

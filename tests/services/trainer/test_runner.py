@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -202,12 +201,13 @@ def test_a_lost_runner_costs_the_run_no_failure(store: LocalStore, make_runner: 
 def test_a_living_runner_keeps_its_run(store: LocalStore, make_runner: MakeRunner) -> None:
     """Two runners on one bucket: the heartbeat of the first keeps the second one away."""
     run_id = submit_run(store, digits_request())
-    first = make_runner("hang", heartbeat_interval_s=0.05)
-    second = make_runner("finish", lost_after_s=1.0)
+    clock = ManualClock(SystemClock().now())
+    first = make_runner("hang", heartbeat_interval_s=0.05, clock=clock)
+    second = make_runner("finish", lost_after_s=1.0, clock=clock)
     first.tick()
 
-    deadline = time.monotonic() + 2.5
-    while time.monotonic() < deadline:
+    for _ in range(8):
+        clock.advance(0.6)
         first.tick()
         second.tick()
 
