@@ -47,21 +47,32 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         ),
     ],
     *,
-    rule: Annotated[str, typer.Option("--rule", "-r", help="Such as swa, ema:half_life=500.", show_default=False)],
+    rule: Annotated[
+        str,
+        typer.Option("--rule", "-r", metavar="RULE", help="Such as swa, ema:half_life=500.", show_default=False),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The file or folder to write.", show_default=False),
     ] = None,
     file_format: Annotated[
         Literal["safetensors", "pt", "hf"] | None,
-        typer.Option("--format", help="Of the output; hf is a folder.", show_default="by the output's name"),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="safetensors, pt, or hf, a folder.",
+            show_default="by the output's name",
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "float64"] | None,
-        typer.Option(help="Of the averaged tensors in the output.", show_default="as in the checkpoints"),
+        typer.Option(
+            metavar="DTYPE", help="Of the averaged tensors in the output.", show_default="as in the checkpoints"
+        ),
     ] = None,
     accumulator_dtype: Annotated[
-        Literal["float64", "float32"], typer.Option(help="What is summed in.")
+        Literal["float64", "float32"],
+        typer.Option(metavar="DTYPE", help="What is summed in: float64 or float32."),
     ] = "float64",
     max_shard_size: Annotated[
         str | None,
