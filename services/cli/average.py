@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from services.cli.average_report import describe_plan, describe_report, print_plan
-from services.cli.connection import AsJson  # noqa: TC001  Typer reads the annotations at run time
 from services.cli.console import answer, bytes_bar, print_json, say
 from services.cli.inputs import find_checkpoints
+from services.cli.options import AsJson
 from wa_core.averaging.rules import parse_rule
 from wa_core.errors import ConfigurationError, InvalidInputError
 

@@ -17,9 +17,10 @@ from services.cli.arguments import (
     parse_since,
     parse_webhooks,
 )
-from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import INTERRUPTED, answer, follow_table, print_json, print_table, say, shown
 from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
+from services.cli.options import ApiUrl, AsJson, RunId, Token
 from wa_core.errors import InvalidInputError
 from wa_core.packages import pack_folder
 

@@ -40,6 +40,7 @@ from wa_core.publisher import UPLOAD_DEADLINE_S, CheckpointPublisher
 from wa_core.records import AttemptStarted, CheckpointCommitted, RunRequest, RunSpec
 
 if TYPE_CHECKING:
+    from services.runtime.spans import Attributes
     from services.trainer.resume import Resumable
     from wa_core.recipe import Recipe
     from wa_core.store.base import ObjectStore
@@ -95,7 +96,7 @@ def train(context: TrainContext) -> TrainOutcome:
         TransientError: another worker was lost (code ``peer_lost``), or the store stayed away.
         WeightAveragingError: as the error says.
     """
-    about: tracing.Attributes = {
+    about: Attributes = {
         "wa.run_id": context.run_id,
         "wa.attempt": context.attempt,
         "wa.rank": context.rank,

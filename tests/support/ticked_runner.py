@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 
-def tick_until(runner: Runner, is_done: Callable[[], bool], *, limit_s: float = 60.0) -> None:
+def tick_until(runner: Runner, is_done: Callable[[], bool], *, limit_s: float = 120.0) -> None:
     """Tick until something holds."""
     deadline = time.monotonic() + limit_s
     while not is_done():

@@ -97,7 +97,7 @@ def train_with_gloo(store: ObjectStore, run_id: str, *, attempt: int, world_size
     """Train one attempt with DDP over plain gloo processes."""
     workers = start_gloo_workers(store, run_id, attempt=attempt, world_size=world_size)
     for worker in workers:
-        worker.join(120)
+        worker.join(240)
     codes = [worker.exitcode for worker in workers]
     for worker in workers:
         worker.kill()

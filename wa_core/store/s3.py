@@ -74,6 +74,8 @@ _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrieval
 class S3Store:
     """One bucket of an S3 server. Without keys, boto3's own chain of credentials is used.
 
+    Its methods and their errors are those of `ObjectStore`.
+
     Args:
         bucket: its name; `ensure_bucket` makes it.
         endpoint_url: the server, or None for AWS.
@@ -148,12 +150,12 @@ class S3Store:
             except (self._data.exceptions.BucketAlreadyOwnedByYou, self._data.exceptions.BucketAlreadyExists):
                 self._data.head_bucket(Bucket=self.bucket)
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object or a range of it."""
-        if byte_range is not None and byte_range.end == byte_range.start:
+        if range is not None and range.end == range.start:
             self.head(key)
             return b""
-        wanted = byte_range or ByteRange(0)
+        wanted = range or ByteRange(0)
         with self._translated(key):
             headers = {} if wanted == ByteRange(0) else {"Range": _range_header(wanted)}
             answer = self._small.send("GET", check_key(key), headers=headers)
@@ -162,7 +164,7 @@ class S3Store:
         body: bytes = answer.content
         return body
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes in chunks of 1 MiB."""
         wanted = ByteRange(start, end)
         if wanted.end == wanted.start:
@@ -210,7 +212,7 @@ class S3Store:
                     ) from error
                 raise
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key.
 
         The listing is sorted here: SeaweedFS walks folder by folder, so it yields ``ema/1`` before ``ema-2/1``,

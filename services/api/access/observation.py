@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from services.runtime.tracing import Span
+    from services.runtime.spans import Span
 
 log = structlog.get_logger(__name__)
 

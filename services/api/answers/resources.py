@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from services.api.state.snapshots import AverageSnapshot, RunSnapshot
     from wa_core.averaging.rules import AnyRule
-    from wa_core.catalog.catch_up import Holdings, Rebuild
+    from wa_core.catalog.rebuild import Holdings, Rebuild
     from wa_core.records import (
         Assessment,
         AssessmentRecord,

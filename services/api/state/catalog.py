@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from services.api.state.index import Row
-    from wa_core.catalog.catch_up import Holdings
     from wa_core.catalog.jobs import AttemptT, Job, Jobs, RecordT, ResultT
+    from wa_core.catalog.rebuild import Holdings
     from wa_core.clock import Clock
     from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest, KeyedSubmission
     from wa_core.store.base import ObjectStore

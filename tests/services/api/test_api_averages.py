@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
 from support.addressed import AddressedStore
-from support.api import ApiRun
+from support.api import ApiRun, app_over
 from support.faulty import Fault, FaultyStore
 from wa_core import layout
 from wa_core.store.memory import MemoryStore
@@ -53,12 +52,12 @@ class CountingStore(MemoryStore):
         self.calls: Counter[str] = Counter()
         self.num_listed: dict[str, int] = {}
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read and count."""
         self.calls["get"] += key.startswith(layout.RUNS)
-        return super().get(key, byte_range=byte_range)
+        return super().get(key, range=range)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List and count."""
         found = [*super().list(prefix, start_after=start_after, delimiter=delimiter)]
         if prefix.startswith(layout.RUNS):
@@ -245,7 +244,7 @@ def test_a_look_at_an_average_costs_few_reads() -> None:
         run.checkpoint(step)
         run.fold(body=b"weights")
     url = f"/v1/runs/{run.run_id}/averages/swa"
-    with TestClient(create_app(store=counted)) as api:
+    with TestClient(app_over(counted)) as api:
 
         def reads() -> dict[str, int]:
             counted.calls.clear()
@@ -385,7 +384,7 @@ def test_a_redirect_leads_to_the_store() -> None:
     run.checkpoint(20)
     run.fold(body=b"weights")
     url = f"/v1/runs/{run.run_id}/averages/swa/weights.safetensors"
-    with TestClient(create_app(store=store)) as api:
+    with TestClient(app_over(store)) as api:
         answer = api.get(f"{url}?redirect=1", follow_redirects=False)
         head = api.head(f"{url}?redirect=1", follow_redirects=False)
 
@@ -401,7 +400,7 @@ def test_a_redirect_leads_to_the_store() -> None:
 def test_a_read_that_breaks_goes_on(store: MemoryStore, url: str) -> None:
     """When the store breaks a read off, the API goes on where it broke, and the caller notices nothing."""
     faulty = FaultyStore(store)
-    with TestClient(create_app(store=faulty)) as api:
+    with TestClient(app_over(faulty)) as api:
         faulty.next_call("stream", Fault.TRUNCATE, Fault.DROP_REQUEST, Fault.TRUNCATE)
 
         assert api.get(url).content == WEIGHTS

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.averager.assessor import RAY_AGAIN_AFTER_S, AssessJob, ProcessAssessor
+from services.averager.assessor import RAY_AGAIN_AFTER_S, ProcessAssessor
 from services.averager.hearing import Hearing
 from services.recipes.loader import load_recipe
 from services.runtime.child import environment_without_secrets
@@ -31,7 +31,7 @@ from wa_core.records import RunRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from services.averager.assessor import Assessed, FinishedJob
+    from services.averager.assess_job import Assessed, AssessJob, FinishedJob
 
 REQUEST = RunRequest(recipe=DIGITS, config={"width": 4})
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

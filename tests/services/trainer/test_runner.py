@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from support.ticked_runner import kinds, tick_until
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core import layout
 from wa_core.catalog.runs import add_average
-from wa_core.clock import ManualClock, SystemClock
+from wa_core.clock import Clock, ManualClock, SystemClock
 from wa_core.errors import StoreUnavailableError
 from wa_core.records import (
     AttemptFailed,
@@ -49,11 +48,11 @@ def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
     """Builds runners whose drivers follow a script; stops them all in the end."""
     runners: list[Runner] = []
 
-    def make(verbs: str, **options: object) -> Runner:
+    def make(verbs: str, *, clock: Clock | None = None, **options: object) -> Runner:
         driver = (sys.executable, str(Path(scripted_driver.__file__)), str(tmp_path / "bucket"), verbs)
         config = RunnerConfig(f"elsewhere/{len(runners)}/1/x", driver=driver, look_around_interval_s=0.0)
         config = replace(config, folder=tmp_path, **options)
-        runners.append(Runner(store, config, SystemClock(), totals=lambda: {"CPU": 4}))
+        runners.append(Runner(store, config, clock or SystemClock(), totals=lambda: {"CPU": 4}))
         return runners[-1]
 
     yield make
@@ -229,12 +228,13 @@ def test_a_lost_runner_costs_the_run_no_failure(store: LocalStore, make_runner: 
 def test_a_living_runner_keeps_its_run(store: LocalStore, make_runner: MakeRunner) -> None:
     """Two runners on one bucket: the heartbeat of the first keeps the second one away."""
     run_id = submit_run(store, digits_request())
-    first = make_runner("hang", heartbeat_interval_s=0.05)
-    second = make_runner("finish", lost_after_s=1.0)
+    clock = ManualClock(SystemClock().now())
+    first = make_runner("hang", heartbeat_interval_s=0.05, clock=clock)
+    second = make_runner("finish", lost_after_s=1.0, clock=clock)
     first.tick()
 
-    deadline = time.monotonic() + 2.5
-    while time.monotonic() < deadline:
+    for _ in range(8):
+        clock.advance(0.6)
         first.tick()
         second.tick()
 

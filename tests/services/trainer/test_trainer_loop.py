@@ -61,7 +61,7 @@ def train_until(
         _wait_for_step(store, run_id)
         happens()
         try:
-            return training.result(timeout=30)
+            return training.result(timeout=120)
         except FencedError as error:
             return error
 

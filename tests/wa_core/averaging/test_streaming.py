@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from support.averaging import WatchedStore
 from support.checkpoints import network, save
 from support.faulty import Fault, FaultyStore
-from wa_core.averaging.files.memory import BytesWriter
+from wa_core.averaging.files.bytes_writer import BytesWriter
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.passes import Pace
 from wa_core.averaging.files.sources import open_object, open_source
 from wa_core.averaging.files.stored import StoredTensor
 from wa_core.averaging.rules import EmaRule, SwaRule, parse_rule
 from wa_core.averaging.shadow import ShadowWeights
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 from wa_core.errors import (
     CorruptError,
@@ -534,7 +534,7 @@ from pathlib import Path
 import torch
 from wa_core.averaging.rules import SwaRule
 from wa_core.averaging.files.sources import open_source
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 def rss_mb(which):
     line = next(line for line in open("/proc/self/status") if line.startswith(which))

@@ -247,7 +247,7 @@ class LaggingStore(MemoryStore):
 
     hidden = ""
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """All but the hidden one."""
         found = super().list(prefix, start_after=start_after, delimiter=delimiter)
         return (info for info in found if info.key != self.hidden)

@@ -474,7 +474,7 @@ def test_a_store_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
     """F10: a source that cannot be reached any more is a transient error, and nothing is written."""
 
     class Gone(WatchedStore):
-        def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Any:
+        def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Any:
             if start > 1000:
                 raise StoreUnavailableError("the store does not answer")
             return super().stream(key, start=start, end=end)
