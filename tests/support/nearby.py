@@ -28,7 +28,7 @@ class NearbyStore(MemoryStore):
         """The object's address."""
         return f"{self.address}/{key}?expires={expires_s}"
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Read, and count."""
         self.num_streamed += key.startswith(layout.RUNS)  # the probe of a store streams, too
         return super().stream(key, start=start, end=end)
