@@ -51,6 +51,7 @@ from services.runtime.lifecycle import Stop
 from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock
 from wa_core.records import LandscapeRequest, Resumption, RunRequest, TokenRequest
+from wa_core.store.base import ReachableStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -155,6 +156,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.stop = stop or Stop()
     app.state.webhooks = webhooks or WebhookPolicy()
     app.state.max_queued_per_owner = max_queued_per_owner
+    app.state.reachable_store = store if isinstance(store, ReachableStore) else None
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
     app.state.watches = Watches()

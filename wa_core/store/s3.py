@@ -219,10 +219,16 @@ class S3Store:
 
     def presign(self, key: str, *, expires_s: int) -> str | None:
         """A URL at the public endpoint that reads the object for `expires_s` seconds."""
+        return self._presigned(self._public, key, expires_s=expires_s)
+
+    def nearby_url(self, key: str, *, expires_s: int) -> str:
+        """A URL like `presign`'s, at the endpoint that this process uses itself."""
+        return self._presigned(self._data, key, expires_s=expires_s)
+
+    def _presigned(self, client: S3Client, key: str, *, expires_s: int) -> str:
+        asked = {"Bucket": self.bucket, "Key": check_key(key)}
         with self._translated(key):
-            return self._public.generate_presigned_url(
-                "get_object", Params={"Bucket": self.bucket, "Key": check_key(key)}, ExpiresIn=expires_s
-            )
+            return client.generate_presigned_url("get_object", Params=asked, ExpiresIn=expires_s)
 
     def _open(self, key: str, wanted: ByteRange) -> Any:  # noqa: ANN401  a botocore response
         check_key(key)

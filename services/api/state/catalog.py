@@ -198,15 +198,14 @@ class Catalog:
         known = self._runs.peek(run_id)
         return known is not None and bool(known.log.entries)
 
-    def adopt(self, spec: RunSpec, log: RunLog) -> RunSnapshot:
-        """Know a run that was created just now, without reading it."""
+    def adopt(self, spec: RunSpec, log: RunLog) -> Row:
+        """Know a run that was created just now, without reading it; its row."""
         known = self._runs.get(spec.run_id, lambda: _KnownRun(spec, log))
         read_at = self.clock.monotonic()
         empty = tuple(AverageSnapshot(average.name, None, None) for average in spec.request.averages)
         run = RunSnapshot(spec, tuple(log.entries), log.desired_state, heartbeat=None, averages=empty)
         known.keep(run, read_at=read_at)
-        self.index.keep(run, marks=UNDATED_MARKS, read_at=read_at)
-        return run
+        return self.index.keep(run, marks=UNDATED_MARKS, read_at=read_at)
 
     def generation(self, run_id: str, name: str, number: int) -> AverageManifest:
         """One generation of an average.
