@@ -95,14 +95,14 @@ class WatchedStore:
         self._inner = inner
         self._crash_after = crash_after
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Any:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Any:
         """Count what is read of each key."""
         self._count()
         chunks = list(self._inner.stream(key, start=start, end=end))
         self.bytes_read[key] = self.bytes_read.get(key, 0) + sum(map(len, chunks))
         return iter(chunks)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Any:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Any:
         """List, then count."""
         found = list(self._inner.list(prefix, start_after=start_after, delimiter=delimiter))
         self._count()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed
 
-from services.trainer.loop import TrainContext, TrainOutcome, train
+from services.trainer.context import TrainContext
+from services.trainer.loop import TrainOutcome, train
 from support.ports import free_port
 from wa_core.catalog.runs import RunLog, submit
 from wa_core.clock import SystemClock

@@ -176,7 +176,8 @@ class _Fold:
     def _bad_bool(self, chain: Chain, element: int) -> CorruptError:
         name, _ = chain.find(element)
         return CorruptError(
-            f"{self._source.name}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is damaged",
+            f"{self._source.name}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is "
+            f"damaged, save it again",
             code="bad_value",
         )
 

@@ -14,7 +14,7 @@ from support.api import app_over, submission
 from support.faulty import CrashAfter
 from wa_core import layout
 from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue, list_run_ids
-from wa_core.catalog.submissions import submit_once
+from wa_core.catalog.submissions import claim_key, finish
 from wa_core.clock import SystemClock
 from wa_core.errors import StoreUnavailableError
 from wa_core.records import RunRequest
@@ -89,9 +89,12 @@ def test_f13_a_submission_that_broke_off_anywhere_is_finished_by_its_retry(num_o
     """F13: killed after any operation, the run is whole or not there, and the same key completes it."""
     request, clock, store = RunRequest.model_validate(submission()), SystemClock(), MemoryStore()
     with stamina.set_testing(True, attempts=1), contextlib.suppress(StoreUnavailableError):
-        submit_once(CrashAfter(store, num_operations), request, key="k", clock=clock)
+        crashing = CrashAfter(store, num_operations)
+        finish(crashing, claim_key(crashing, request, key="k", clock=clock), clock=clock)
 
-    spec = submit_once(store, request, key="k", clock=clock)
+    claim = claim_key(store, request, key="k", clock=clock)
+    finish(store, claim, clock=clock)
+    spec = claim.spec
 
     assert list_run_ids(store) == [spec.run_id]
     assert [run_id for _, run_id in list_queue(store)] == list(list_active(store)) == [spec.run_id]

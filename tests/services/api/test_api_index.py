@@ -36,12 +36,12 @@ class CountingStore(MemoryStore):
         super().__init__()
         self.calls: Counter[str] = Counter()
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read, and count."""
         self.calls["get"] += 1
-        return super().get(key, byte_range=byte_range)
+        return super().get(key, range=range)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List, and count."""
         self.calls["list"] += 1
         return super().list(prefix, start_after=start_after, delimiter=delimiter)
@@ -378,6 +378,27 @@ def test_two_submissions_with_one_key_at_once_in_one_process() -> None:
     assert int(meanwhile.headers["Retry-After"]) >= 1
     assert answers[0].status_code == afterwards.status_code == 202
     assert answers[0].json()["run_id"] == afterwards.json()["run_id"]
+
+
+def test_a_key_sent_again_under_load_is_answered_from_memory() -> None:
+    """When looking takes up its time, a key sent again reads and writes nothing; another body is still refused."""
+    store = CountingStore()
+    headers = {"Idempotency-Key": "k"}
+    with TestClient(app := app_over(store)) as api:
+        while api.get("/readyz").status_code != 200:
+            pass
+        first = api.post("/v1/runs", json=submission(), headers=headers)
+        app.state.catalog._looks = Budget(share=0.0, most_s=0.0, clock=SystemClock())
+        store.calls.clear()
+
+        again = api.post("/v1/runs", json=submission(), headers=headers)
+        calls = {name: store.calls[name] for name in ("get", "put", "create")}
+        refused = api.post("/v1/runs", json=submission(seed=7), headers=headers)
+
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert again.headers["Location"] == first.headers["Location"]
+    assert calls == {"get": 0, "put": 0, "create": 0}
+    assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_key_reused")
 
 
 class StuckCreates(MemoryStore):

@@ -244,12 +244,13 @@ def test_pages_list_every_run_once_newest_first(api: TestClient, store: MemorySt
 
 
 def test_runs_are_found_by_state_and_label(api: TestClient, store: MemoryStore) -> None:
-    """`state` and `label` narrow the list down."""
+    """`state` and `label`, with a colon or an equals sign, narrow the list down."""
     vision = ApiRun(store, labels={"team": "vision"})
     text = ApiRun(store, labels={"team": "text"}).start()
 
     by_state = api.get("/v1/runs?state=queued").json()["data"]
     by_label = api.get("/v1/runs?label=team:text").json()["data"]
+    assert api.get("/v1/runs?label=team=text").json()["data"] == by_label
     by_both = api.get("/v1/runs?state=queued&label=team:text").json()["data"]
 
     assert [run["run_id"] for run in by_state] == [vision.run_id]

@@ -48,10 +48,10 @@ class StuckStore(MemoryStore):
         super().__init__()
         self.answers = threading.Event()
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Hang, then read."""
         self.answers.wait(30)
-        return super().get(key, byte_range=byte_range)
+        return super().get(key, range=range)
 
 
 class BrokenStore(MemoryStore):
@@ -120,7 +120,7 @@ class EmptyHandedStore(MemoryStore):
 
     num_opened = 0
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Open."""
         self.num_opened += 1
         return self._broken()

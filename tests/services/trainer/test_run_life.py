@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from services.api.asked import wishes
 from services.trainer.budget import MAX_LOST
 from services.trainer.held import Graces
-from services.trainer.runner import Runner, RunnerConfig
-from support import scripted_driver
 from support.descendants import descendants, is_alive
 from support.patience import eventually
 from support.scripted_runner import ScriptedRunners
-from support.ticked_runner import kinds, tick_until
+from support.ticked_runner import MakeRunner, kinds, tick_until
 from support.training import digits_request, log_of, submit_run
 from wa_core import layout
 from wa_core.catalog.runs import fetch_spec, list_queue, submit
-from wa_core.clock import Clock, ManualClock, SystemClock
+from wa_core.clock import ManualClock, SystemClock
 from wa_core.records import (
     WAITING,
     AttemptStarted,
@@ -37,38 +33,17 @@ from wa_core.records import (
 )
 from wa_core.store.local import LocalStore
 
-MakeRunner = Callable[..., Runner]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
 QUICK = Graces(cancel_s=5.0, start_cancel_s=5.0, interrupt_s=1.0, terminate_s=0.5)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    """A bucket in a folder, so that driver processes see it as well."""
-    return LocalStore(tmp_path / "bucket")
-
-
-@pytest.fixture
-def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
-    """Builds runners whose drivers follow a script; stops them all in the end."""
-    runners: list[Runner] = []
-
-    def make(verbs: str, *, num_cpus: int | None = 8, clock: Clock | None = None, **options: object) -> Runner:
-        driver = (sys.executable, str(Path(scripted_driver.__file__)), str(tmp_path / "bucket"), verbs)
-        config = RunnerConfig(
-            f"elsewhere/{len(runners)}/1/x",
-            driver=driver,
-            folder=tmp_path,
-            look_around_interval_s=0.0,
-            heartbeat_interval_s=0.05,
-            graces=QUICK,
-        )
-        totals = {"CPU": float(num_cpus)} if num_cpus is not None else None
-        runners.append(Runner(store, replace(config, **options), clock or SystemClock(), totals=lambda: totals))
-        return runners[-1]
-
-    yield make
-    for runner in runners:
-        runner.shut_down()
+def make_runner(make_runner: MakeRunner) -> MakeRunner:
+    """Builds runners that lose patience quickly."""
+    return partial(make_runner, heartbeat_interval_s=0.05, graces=QUICK)
 
 
 def state(store: LocalStore, run_id: str) -> RunState:

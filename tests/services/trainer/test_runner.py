@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from services.trainer.held import Graces
 from services.trainer.identity import is_provably_gone, new_runner_id
-from services.trainer.runner import Runner, RunnerConfig
-from support import scripted_driver
+from services.trainer.runner import Runner
 from support.faulty import FaultyStore
-from support.ticked_runner import kinds, tick_until
+from support.ticked_runner import MakeRunner, kinds, tick_until
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core import layout
 from wa_core.catalog.runs import add_average
-from wa_core.clock import Clock, ManualClock, SystemClock
+from wa_core.clock import ManualClock, SystemClock
 from wa_core.errors import StoreUnavailableError
 from wa_core.records import (
     AttemptFailed,
@@ -32,32 +28,9 @@ from wa_core.records import (
     RunState,
     Scaling,
 )
-from wa_core.store.local import LocalStore
 
-MakeRunner = Callable[..., Runner]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    """A bucket in a folder, so that driver processes see it as well."""
-    return LocalStore(tmp_path / "bucket")
-
-
-@pytest.fixture
-def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
-    """Builds runners whose drivers follow a script; stops them all in the end."""
-    runners: list[Runner] = []
-
-    def make(verbs: str, *, clock: Clock | None = None, **options: object) -> Runner:
-        driver = (sys.executable, str(Path(scripted_driver.__file__)), str(tmp_path / "bucket"), verbs)
-        config = RunnerConfig(f"elsewhere/{len(runners)}/1/x", driver=driver, look_around_interval_s=0.0)
-        config = replace(config, folder=tmp_path, **options)
-        runners.append(Runner(store, config, clock or SystemClock(), totals=lambda: {"CPU": 4}))
-        return runners[-1]
-
-    yield make
-    for runner in runners:
-        runner.shut_down()
+if TYPE_CHECKING:
+    from wa_core.store.local import LocalStore
 
 
 def test_a_queued_run_is_claimed_and_trained(store: LocalStore, make_runner: MakeRunner) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.trainer.loop import TrainContext, TrainOutcome, train
+from services.trainer.context import TrainContext
+from services.trainer.loop import TrainOutcome, train
 from support.hostile import Canary
 from support.patience import eventually
 from support.training import (

@@ -97,6 +97,14 @@ def test_an_offer_is_committed_with_verified_files(store: GatedStore, run_id: st
     assert state["optimizer"]["param_groups"][0]["momentum"] == 0.9
 
 
+@pytest.mark.parametrize("run_id", ["../x", "", "my-run"])
+def test_what_is_no_run_id_is_refused_at_once(store: GatedStore, run_id: str) -> None:
+    """The refusal comes before anything is offered, and nothing is written."""
+    with pytest.raises(InvalidInputError, match="is not a run id; run ids are 26 characters"):
+        CheckpointPublisher(store, run_id)
+    assert list(store.list("")) == []
+
+
 def test_an_offer_is_a_snapshot(store: GatedStore, run_id: str) -> None:
     """Training on after an offer does not change what is uploaded."""
     store.gate.clear()

@@ -127,7 +127,7 @@ class RacyStore(MemoryStore):
 class RangelessStore(MemoryStore):
     """Ignores ranges."""
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """The whole object, whatever was asked."""
         return super().get(key)
 
@@ -135,6 +135,6 @@ class RangelessStore(MemoryStore):
 class BackwardStore(MemoryStore):
     """Lists from the end."""
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """The right keys in the wrong order."""
         return reversed(list(super().list(prefix, start_after=start_after, delimiter=delimiter)))
