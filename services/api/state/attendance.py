@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from wa_core.records import Heartbeat
 
 PATIENCE_S = 30.0
+NO_AVERAGER = "no_averager"  # a reason, not a refusal
 
 _NOBODY = Stall(
-    code="no_averager",
+    code=NO_AVERAGER,
     message=f"no averager has given a sign of life for this run for {PATIENCE_S:.0f} s; start one, or see its log",
 )
 
