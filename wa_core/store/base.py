@@ -7,7 +7,7 @@ Every adapter passes the same contract tests. Keys are plain strings; their mean
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from wa_core.errors import InvalidInputError
 
@@ -117,4 +117,13 @@ class ObjectStore(Protocol):
 
     def presign(self, key: str, *, expires_s: int) -> str | None:
         """A URL that reads the object without credentials for `expires_s` seconds, or None if it has none."""
+        ...
+
+
+@runtime_checkable
+class ReachableStore(Protocol):
+    """A store whose objects this process may also ask for by HTTP."""
+
+    def nearby_url(self, key: str, *, expires_s: int) -> str:
+        """A URL as `ObjectStore.presign` makes it, at the address that this process uses itself."""
         ...

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from services.averager.assess_job import Assessed
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 REQUEST = RunRequest(recipe="services.recipes.digits:Digits", config={"width": 4, "batch_size": 128, "epochs": 1})
 

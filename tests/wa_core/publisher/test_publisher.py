@@ -205,15 +205,15 @@ def test_a_slow_store_makes_offers_wait_and_meters_it(store: GatedStore, run_id:
         thread = threading.Thread(target=offer_three, args=(publisher,))
         thread.start()
         eventually(lambda: offered, what="the first offer")
-        thread.join(0.5)
+        thread.join(3.0)
         assert offered == [1]
         store.gate.set()
         thread.join(60)
 
     entries = log_of(store, run_id).lineage
     assert [entry.step for entry in entries] == [1, 2, 3]
-    assert entries[0].stall_s < 0.4
-    assert entries[1].stall_s > 0.4
+    assert entries[0].stall_s < entries[1].stall_s
+    assert entries[1].stall_s > 1.0
 
 
 def test_an_outage_is_retried_through(store: GatedStore, run_id: str) -> None:

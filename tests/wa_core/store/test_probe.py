@@ -39,7 +39,7 @@ def test_seaweedfs_passes_quickly_and_stays_clean(seaweed: Seaweed) -> None:
 
     assert report.is_ok
     assert [check.name for check in report.checks] == NAMES
-    assert report.took_s < 10  # about 2 s on an idle machine; this one may be busy
+    assert 0 < report.took_s < 60  # about 2 s on an idle machine; this one may be busy
     assert list(store.list("")) == []
 
 
