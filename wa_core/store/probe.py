@@ -21,6 +21,7 @@ from wa_core.errors import (
     UnsafeStoreError,
 )
 from wa_core.store.base import ByteRange
+from wa_core.store.parts import InParts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from wa_core.store.base import ObjectStore
 
 NUM_CREATORS = 8
-LARGE_BYTES = 9 << 20  # more than one part of a multipart upload
+LARGE_BYTES = 9 << 20  # two parts
 _TRIES = 5
 
 
@@ -148,12 +149,12 @@ def _ranges_are_exact(store: ObjectStore, at: str) -> str:
 
 def _large_puts_read_back(store: ObjectStore, at: str) -> str:
     body = secrets.token_bytes(1 << 20) * (LARGE_BYTES >> 20)
-    store.put(f"{at}key", body)
+    store.put(f"{at}key", InParts(body))
     read = hashlib.sha256()
     for chunk in store.stream(f"{at}key"):
         read.update(chunk)
     _expect(read.digest() == hashlib.sha256(body).digest(), f"{len(body)} bytes read back different")
-    return f"{len(body) >> 20} MiB read back with the same SHA-256"
+    return f"{len(body) >> 20} MiB, sent in parts, read back with the same SHA-256"
 
 
 def _lists_are_sorted(store: ObjectStore, at: str) -> str:

@@ -46,6 +46,7 @@ from wa_core.errors import (
 from wa_core.store.base import Body, ByteRange, ObjectInfo
 from wa_core.store.hashed import HashedFile
 from wa_core.store.keys import check_key, roll_up
+from wa_core.store.parts import MIN_PART_BYTES, InParts
 from wa_core.store.s3_requests import (
     CONNECT_TIMEOUT_S,
     MAX_CONNECTIONS,
@@ -66,6 +67,7 @@ CHUNK_BYTES = 1 << 20
 MULTIPART_BYTES = 256 << 20
 _PART_BYTES = 32 << 20
 _NUM_PARTS_UNDER_WAY = 2  # each of them is in memory
+_SMALL_PARTS = TransferConfig(multipart_threshold=1, multipart_chunksize=MIN_PART_BYTES)
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
@@ -256,7 +258,8 @@ class S3Store:
         try:
             with self._translated(key):
                 kept_open = cast("BinaryIO", _KeptOpen(file))
-                self._files.upload_fileobj(kept_open, self.bucket, key, Config=self._transfer)
+                config = _SMALL_PARTS if isinstance(file, InParts) else self._transfer
+                self._files.upload_fileobj(kept_open, self.bucket, key, Config=config)
         except StoreUnavailableError:
             if start is not None:
                 file.seek(start)

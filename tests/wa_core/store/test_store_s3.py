@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import socket
 import threading
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -19,6 +20,7 @@ from wa_core.errors import (
     StoreUnavailableError,
 )
 from wa_core.store.hashed import HashedFile
+from wa_core.store.parts import InParts
 from wa_core.store.s3 import S3Store
 
 if TYPE_CHECKING:
@@ -48,6 +50,17 @@ class TestS3Store(StoreContract):
 
         store.put("k", b"")
         assert store.get("k") == b""
+
+    def test_what_shall_be_sent_in_parts_is(self, seaweed: Seaweed) -> None:
+        """The probe tries a multipart upload though its object is far below the size that needs one."""
+        store = seaweed.new_store()
+
+        store.put("k", InParts(LARGE))
+        store.put("whole", io.BytesIO(LARGE))
+
+        assert store.get("k") == LARGE
+        tags = [store._data.head_object(Bucket=store.bucket, Key=key)["ETag"] for key in ("k", "whole")]
+        assert [tag.endswith('-2"') for tag in tags] == [True, False]  # S3 tells the number of parts
 
     def test_a_hashed_file_is_checked_by_the_server(self, store: S3Store, tmp_path: Path) -> None:
         """A file with a digest arrives whole; one that is not what its digest says is not stored."""
