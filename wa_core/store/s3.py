@@ -46,7 +46,7 @@ from wa_core.errors import (
 from wa_core.store.base import Body, ByteRange, ObjectInfo
 from wa_core.store.hashed import HashedFile
 from wa_core.store.keys import check_key, roll_up
-from wa_core.store.s3_bodies import chunks_of, fill_from
+from wa_core.store.s3_bodies import KeptOpen, chunks_of, fill_from
 from wa_core.store.s3_requests import (
     CONNECT_TIMEOUT_S,
     MAX_CONNECTIONS,
@@ -75,6 +75,8 @@ _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrieval
 class S3Store:
     """One bucket of an S3 server. Without keys, boto3's own chain of credentials is used.
 
+    Its methods and their errors are those of `ObjectStore`.
+
     Args:
         bucket: its name; `ensure_bucket` makes it.
         endpoint_url: the server, or None for AWS.
@@ -99,11 +101,7 @@ class S3Store:
         region: str = "us-east-1",
         multipart_bytes: int = MULTIPART_BYTES,
     ) -> None:
-        if not _BUCKET.fullmatch(bucket):
-            raise ConfigurationError(
-                f"{bucket!r} cannot name a bucket; S3 wants 3 to 63 lower-case letters, digits, dots and hyphens"
-            )
-        self.bucket = bucket
+        self.bucket = _checked_name(bucket)
         self.arguments: Mapping[str, Any] = {
             "bucket": bucket,
             "endpoint_url": endpoint_url,
@@ -115,13 +113,7 @@ class S3Store:
         }
         self._region = region
         self._multipart_bytes = multipart_bytes
-        self._transfer = TransferConfig(
-            multipart_threshold=multipart_bytes,
-            multipart_chunksize=min(multipart_bytes, _PART_BYTES),
-            max_concurrency=_NUM_PARTS_UNDER_WAY,
-        )
-        # One more than is being sent; ten, by default, would be read ahead of a slow line.
-        self._transfer.max_in_memory_upload_chunks = _NUM_PARTS_UNDER_WAY + 1
+        self._transfer = _transfer(multipart_bytes)
         self._where = _without_user(endpoint_url) if endpoint_url else f"AWS {region}"
         signing = botocore.session.get_session()
         session = boto3.session.Session(access_key, secret_key, region_name=region, botocore_session=signing)
@@ -149,12 +141,12 @@ class S3Store:
             except (self._data.exceptions.BucketAlreadyOwnedByYou, self._data.exceptions.BucketAlreadyExists):
                 self._data.head_bucket(Bucket=self.bucket)
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object or a range of it."""
-        if byte_range is not None and byte_range.end == byte_range.start:
+        if range is not None and range.end == range.start:
             self.head(key)
             return b""
-        wanted = byte_range or ByteRange(0)
+        wanted = range or ByteRange(0)
         with self._translated(key):
             headers = {} if wanted == ByteRange(0) else {"Range": _range_header(wanted)}
             answer = self._small.send("GET", check_key(key), headers=headers)
@@ -163,7 +155,7 @@ class S3Store:
         body: bytes = answer.content
         return body
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes in chunks of 1 MiB."""
         return self._arriving(key, ByteRange(start, end), chunks_of)
 
@@ -207,7 +199,7 @@ class S3Store:
                     ) from error
                 raise
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key.
 
         The listing is sorted here: SeaweedFS walks folder by folder, so it yields ``ema/1`` before ``ema-2/1``,
@@ -224,10 +216,16 @@ class S3Store:
 
     def presign(self, key: str, *, expires_s: int) -> str | None:
         """A URL at the public endpoint that reads the object for `expires_s` seconds."""
+        return self._presigned(self._public, key, expires_s=expires_s)
+
+    def nearby_url(self, key: str, *, expires_s: int) -> str:
+        """A URL like `presign`'s, at the endpoint that this process uses itself."""
+        return self._presigned(self._data, key, expires_s=expires_s)
+
+    def _presigned(self, client: S3Client, key: str, *, expires_s: int) -> str:
+        asked = {"Bucket": self.bucket, "Key": check_key(key)}
         with self._translated(key):
-            return self._public.generate_presigned_url(
-                "get_object", Params={"Bucket": self.bucket, "Key": check_key(key)}, ExpiresIn=expires_s
-            )
+            return client.generate_presigned_url("get_object", Params=asked, ExpiresIn=expires_s)
 
     def _arriving(self, key: str, wanted: ByteRange, read: Callable[[Any, str], Iterator[_T]]) -> Iterator[_T]:
         if wanted.end == wanted.start:
@@ -260,7 +258,7 @@ class S3Store:
         start = file.tell() if file.seekable() else None
         try:
             with self._translated(key):
-                kept_open = cast("BinaryIO", _KeptOpen(file))
+                kept_open = cast("BinaryIO", KeptOpen(file))
                 self._files.upload_fileobj(kept_open, self.bucket, key, Config=self._transfer)
         except StoreUnavailableError:
             if start is not None:
@@ -319,26 +317,23 @@ class S3Store:
         )
 
 
-class _KeptOpen(io.RawIOBase):
-    """A file that `upload_fileobj` may read but, contrary to its habit, not close."""
+def _checked_name(bucket: str) -> str:
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigurationError(
+            f"{bucket!r} cannot name a bucket; S3 wants 3 to 63 lower-case letters, digits, dots and hyphens"
+        )
+    return bucket
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
+def _transfer(multipart_bytes: int) -> TransferConfig:
+    transfer = TransferConfig(
+        multipart_threshold=multipart_bytes,
+        multipart_chunksize=min(multipart_bytes, _PART_BYTES),
+        max_concurrency=_NUM_PARTS_UNDER_WAY,
+    )
+    # One more than is being sent; ten, by default, would be read ahead of a slow line.
+    transfer.max_in_memory_upload_chunks = _NUM_PARTS_UNDER_WAY + 1
+    return transfer
 
 
 def _client(

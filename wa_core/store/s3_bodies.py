@@ -1,13 +1,15 @@
-"""The body of an S3 answer on its way into memory: in chunks of its own, or straight to where it is wanted.
+"""The bodies of S3's answers on their way into memory, and of requests out of files.
 
-It knows what botocore opens, and what is below that; neither errors' meaning nor retries. The invariant: a body
-that ends before its promised length is an error, and what came before is sound.
+An answer comes in chunks of its own, or straight to where it is wanted. It knows what botocore opens, and what is
+below that; neither errors' meaning nor retries. The invariant: a body that ends before its promised length is an
+error, and what came before is sound.
 """
 
 from __future__ import annotations
 
+import io
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from botocore.exceptions import ResponseStreamingError
 
@@ -42,6 +44,33 @@ def fill_from(opened: Any, key: str, out: memoryview) -> Iterator[int]:  # noqa:
         if not left:
             raw.release_conn()  # to be used again
     _check_whole(key, left)
+
+
+class KeptOpen(io.RawIOBase):
+    """A file that `upload_fileobj` may read but, contrary to its habit, not close."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """If the file is."""
+        return self._file.seekable()
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on."""
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._file.tell()
 
 
 def _read_into(answer: Any, out: memoryview) -> int:  # noqa: ANN401
