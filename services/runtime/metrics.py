@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import REGISTRY, Counter, Histogram, Info
 
 from wa_core.errors import ConflictError, InvalidInputError, NotFoundError, WeightAveragingError
 from wa_core.records import FORMAT
+from wa_core.store.filling import fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from wa_core.store.base import Body, ByteRange, ObjectInfo, ObjectStore
 
+_T = TypeVar("_T")
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ANSWERS = (NotFoundError, ConflictError, InvalidInputError)  # the store does what it should
 
@@ -83,6 +85,12 @@ class MeteredStore:
             chunks = self._store.stream(key, start=start, end=end)
         return self._counted(chunks)
 
+    def fill(self, key: str, out: memoryview, *, start: int = 0) -> Iterator[int]:
+        """Read an object into memory that is there; counted as a stream."""
+        with self._metrics.observed("stream"):
+            counts = fill(self._store, key, out, start=start)
+        return self._counted(counts)
+
     def head(self, key: str) -> ObjectInfo:
         """Say an object's size and time."""
         with self._metrics.observed("head"):
@@ -112,6 +120,6 @@ class MeteredStore:
         """A URL that reads the object, if the store has such; no call to the store."""
         return self._store.presign(key, expires_s=expires_s)
 
-    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _counted(self, arriving: Iterator[_T]) -> Iterator[_T]:
         with self._metrics.counted("stream"):
-            yield from chunks
+            yield from arriving

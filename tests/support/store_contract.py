@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from wa_core.errors import AlreadyExistsError, InvalidInputError, ObjectNotFoundError
 from wa_core.store.base import ByteRange
+from wa_core.store.filling import fill
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -86,6 +87,27 @@ class StoreContract:
         assert store.get("k", range=ByteRange(start, end)) == b"0123456789"[start:end]
         assert b"".join(store.stream("k", start=start, end=end)) == b"0123456789"[start:end]
 
+    @pytest.mark.parametrize(("start", "size"), [(0, 0), (0, 3), (2, 3), (4, 100), (10, 5)])
+    def test_memory_is_filled_with_what_there_is(self, store: ObjectStore, start: int, size: int) -> None:
+        """As many bytes as fit are put into memory and counted; what lies behind them stays as it was."""
+        store.put("k", b"0123456789")
+        out = bytearray(b"x" * size)
+
+        count = sum(fill(store, "k", memoryview(out), start=start))
+
+        expected = b"0123456789"[start : start + size]
+        assert (count, bytes(out)) == (len(expected), expected.ljust(size, b"x"))
+
+    def test_memory_is_filled_with_large_objects(self, store: ObjectStore) -> None:
+        """An object of many chunks fills memory byte for byte, again and again."""
+        store.put("large", LARGE)
+        out = bytearray(len(LARGE) - 1)
+
+        for _ in range(3):
+            out[:] = bytes(len(out))
+            assert sum(fill(store, "large", memoryview(out), start=1)) == len(out)
+            assert out == LARGE[1:]
+
     def test_arguments_may_be_given_by_place_or_by_name(self, store: ObjectStore) -> None:
         """``get(key, range)``, ``stream(key, start)``, ``list(prefix, start_after)``: either way is the same."""
         store.put("a", b"0123456789")
@@ -113,7 +135,12 @@ class StoreContract:
         store.put("a/b", b"")
 
         for missing in ("none", "a", "a/b/c", "a/none"):
-            for read in (store.get, store.stream, store.head):
+            for read in (
+                store.get,
+                store.stream,
+                store.head,
+                lambda key: fill(store, key, memoryview(bytearray(1))),
+            ):
                 with pytest.raises(ObjectNotFoundError, match=missing):
                     read(missing)
             with pytest.raises(ObjectNotFoundError):

@@ -42,8 +42,7 @@ class MemoryStorage:
     """Bytes in memory; what `load` returns is the place itself."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._bytes = np.empty(size_bytes, np.uint8)
-        self._loaded = self._bytes
+        self._bytes = self._loaded = new_buffer(size_bytes)
 
     def load(self, begin: int, size_bytes: int) -> Raw:
         """The bytes from `begin` on, in place."""

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from wa_core.averaging.files.stored import Stretch
     from wa_core.averaging.streamed_shadow import StreamedShadow
 
-# Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average.
-BLOCK = 1 << 16
+# Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average,
+# and Python, which the threads that fetch wait for, takes little of the time (a quarter as many took 10 % more).
+BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)

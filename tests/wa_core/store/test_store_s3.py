@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import httpx2
@@ -218,6 +219,20 @@ class TestAnswers:
         scripted.answers = [(200, {"Content-Length": "100"}, b"x" * 40)] * 3
         with pytest.raises(StoreUnavailableError):
             scripted.store.get("k")
+
+    @pytest.mark.parametrize("promised", ["40", "100"])
+    def test_memory_holds_what_came_before_a_break(self, scripted: Scripted, promised: str) -> None:
+        """Of a body that breaks off, what was counted is in place; one of the promised length ends quietly."""
+        headers = {"Content-Length": promised, "Content-Range": "bytes 0-"}
+        scripted.answers = [(206, headers, b"x" * 40)]
+        out = bytearray(100)
+        received = []
+
+        with nullcontext() if promised == "40" else pytest.raises(StoreUnavailableError, match="60 bytes early"):
+            received.extend(scripted.store.fill("k", memoryview(out)))
+
+        assert sum(received) == 40
+        assert out == b"x" * 40 + bytes(60)
 
     def test_ignored_ranges_are_noticed(self, scripted: Scripted) -> None:
         """A server that answers a range request with the whole object is refused, not believed."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from wa_core.errors import CorruptError, InvalidInputError, StoreUnavailableError
 from wa_core.header import LENGTH_BYTES, parse_header, parse_length
+from wa_core.store.filling import fill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,9 +172,8 @@ class ObjectPart:
             on=StoreUnavailableError, attempts=_TRIES, timeout=None, wait_initial=0.05, wait_max=2.0
         ):
             with attempt:
-                for chunk in self._store.stream(self._key, start=begin + filled, end=begin + len(out)):
-                    out[filled : filled + len(chunk)] = chunk
-                    filled += len(chunk)
+                for count in fill(self._store, self._key, out[filled:], start=begin + filled):
+                    filled += count
         return filled
 
 
