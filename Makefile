@@ -42,9 +42,10 @@ browser:
 demo: setup
 	$(BIN)/wa demo --out out
 
+test: export CI := true
 test: check browser
-	$(BIN)/python -m pytest -n 2 -m "not stack and not chaos and not soak"
-	$(BIN)/python -m pytest -n 2 -m "(stack or chaos) and not soak"
+	$(BIN)/python .ci/group.py -n 2 -m "not stack and not chaos and not soak"
+	$(BIN)/python .ci/group.py -n 2 -m "(stack or chaos) and not soak"
 
 # The long versions of the fault tests: about an hour. More schedules: pytest tests/chaos/test_simulation.py --sim-seeds=N
 soak: dev

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from services.client import Client
@@ -63,12 +63,13 @@ def measure(client: Client, seed: int) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table of means over seeds, with standard deviations of the loss."""
-    lines = ["| weights | held-out loss | std over seeds | held-out accuracy |", "|---|---|---|---|"]
+    """The table over seeds: means, and for the loss, which one bad seed can dominate, medians and deviations."""
+    lines = ["| weights | held-out loss | median | std over seeds | held-out accuracy |", "|---|---|---|---|---|"]
     for name in [name for name in rows[0] if name != "seed"]:
         losses = [row[name]["loss"] for row in rows]
         accuracy = mean(row[name]["accuracy"] for row in rows)
-        lines.append(f"| {name} | {mean(losses):.4f} | {stdev(losses):.4f} | {100 * accuracy:.2f} % |")
+        spread = f"{median(losses):.4f} | {stdev(losses):.4f}"
+        lines.append(f"| {name} | {mean(losses):.4f} | {spread} | {100 * accuracy:.2f} % |")
     wins = sum(min(row["swa"]["loss"], row["ema"]["loss"]) < row["raw"]["loss"] for row in rows)
     lines.append("")
     lines.append(f"SWA or EMA beats the last raw iterate's loss in {wins} of {len(rows)} seeds.")

@@ -13,7 +13,7 @@ import time
 from wa_core.averaging.files.parts import ObjectPart
 from wa_core.averaging.files.sources import FilesSource
 from wa_core.averaging.rules import parse_rule, require_lerp
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 from wa_core.store.s3 import S3Store
 

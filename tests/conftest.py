@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from support.browsing import browser, complaints, open_page  # noqa: F401  fixtures
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 
-# Where CI decides, the same examples every time; everywhere else new ones are looked for at every run.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# `make test` looks at the same examples every time; by hand every run looks for new ones. None has to hurry.
+settings.register_profile(
+    "unhurried",
+    derandomize="CI" in os.environ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,6 +86,12 @@ class SideBySide(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:
     """What `-n` uses."""
     return SideBySide(config, log)
+
+
+def pytest_runtest_setup() -> None:
+    """What a test draws without a seed of its own is the same at every run, whatever ran before."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_runtest_teardown() -> None:

@@ -215,8 +215,8 @@ class _Observer:
     def _normalise_by(self, batch: Moments) -> None:
         # Evaluation mode with the batch's statistics computes what training mode does without finding them a
         # second time, which saves more than the exact moments cost; and SyncBatchNorm would refuse CPUs, or wait
-        # for other ranks, in training mode. One value per channel cannot be normalised by itself, so that one is
-        # normalised with the statistics given.
+        # for other ranks, in training mode (ADR 56). One value per channel cannot be normalised by itself,
+        # so that one is normalised with the statistics given.
         is_enough = batch.n > 1
         _copy(self.layer.running_mean, batch.mean if is_enough else self._given[0])
         _copy(self.layer.running_var, batch.variance if is_enough else self._given[1])

@@ -87,12 +87,13 @@ def parse_length(prefix: bytes) -> int:
         _refuse_foreign(prefix)
         raise CorruptError(
             f"the header claims {length} bytes, over the limit of {HEADER_LIMIT_BYTES}; the file is damaged "
-            f"or not safetensors",
+            f"or not safetensors, save the checkpoint again",
             code="header_too_large",
         )
     if length < len("{}"):
         raise CorruptError(
-            f"the header claims {length} bytes, too few for any; the file is damaged", code="header_length"
+            f"the header claims {length} bytes, too few for any; the file is damaged, save it again",
+            code="header_length",
         )
     return length
 
@@ -141,14 +142,17 @@ def _refuse_foreign(prefix: bytes) -> None:
 def _parse_json(text: bytes) -> dict[str, Any]:
     try:
         found = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise CorruptError(
-            f"the header is not JSON: {reason}; the file is damaged or not safetensors", code="header_not_json"
-        ) from None
+    except RecursionError:
+        raise _not_json("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise _not_json(f"byte {error.start} is not of a text in UTF-8") from None
+    except ValueError as error:
+        # What follows a semicolon is advice to programmers: how to lift Python's limit on digits.
+        raise _not_json(str(error).partition(";")[0][:200]) from None
     if not isinstance(found, dict):
         raise CorruptError(
-            f"the header is JSON of type {type(found).__name__}, not an object; the file is not safetensors",
+            f"the header is JSON of type {type(found).__name__}, not an object; the file is not safetensors, "
+            f"save the checkpoint again",
             code="header_not_json",
         )
     return found
@@ -234,5 +238,14 @@ def _is_counts(found: object) -> bool:
     )
 
 
+def _not_json(reason: str) -> CorruptError:
+    return CorruptError(
+        f"the header is not JSON: {reason}; the file is damaged or not safetensors, save the checkpoint again",
+        code="header_not_json",
+    )
+
+
 def _bad_entry(name: str, what: str) -> CorruptError:
-    return CorruptError(f"the header's entry for tensor {name!r} {what}; the file is damaged", code="bad_entry")
+    return CorruptError(
+        f"the header's entry for tensor {name!r} {what}; the file is damaged, save it again", code="bad_entry"
+    )

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from wa_core.averaging.kernels import accumulator_dtype, blend, new_accumulator
+from wa_core.averaging.optimizer_arguments import check_mode, settle_schedule
 from wa_core.averaging.rules import EmaRule, SwaRule
-from wa_core.averaging.schedule import check_mode, settle_schedule
 from wa_core.batchnorm import recalibrate
 from wa_core.errors import InvalidInputError
 

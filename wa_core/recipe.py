@@ -65,7 +65,12 @@ class Recipe(ABC):
         """The optimizer of `model`'s parameters."""
 
     def build_scheduler(self, optimizer: Optimizer, *, total_steps: int) -> LRScheduler | None:  # noqa: ARG002
-        """The learning rate schedule, stepped once per training step; None keeps the rate constant."""
+        """The learning rate schedule, stepped once per training step; None keeps the rate constant.
+
+        Args:
+            optimizer: what `build_optimizer` made.
+            total_steps: training steps of the whole run.
+        """
         return None
 
     @abstractmethod
@@ -117,6 +122,9 @@ class Recipe(ABC):
         Args:
             model: in eval mode; no gradients are recorded.
             instances: checked `Instance`s, perhaps of several callers together.
+
+        Raises:
+            NotImplementedError: the recipe declares an `Instance` but does not define this.
         """
         raise NotImplementedError(f"{type(self).__name__} declares an Instance, so it must define predict()")
 

@@ -213,7 +213,8 @@ def _read_header(source: _Source, size_bytes: int | None) -> tuple[Header, int]:
     if len(text) < length:
         has = source.num_bytes if size_bytes is None else size_bytes
         raise CorruptError(
-            f"the header claims {length} bytes, but the whole file has {has}; it was cut off or is no safetensors",
+            f"the header claims {length} bytes, but the whole file has {has}; it was cut off, or "
+            f"is no safetensors; save it again",
             code="header_length",
         )
     return parse_header(text), LENGTH_BYTES + length
@@ -222,7 +223,7 @@ def _read_header(source: _Source, size_bytes: int | None) -> tuple[Header, int]:
 def _shape(buffer: Tensor, region: Region) -> Tensor:
     if region.dtype == "BOOL" and bool((buffer > 1).any()):
         raise CorruptError(
-            f"tensor {region.name!r} is bool but has bytes other than 0 and 1; the file is damaged",
+            f"tensor {region.name!r} is bool but has bytes other than 0 and 1; the file is damaged, save it again",
             code="bad_value",
         )
     return buffer.view(TORCH_DTYPES[region.dtype]).reshape(region.shape)

@@ -51,6 +51,7 @@ from services.runtime.lifecycle import Stop
 from services.runtime.metrics import MeteredStore
 from wa_core.clock import SystemClock
 from wa_core.records import LandscapeRequest, Resumption, RunRequest, TokenRequest
+from wa_core.store.base import ReachableStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -145,17 +146,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
         webhooks: which may be asked for; none by default.
         max_queued_per_owner: how many runs of one owner may wait; None for as many as they like.
     """
-    app = Api(
-        title="weight-averaging",
-        version=service.VERSION,
-        description=_DESCRIPTION,
-        dependencies=[Depends(require_token)],
-        lifespan=_lifespan,
-        generate_unique_id_function=lambda route: route.name,
-        openapi_url=None,  # it is a route of ours, behind the token as all others
-        docs_url=None,  # these pages load their scripts from elsewhere
-        redoc_url=None,
-    )
+    app = _application()
     metrics = RequestMetrics()
     brief = BriefStore(MeteredStore(store, metrics.store))
     app.state.tokens = Tokens(full=token, write=write_token, read=read_token, named=named_tokens or {})
@@ -165,6 +156,7 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.stop = stop or Stop()
     app.state.webhooks = webhooks or WebhookPolicy()
     app.state.max_queued_per_owner = max_queued_per_owner
+    app.state.reachable_store = store if isinstance(store, ReachableStore) else None
     app.state.catalog = Catalog(brief, clock=app.state.clock)
     app.state.history = History(app.state.catalog)
     app.state.watches = Watches()
@@ -175,6 +167,20 @@ def create_app(  # noqa: PLR0913  one parameter for each thing that it is put to
     app.state.methods_at = methods_at
     _install(app, metrics, guard=guard or GuardLimits())
     return app
+
+
+def _application() -> Api:
+    return Api(
+        title="weight-averaging",
+        version=service.VERSION,
+        description=_DESCRIPTION,
+        dependencies=[Depends(require_token)],
+        lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        openapi_url=None,  # it is a route of ours, behind the token as all others
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
+    )
 
 
 def _install(app: FastAPI, metrics: RequestMetrics, *, guard: GuardLimits) -> None:
@@ -192,9 +198,8 @@ def methods_at(path: str) -> list[str]:
     """The methods that any route takes at `path`, for `Allow`; files are there to be read."""
     routes = (route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute))
     found = [route for route in routes if route.path_regex.match(path)]
-    named = [
-        route for route in found if ":" in route.path
-    ]  # a run's id has no colon, so `:cancel` is no part of one
+    # A run's id has no colon, so `:cancel` is no part of one.
+    named = [route for route in found if ":" in route.path]
     methods = {method for route in named or found for method in route.methods or ()}
     return sorted(methods or {"GET", "HEAD"})
 

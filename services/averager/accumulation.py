@@ -11,12 +11,12 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Protocol
 
 from services.averager.checkpoints import open_checkpoint, open_file
-from wa_core.averaging.files.memory import BytesWriter
+from wa_core.averaging.files.bytes_writer import BytesWriter
 from wa_core.averaging.files.offline import MergeOptions, average_files
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import specs_of
 from wa_core.averaging.slots import accumulator_bytes
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.errors import IncompatibleError, NoAverageYetError
 from wa_core.specs import check_spec
 

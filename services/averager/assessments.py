@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from services.averager import telemetry
-from services.averager.assessor import AssessJob
+from services.averager.assess_job import AssessJob
 from services.averager.checkpoints import Copy, open_checkpoint
 from services.runtime import tracing
 from wa_core import layout
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from services.averager.assessor import Assessed, Assessor, FinishedJob
+    from services.averager.assess_job import Assessed, FinishedJob
+    from services.averager.assessor import Assessor
     from services.averager.average import RunningAverage
     from services.averager.scratch import Scratch
     from wa_core.clock import Clock

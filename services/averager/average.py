@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from services.averager.accumulation import Accumulation
     from services.averager.scratch import Scratch
     from wa_core.averaging.files.sources import Source
-    from wa_core.averaging.streamed import StreamedShadow
-    from wa_core.catalog.catch_up import Rebuild
+    from wa_core.averaging.streamed_shadow import StreamedShadow
+    from wa_core.catalog.rebuild import Rebuild
     from wa_core.clock import Clock
     from wa_core.errors import WeightAveragingError
     from wa_core.records import AverageRequest, CheckpointCommitted, FileRef

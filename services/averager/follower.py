@@ -21,8 +21,9 @@ from wa_core import layout
 from wa_core.averaging.policy import Assess, Finish, Fold, Publish, Rewind, RunView, Wait, next_action
 from wa_core.averaging.streaming import fold_source
 from wa_core.averaging.windows import WindowRule
-from wa_core.catalog.catch_up import Rebuild, plan_catch_up
+from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.holdings import fetch_holdings
+from wa_core.catalog.rebuild import Rebuild
 from wa_core.catalog.runs import RunLog, fetch_spec, mark_active, requested_averages
 from wa_core.errors import ConflictError, CorruptError, FencedError, IncompatibleError, InvalidInputError
 from wa_core.records import CheckpointCommitted, RunState, Succeeded
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
-    from services.averager.assessor import Assessor, FinishedJob
+    from services.averager.assess_job import FinishedJob
+    from services.averager.assessor import Assessor
     from services.averager.scratch import Scratch
-    from services.runtime.tracing import Span
+    from services.runtime.spans import Span
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.averaging.policy import Action
     from wa_core.clock import Clock

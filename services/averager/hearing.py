@@ -22,7 +22,7 @@ from wa_core.errors import UserCodeError
 from wa_core.records import BatchNormSummary
 
 if TYPE_CHECKING:
-    from services.averager.assessor import AssessJob
+    from services.averager.assess_job import AssessJob
     from services.averager.protocol import Finding
 
 Where = Literal["process", "ray"]

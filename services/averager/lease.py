@@ -17,13 +17,12 @@ from pydantic import ValidationError
 
 from wa_core import layout
 from wa_core.errors import ObjectNotFoundError
-from wa_core.records import Heartbeat
+from wa_core.records import AVERAGER, Heartbeat
 
 if TYPE_CHECKING:
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
 
-WHO = "averager"
 RENEW_EVERY_S = 2.0
 LIFETIME_S = 10.0
 
@@ -58,7 +57,7 @@ class Lease:
 
     def __init__(self, store: ObjectStore, run_id: str, *, worker: Worker, clock: Clock) -> None:
         self._store = store
-        self._key = layout.heartbeat(run_id, WHO)
+        self._key = layout.heartbeat(run_id, AVERAGER)
         self._worker = worker
         self._clock = clock
         self._is_held = False
@@ -83,6 +82,11 @@ class Lease:
             self._renewed_at = now
             self._write(Heartbeat(who=self._worker.name, at=self._clock.now(), attempt=attempt, detail=detail))
         return self._is_held
+
+    def report(self, *, reason: str, detail: str) -> None:
+        """If the run is ours, say what keeps it from getting on."""
+        if self._is_held:
+            self._write(Heartbeat(who=self._worker.name, at=self._clock.now(), reason=reason, detail=detail))
 
     def release(self) -> None:
         """Let others have the run at once."""

@@ -127,13 +127,13 @@ class Averager:
         except RunNotFoundError:
             return False  # a marker whose submission has not got further, or never will
         except WeightAveragingError as error:
-            self._pause(run_id)
             said = {"code": error.code, "error": error.message, "retry_in_s": TROUBLE_PAUSE_S}
             log.error("run_stalled", run_id=run_id, **said)  # noqa: TRY400  the message says it all
+            self._pause(run_id, reason=error.code, detail=error.message)
             return False
         except Exception:  # the outermost place that knows the run: one broken run must not stop the others
-            self._pause(run_id)
             log.exception("run_in_trouble", run_id=run_id, retry_in_s=TROUBLE_PAUSE_S)
+            self._pause(run_id, reason="internal", detail="the averager has failed; its log says how")
             return False
 
     def _hold(self, run_id: str) -> bool:
@@ -169,9 +169,10 @@ class Averager:
         self._got_on_at = self._clock.monotonic()
         self._leases[run_id].hold(attempt=self._followers[run_id].attempt, detail=self._followers[run_id].doing)
 
-    def _pause(self, run_id: str) -> None:
+    def _pause(self, run_id: str, *, reason: str, detail: str) -> None:
         self._drop(run_id)
         self._paused_until[run_id] = self._clock.monotonic() + TROUBLE_PAUSE_S
+        self._leases[run_id].report(reason=reason, detail=detail)
 
     def _drop(self, run_id: str) -> None:
         if (follower := self._followers.pop(run_id, None)) is not None:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from services.cli.average_report import describe_plan, describe_report, print_plan
-from services.cli.connection import AsJson  # noqa: TC001  Typer reads the annotations at run time
 from services.cli.console import answer, bytes_bar, print_json, say
 from services.cli.inputs import find_checkpoints
+from services.cli.options import AsJson
 from wa_core.averaging.rules import parse_rule
 from wa_core.errors import ConfigurationError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from services.cli.merge import Job, Target
 
 _UNITS = {
     "": 1,
@@ -45,21 +47,32 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         ),
     ],
     *,
-    rule: Annotated[str, typer.Option("--rule", "-r", help="Such as swa, ema:half_life=500.", show_default=False)],
+    rule: Annotated[
+        str,
+        typer.Option("--rule", "-r", metavar="RULE", help="Such as swa, ema:half_life=500.", show_default=False),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The file or folder to write.", show_default=False),
     ] = None,
     file_format: Annotated[
         Literal["safetensors", "pt", "hf"] | None,
-        typer.Option("--format", help="Of the output; hf is a folder.", show_default="by the output's name"),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="safetensors, pt, or hf, a folder.",
+            show_default="by the output's name",
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "float64"] | None,
-        typer.Option(help="Of the averaged tensors in the output.", show_default="as in the checkpoints"),
+        typer.Option(
+            metavar="DTYPE", help="Of the averaged tensors in the output.", show_default="as in the checkpoints"
+        ),
     ] = None,
     accumulator_dtype: Annotated[
-        Literal["float64", "float32"], typer.Option(help="What is summed in.")
+        Literal["float64", "float32"],
+        typer.Option(metavar="DTYPE", help="What is summed in: float64 or float32."),
     ] = "float64",
     max_shard_size: Annotated[
         str | None,
@@ -113,7 +126,7 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
     if output is None and not is_dry:
         raise typer.BadParameter("say where to write; or add --dry-run.", param_hint="'--output' / '-o'")
     with _numpy_wanted():
-        from services.cli.merge import Job, Target, merge, plan
+        from services.cli.merge import Job, Target
     shard_bytes = _parse_size(max_shard_size)
     target = None
     if output is not None and not is_dry:
@@ -133,16 +146,28 @@ def average(  # noqa: PLR0913  the command's options, each one a name of its own
         num_threads=threads,
     )
     if target is None:
-        found, rebuild = plan(job)
-        if as_json:
-            print_json(describe_plan(found, num_threads=threads, rebuild=rebuild))
-        else:
-            print_plan(found, num_threads=threads, rebuild=rebuild)
-        return
+        _describe(job, as_json=as_json)
+    else:
+        _merge(job, target, as_json=as_json)
+
+
+def _describe(job: Job, *, as_json: bool) -> None:
+    from services.cli.merge import plan
+
+    found, rebuild = plan(job)
+    if as_json:
+        print_json(describe_plan(found, num_threads=job.num_threads, rebuild=rebuild))
+    else:
+        print_plan(found, num_threads=job.num_threads, rebuild=rebuild)
+
+
+def _merge(job: Job, target: Target, *, as_json: bool) -> None:
+    from services.cli.merge import merge
+
     with bytes_bar(target.path.name) as on_progress:
         report = merge(job, target, on_progress=on_progress)
     if as_json:
-        print_json(describe_report(report, num_threads=threads))
+        print_json(describe_report(report, num_threads=job.num_threads))
         return
     count = len(report.plan.sources)
     say(f"averaged {count} checkpoint{'s' if count > 1 else ''} with {report.plan.rule} in {report.seconds:.1f} s")

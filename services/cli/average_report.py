@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from wa_core.averaging.files.offline import AverageReport
-    from wa_core.averaging.files.plan import AveragePlan
+    from wa_core.averaging.files.plan import AveragePlan, SourceUse
     from wa_core.averaging.posthoc import RebuildPlan
+    from wa_core.averaging.tensor_policy import Decision
+    from wa_core.specs import TensorSpec
 
 _BASE_BYTES = 64 << 20  # the interpreter with NumPy
 # One stretch: what is read, its sum, what is written. Stretches are longer where every read is a request.
@@ -24,38 +26,14 @@ def describe_plan(
     """All of a plan."""
     return {
         "rule": plan.rule,
-        "sources": [
-            {
-                "name": use.name,
-                "step": use.step,
-                "coefficient": use.coefficient,
-                "size_bytes": use.size_bytes,
-                "sha256": dict(use.sha256) or None,
-            }
-            for use in plan.sources
-        ],
+        "sources": [_source(use) for use in plan.sources],
         "left_out": dict(plan.left_out),
-        "tensors": [
-            {
-                "name": tensor.spec.name,
-                "dtype": tensor.spec.dtype,
-                "shape": list(tensor.spec.shape),
-                "policy": str(plan.decisions[tensor.spec.name].policy),
-                "reason": plan.decisions[tensor.spec.name].reason,
-            }
-            for tensor in plan.tensors
-        ],
+        "tensors": [_tensor(tensor.spec, plan.decisions[tensor.spec.name]) for tensor in plan.tensors],
         "ties": dict(plan.ties),
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.write_bytes,
         "memory_bytes": _memory_bytes(plan, num_threads),
-        "rebuild": None
-        if rebuild is None
-        else {
-            "profile_error": rebuild.profile_error,
-            "noise_gain": rebuild.noise_gain,
-            "coefficients": [[step, value] for step, value in sorted(rebuild.coefficients.items())],
-        },
+        "rebuild": None if rebuild is None else _rebuild(rebuild),
     }
 
 
@@ -94,6 +72,34 @@ def print_plan(plan: AveragePlan, *, num_threads: int, rebuild: RebuildPlan | No
         f"{len(plan.sources)} checkpoints with {plan.rule}: reads {_size(plan.read_bytes)}, "
         f"writes {_size(plan.write_bytes)}, takes about {_size(_memory_bytes(plan, num_threads))} of memory"
     )
+
+
+def _source(use: SourceUse) -> dict[str, JsonValue]:
+    return {
+        "name": use.name,
+        "step": use.step,
+        "coefficient": use.coefficient,
+        "size_bytes": use.size_bytes,
+        "sha256": dict(use.sha256) or None,
+    }
+
+
+def _tensor(spec: TensorSpec, decision: Decision) -> dict[str, JsonValue]:
+    return {
+        "name": spec.name,
+        "dtype": spec.dtype,
+        "shape": list(spec.shape),
+        "policy": str(decision.policy),
+        "reason": decision.reason,
+    }
+
+
+def _rebuild(plan: RebuildPlan) -> dict[str, JsonValue]:
+    return {
+        "profile_error": plan.profile_error,
+        "noise_gain": plan.noise_gain,
+        "coefficients": [[step, value] for step, value in sorted(plan.coefficients.items())],
+    }
 
 
 def _memory_bytes(plan: AveragePlan, num_threads: int) -> int:

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.bucket import open_bucket
-from services.cli.connection import DEFAULT_DATA, ApiUrl, AsJson, Token, connect
+from services.cli.connection import DEFAULT_DATA, connect
 from services.cli.console import print_json, print_table, say
+from services.cli.options import ApiUrl, AsJson, Token
 from wa_core.errors import ConfigurationError, WeightAveragingError
 
 if TYPE_CHECKING:

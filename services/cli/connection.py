@@ -1,17 +1,14 @@
-"""Where the service is: options, then the environment, then the embedded stack of `./.wa`.
+"""Where the service is: as options and the environment say, or else the embedded stack of `./.wa`.
 
-The client and the stack are loaded when a service is looked for: commands on files share the options alone.
+The client and the stack are loaded when a service is looked for: commands on files do not wait for them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from services.cli.completion import complete_average, complete_run
 from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,39 +17,6 @@ if TYPE_CHECKING:
     from services.client import Client
 
 DEFAULT_DATA = Path(".wa")
-
-ApiUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--api-url",
-        envvar="WA_API_URL",
-        help="Address of the service. Without it: the stack that `wa up` started in this folder.",
-        metavar="URL",
-        show_default=False,
-    ),
-]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        "--token", envvar="WA_TOKEN", help="Bearer token of the service.", metavar="TOKEN", show_default=False
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, on stdout.")]
-RunId = Annotated[
-    str,
-    typer.Argument(
-        help="The run's id, as `wa submit` and `wa runs` print it.", metavar="RUN", autocompletion=complete_run
-    ),
-]
-OneAverage = Annotated[
-    str | None,
-    typer.Option(
-        help="Which average. Not needed when the run has one.",
-        show_default=False,
-        autocompletion=complete_average,
-    ),
-]
-PublishedState = Annotated[str, typer.Option(metavar="best|latest|STEP", help="Which of its published states.")]
 
 
 @contextlib.contextmanager

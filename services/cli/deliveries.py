@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import print_json, print_table, say
+from services.cli.options import ApiUrl, AsJson, RunId, Token
 from services.cli.runs import short_time
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli.connection import ApiUrl, AsJson, Token, connect
+from services.cli.connection import connect
 from services.cli.console import print_json, print_table
 from services.cli.local import installed
+from services.cli.options import ApiUrl, AsJson, Token
 from services.client import ApiError, ServiceUnreachableError
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from services.cli.connection import ApiUrl, OneAverage, PublishedState, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import answer, say
 from services.cli.local import installed
+from services.cli.options import ApiUrl, OneAverage, PublishedState, RunId, Token
 from services.cli.results import chosen_query, download_weights, only_average
 from services.cli.runs import FOLLOW_PATIENCE_S
 from services.client.download import check_writable

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import answer, print_json, shown
+from services.cli.options import ApiUrl, AsJson, RunId, Token
 from services.cli.runs import FOLLOW_PATIENCE_S, leaving, short_time
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.bucket import open_bucket
-from services.cli.connection import AsJson  # noqa: TC001  Typer reads the annotations at run time
 from services.cli.console import answer, print_json, print_table
+from services.cli.options import AsJson
 from wa_core import layout
 from wa_core.catalog.retention import Delete, Grace
 from wa_core.catalog.runs import list_run_ids

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.connection import DEFAULT_DATA, AsJson
+from services.cli.connection import DEFAULT_DATA
 from services.cli.console import answer, print_json, say
+from services.cli.options import AsJson
 from services.runtime.telemetry import configure_logging
 from services.stack.detached import start_detached, stop_stack
 from services.stack.embedded import StackOptions, StoppedEarlyError, StopSignals, run_stack

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import typer
 
 from services.cli.completion import complete_run
-from services.cli.connection import ApiUrl, AsJson, Token, connect, service_of
+from services.cli.connection import connect, service_of
 from services.cli.console import answer, print_json, say
+from services.cli.options import ApiUrl, AsJson, Token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,8 +10,9 @@ import typer
 
 from services.cli.arguments import parse_json
 from services.cli.completion import complete_average
-from services.cli.connection import ApiUrl, AsJson, PublishedState, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import print_json, say
+from services.cli.options import ApiUrl, AsJson, PublishedState, RunId, Token
 from services.cli.results import chosen_query
 
 if TYPE_CHECKING:

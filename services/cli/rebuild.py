@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from services.cli.arguments import check_name, name_of_rule
-from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import INTERRUPTED, answer, print_json, print_table, say
 from services.cli.follow import POLL_S, average_line
+from services.cli.options import ApiUrl, AsJson, RunId, Token
 from services.cli.results import download_weights
 from services.cli.runs import FOLLOW_PATIENCE_S
 from services.client.answers import TERMINAL_STATES

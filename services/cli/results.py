@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from services.cli.connection import ApiUrl, AsJson, OneAverage, PublishedState, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import answer, bytes_bar, print_json, print_table, say
 from services.cli.follow import measured_metrics, verdict
+from services.cli.options import ApiUrl, AsJson, OneAverage, PublishedState, RunId, Token
 from services.cli.runs import FOLLOW_PATIENCE_S
 from wa_core.errors import AverageNotFoundError
 

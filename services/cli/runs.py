@@ -17,9 +17,10 @@ from services.cli.arguments import (
     parse_since,
     parse_webhooks,
 )
-from services.cli.connection import ApiUrl, AsJson, RunId, Token, connect
+from services.cli.connection import connect
 from services.cli.console import INTERRUPTED, answer, follow_table, print_json, print_table, say, shown
 from services.cli.follow import average_line, follow, last_log_lines, reason_of, summary
+from services.cli.options import ApiUrl, AsJson, RunId, Token
 from wa_core.errors import InvalidInputError
 from wa_core.packages import pack_folder
 
@@ -125,22 +126,21 @@ def submit(  # noqa: PLR0913  one parameter for each option of the command
         "labels": parse_labels(label or []),
         "priority": priority,
         "seed": seed,
+        **_given(
+            deadlines=_given(queue_s=queue_deadline, run_s=run_deadline) or None,
+            webhooks=parse_webhooks(webhook or [], events=webhook_event or []) or None,
+        ),
     }
-    if deadlines := _given(queue_s=queue_deadline, run_s=run_deadline):
-        request["deadlines"] = deadlines
-    if webhooks := parse_webhooks(webhook or [], events=webhook_event or []):
-        request["webhooks"] = webhooks
     with connect(api_url, token, patience_s=FOLLOW_PATIENCE_S if is_followed else 0.0) as client:
         if body is not None:
             request["package"] = client.upload_package(body)["package"]
         run = client.submit(request)
-        if not is_followed:
-            print_json(run) if as_json else answer(run["run_id"])
-            return
-        say(f"run {run['run_id']} submitted")
-        run = follow_to_end(client, run["run_id"])
+        if is_followed:
+            say(f"run {run['run_id']} submitted")
+            run = follow_to_end(client, run["run_id"])
         print_json(run) if as_json else answer(run["run_id"])
-    raise typer.Exit(0 if run["state"] == "succeeded" else 1)
+    if is_followed and run["state"] != "succeeded":
+        raise typer.Exit(1)
 
 
 def _packed(folder: Path) -> bytes:
@@ -336,6 +336,6 @@ def short_time(text: str) -> str:
     return text[:19].replace("T", " ")
 
 
-def _given(**asked: float | None) -> dict[str, float]:
+def _given(**asked: object) -> dict[str, object]:
     """What was asked for; nothing of what was not."""
     return {name: value for name, value in asked.items() if value is not None}

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.connection import ApiUrl, AsJson, Token, connect
+from services.cli.connection import connect
 from services.cli.console import answer, print_json, print_table, say
 from services.cli.help_texts import ReadableGroup
+from services.cli.options import ApiUrl, AsJson, Token
 from services.cli.suggestions import SuggestingCommand
 
 if TYPE_CHECKING:

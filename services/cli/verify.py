@@ -13,8 +13,9 @@ from rich.progress import Progress
 
 from services.cli.bucket import bucket_environment
 from services.cli.completion import complete_average
-from services.cli.connection import DEFAULT_DATA, AsJson, RunId
+from services.cli.connection import DEFAULT_DATA
 from services.cli.console import answer, notices, print_json
+from services.cli.options import AsJson, RunId
 from wa_core.errors import CorruptError
 
 if TYPE_CHECKING:

@@ -74,9 +74,7 @@ class Sender:
             connection = http.client.HTTPConnection(host, port)
         connection.auto_open = 0  # it must never connect by name
         plain = socket.create_connection((address, port), timeout=self._deadline_s)
-        sock = (
-            self._tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False) if is_tls else plain
-        )
+        sock = self._wrapped(plain, host) if is_tls else plain
         # Timeouts of sockets are for each read: without this a receiver that drips bytes would hold us for ever.
         cut = threading.Timer(self._deadline_s, _cut, [sock])
         cut.daemon = True

@@ -72,12 +72,12 @@ class MeteredStore:
         self._store = store
         self._metrics = metrics
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object."""
         with self._metrics.observed("get"):
-            return self._store.get(key, byte_range=byte_range)
+            return self._store.get(key, range=range)
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Open an object; faults on the way count as well."""
         with self._metrics.observed("stream"):
             chunks = self._store.stream(key, start=start, end=end)
@@ -98,7 +98,7 @@ class MeteredStore:
         with self._metrics.observed("create"):
             self._store.create(key, body)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """The objects under a prefix."""
         with self._metrics.observed("list"):
             return self._store.list(prefix, start_after=start_after, delimiter=delimiter)

@@ -17,7 +17,7 @@ from opentelemetry.trace import Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
-    from services.runtime.tracing import Attributes
+    from services.runtime.spans import Attributes
 
 _SEND_TIMEOUT_S = 2  # a collector that is away must not keep a process from ending in time
 _SEND_EVERY_MS = 2000
@@ -27,7 +27,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class OtelSpan:
-    """See `services.runtime.tracing.Span`."""
+    """See `services.runtime.spans.Span`."""
 
     def __init__(self, inner: trace.Span) -> None:
         self._inner = inner
@@ -55,7 +55,7 @@ class OtelSpan:
 
 
 class OtelTracer:
-    """See `services.runtime.tracing.Tracer`."""
+    """See `services.runtime.spans.Tracer`."""
 
     def __init__(self, service: str) -> None:
         about = {"service.name": f"wa-{service}", "service.version": version(_NAME)}

@@ -1,7 +1,7 @@
 """Spans of work, joined across processes by the W3C `traceparent` that a run's records carry (ADR 23).
 
-The port is `Tracer`; without tracing it does nothing but hand `traceparent` on, and no tracing library is loaded.
-A process has one tracer, set by `install`, as it has one log.
+Without tracing it does nothing but hand `traceparent` on, and no tracing library is loaded. A process has one
+tracer, set by `install`, as it has one log.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from wa_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from services.runtime.settings import Settings
-
-    Attributes = Mapping[str, str | int | float | bool]
+    from services.runtime.spans import Attributes, Span, Tracer
 
 #: What a process that runs user code may know of how traces are sent: no headers, which hold credentials.
 SHARED_VARIABLES = (
@@ -29,39 +28,6 @@ SHARED_VARIABLES = (
 )
 _SWITCHES = SHARED_VARIABLES[:2]
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-class Span(Protocol):
-    """A piece of work under way."""
-
-    @property
-    def traceparent(self) -> str | None:
-        """What work that grows from it names as its parent."""
-        ...
-
-    def note(self, attributes: Attributes) -> None:
-        """Say more about it."""
-        ...
-
-    def rename(self, name: str) -> None:
-        """Give it another name."""
-        ...
-
-    def end(self, *, error: str = "") -> None:
-        """It is over; with `error`, badly."""
-        ...
-
-
-class Tracer(Protocol):
-    """Where spans go."""
-
-    def begin(self, name: str, *, parent: str | None, attributes: Attributes) -> Span:
-        """Begin a span below `parent`, a `traceparent`; None begins a trace."""
-        ...
-
-    def close(self) -> None:
-        """Send what is waiting; takes seconds at most."""
-        ...
 
 
 class _NoSpan:

@@ -95,8 +95,7 @@ def plan_children(plan: StackPlan, *, inherited: Mapping[str, str]) -> dict[str,
     ray = ray_head.environment(plan.ray)
     specs = [
         ChildSpec("store", tuple(seaweedfs.argv(plan.store)), base | seaweedfs.environment(plan.store)),
-        # Ray holds nothing worth waiting for, and outstays any grace while workers are around.
-        ChildSpec("ray", tuple(ray_head.argv(plan.ray)), base | ray, grace_s=2.0),
+        ChildSpec("ray", (*_module("services.stack.ray_process"), *ray_head.argv(plan.ray)), base | ray),
         ChildSpec(
             "runner", _module("services.trainer"), service | keys["trainer"] | ray_head.environment(plan.ray)
         ),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from services.runtime.tracing import Span
+    from services.runtime.spans import Span
     from wa_core.catalog.runs import RunLog
     from wa_core.records import RunSpec
     from wa_core.store.base import ObjectStore

@@ -223,7 +223,8 @@ def _train_function(job: TrainingJob, settings: Settings, *, folder: str) -> Cal
 
         from services.runtime.stores import open_store
         from services.runtime.telemetry import configure_logging
-        from services.trainer.loop import TrainContext, train
+        from services.trainer.context import TrainContext
+        from services.trainer.loop import train
 
         ranks = ray.train.get_context()
         rank = ranks.get_world_rank()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from services.runtime.settings import Settings
-    from services.runtime.tracing import Span
+    from services.runtime.spans import Attributes, Span
     from wa_core.records import RunSpec
 
 VARIABLE = "TRACEPARENT"
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 def begin_attempt(spec: RunSpec, attempt: int) -> Span:
     """The span of an attempt, in the trace of its run's submission."""
-    about: tracing.Attributes = {"wa.run_id": spec.run_id, "wa.attempt": attempt}
+    about: Attributes = {"wa.run_id": spec.run_id, "wa.attempt": attempt}
     return tracing.begin("attempt", parent=spec.traceparent, attributes=about)
 
 

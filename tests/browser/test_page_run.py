@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -11,6 +10,7 @@ from playwright.sync_api import expect
 from services.api.dashboard.numbers import MINUS
 from support.api import ApiRun, serving
 from support.patience import eventually
+from support.ports import free_port
 from support.showcase import TOTAL_STEPS, finished_run, measure_landscapes, running_run, verify_averages
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ def test_the_page_outlives_the_service(
     store: MemoryStore, open_page: Callable[..., Page], complaints: list[str]
 ) -> None:
     """While the API restarts the page says so; after it, it goes on where it was."""
-    run = running_run(store)
-    with serving(store) as site:
+    run, port = running_run(store), free_port()
+    with serving(store, port=port) as site:
         page = open_page(f"{site}/runs/{run.run_id}")
         expect(page.locator("#connection")).to_have_text("live")
     expect(page.locator("#connection")).to_have_text("reconnecting…")
     run.train(180)
 
-    with serving(store, port=urlsplit(site).port or 0):
+    with serving(store, port=port):
         expect(page.locator("#connection")).to_have_text("live")
         expect(page.locator("#checkpoints tbody tr")).to_have_count(9)
         page.goto("about:blank")

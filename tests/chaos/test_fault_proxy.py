@@ -57,7 +57,7 @@ def test_without_rules_it_is_invisible(ends: Ends) -> None:
     ends.near.delete("a/gone")
 
     assert ends.far.get("a/large") == LARGE
-    assert ends.near.get("a/c", byte_range=ByteRange(5, 9)) == BODY[5:9]
+    assert ends.near.get("a/c", range=ByteRange(5, 9)) == BODY[5:9]
     assert ends.near.get("a/b é") == b""
     assert ends.near.head("a/large").size_bytes == len(LARGE)
     assert [info.key for info in ends.near.list("a/")] == ["a/b é", "a/c", "a/large"]

@@ -42,7 +42,7 @@ REQUEST = digits_request(num_workers=2, every_steps=2, averages={"swa": "swa"}) 
 THIRD = r"/checkpoints/0001-0*6-.*/model\.safetensors"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_f15_a_worker_killed_in_the_middle_of_an_upload(
     seaweed: Seaweed, proxy: FaultProxy, tmp_path: Path
 ) -> None:
@@ -74,7 +74,7 @@ def kill_in_the_middle(near: ObjectStore, proxy: FaultProxy, run_id: str) -> Non
     proxy.rules = [Rule(Spoil.STALL, operations=frozenset({"PUT"}), key=THIRD)]
     workers = start_gloo_workers(near, run_id, attempt=start_attempt(near, run_id), world_size=2)
     try:
-        eventually(lambda: proxy.spoiled[Spoil.STALL], timeout_s=90, what="the third upload")
+        eventually(lambda: proxy.spoiled[Spoil.STALL], timeout_s=240, what="the third upload")
         (key,) = {call.key for call in proxy.calls if call.operation == "PUT" and "-000000000006-" in call.key}
         eventually(lambda: proxy.traffic[key].sent_bytes, what="the first half")
         (uploader,) = [pid for pid, line in descendants(workers[0].pid or 0).items() if UPLOADER in line]

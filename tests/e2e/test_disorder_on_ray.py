@@ -158,7 +158,7 @@ def trained(stack: RunningStack, *, moments: list[tuple[int, str]]) -> str:
             timeout_s=180,
             what="the next checkpoints",
         )
-        eventually(lambda role=role: kill_a(stack, role), timeout_s=60, what=f"a {role}")
+        eventually(lambda role=role: kill_a(stack, role), timeout_s=180, what=f"a {role}")
     with stack.client() as client:
         run = client.wait(run_id)
     assert run["state"] == "succeeded", run

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from support.stack import RunningStack
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from wa_core.packages import pack_folder
 if TYPE_CHECKING:
     from support.stack import RunningStack
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 MOONS = Path(__file__).parents[2] / "examples" / "moons"
 

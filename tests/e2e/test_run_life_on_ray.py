@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LONG = {"epochs": 3000, "lr": 0.01}
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 
 def log_of(stack: RunningStack, run_id: str) -> list[Entry]:
@@ -40,7 +40,7 @@ def test_f26_a_run_larger_than_the_cluster_is_queued_and_expires(stack: RunningS
     """F26: `queued` with the reason `insufficient_resources`, then `failed` with it at the queue deadline."""
     with stack.client() as client:
         scaling = {"num_workers": 999, "use_gpu": False}
-        run_id = client.submit(submission(scaling=scaling, deadlines={"queue_s": 8.0}))["run_id"]
+        run_id = client.submit(submission(scaling=scaling, deadlines={"queue_s": 15.0}))["run_id"]
 
     waiting = eventually(
         lambda: (run := has_state(stack, run_id, "queued")) and run["reason"] and run, what="a reason"

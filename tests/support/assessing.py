@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from services.averager import assess
-from services.averager.assessor import AssessJob
+from services.averager.assess_job import AssessJob
 from support.child import serving
 from support.patience import eventually
 from support.untrained import Untrained
@@ -29,7 +29,8 @@ from wa_core.tensors import serialize
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from services.averager.assessor import Assessor, FinishedJob
+    from services.averager.assess_job import FinishedJob
+    from services.averager.assessor import Assessor
 
 CHILD = serving("support.assessing")
 NUM_HELDOUT = 24

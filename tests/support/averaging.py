@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from services.averager.assessor import Assessed, FinishedJob
+from services.averager.assess_job import Assessed, FinishedJob
 from services.averager.publication import Buffers, ServedWeights, provenance
 from services.averager.scratch import Scratch
 from services.averager.worker import Averager
@@ -20,7 +20,7 @@ from wa_core.tensors import read_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from services.averager.assessor import AssessJob
+    from services.averager.assess_job import AssessJob
     from support.runs import HandmadeRun
     from wa_core.records import AssessmentRecord, AverageManifest
     from wa_core.store.base import ObjectStore
@@ -95,14 +95,14 @@ class WatchedStore:
         self._inner = inner
         self._crash_after = crash_after
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Any:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Any:
         """Count what is read of each key."""
         self._count()
         chunks = list(self._inner.stream(key, start=start, end=end))
         self.bytes_read[key] = self.bytes_read.get(key, 0) + sum(map(len, chunks))
         return iter(chunks)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Any:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Any:
         """List, then count."""
         found = list(self._inner.list(prefix, start_after=start_after, delimiter=delimiter))
         self._count()

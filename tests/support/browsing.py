@@ -18,14 +18,18 @@ PATIENCE_MS = 60_000  # of a machine that does much else
 
 @pytest.fixture(scope="module")  # while it is open an event loop runs, which tests in other modules want to do
 def browser() -> Iterator[Browser]:
-    """The system's Chromium; it refuses its sandbox to root, which tests often are."""
+    """The system's Chromium; it refuses its sandbox to root, which tests often are.
+
+    Shared memory is small in containers, and a page that finds none left crashes.
+    """
     chromium = shutil.which("chromium")
     assert chromium, "install Chromium (`make browser`)"
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        started = playwright.chromium.launch(executable_path=chromium, args=arguments, timeout=2 * PATIENCE_MS)
         yield started
         started.close()
 

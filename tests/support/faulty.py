@@ -76,15 +76,15 @@ class FaultyStore:
         with self._lock:
             self._script[operation].extend(faults)
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read, unless a fault comes in between."""
         fault = self._draw("get", key)
-        body = self._call(fault, lambda: self.inner.get(key, byte_range=byte_range))
+        body = self._call(fault, lambda: self.inner.get(key, range=range))
         if fault is Fault.TRUNCATE:
             raise StoreUnavailableError(f"get {key}: the answer was cut (on purpose)")
         return self._flipped(body) if fault is Fault.FLIP_BIT else body
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Stream, unless a fault comes in between."""
         fault = self._draw("stream", key)
         chunks = self._call(fault, lambda: self.inner.stream(key, start=start, end=end))
@@ -113,7 +113,7 @@ class FaultyStore:
             return
         self._call(fault, lambda: self.inner.create(key, body))
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List, unless a fault comes in between."""
         fault = self._draw("list", prefix)
         return self._call(fault, lambda: self.inner.list(prefix, start_after=start_after, delimiter=delimiter))

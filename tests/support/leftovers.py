@@ -19,7 +19,7 @@ _OF_A_RUN = ("trainer.driver", "wa_core.publisher.child", "RayTrainWorker", "Tra
 
 def check_nothing_is_left(stack: RunningStack) -> None:
     """No actor and no group on the cluster; of no run a process, a temporary folder, a marker or an upload."""
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while (living := living_on_ray(stack)) != ([], []) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert living == ([], [])

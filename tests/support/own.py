@@ -34,7 +34,7 @@ def batches(num_batches: int, *, size: int = 32) -> list[tuple[Tensor, Tensor]]:
     return [(centres[label] + 0.5 * torch.randn(size, 8, generator=draw), label) for label in labels]
 
 
-def average_to_end(store: ObjectStore, run_id: str, *, limit_s: float = 60) -> None:
+def average_to_end(store: ObjectStore, run_id: str, *, limit_s: float = 240) -> None:
     """Let a real averager, with a real assessor, work until the run has succeeded."""
     with ProcessAssessor() as assessor:
         worker = averager(store, assessor=assessor, assess_interval_s=0.0)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-
 import httpx2
 
+from services.stack import seaweedfs
 from support.patience import eventually
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A loopback port that nothing listens on just now, below those that the system gives to others meanwhile."""
+    return seaweedfs.free_ports(1)[0]
 
 
 def answered(url: str) -> httpx2.Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import httpx2
 
 from services.recipes.loader import load_recipe
 from support.averaging import averager, run_until_idle
+from support.ports import free_port
 from support.runs import DIGITS, HandmadeRun
 
 if TYPE_CHECKING:
@@ -127,9 +127,7 @@ class PredictorProcess:
 @contextmanager
 def predicting(bucket: Path, log: Path, **environment: str) -> Iterator[PredictorProcess]:
     """A predictor, started, and killed at the end."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = int(server.getsockname()[1])
-    predictor = PredictorProcess(bucket, log, environment, port)
+    predictor = PredictorProcess(bucket, log, environment, free_port())
     predictor.start()
     try:
         yield predictor

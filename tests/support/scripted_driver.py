@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 TOTAL_STEPS = 40
 EVERY_STEPS = 5
 STEP_S = 0.02
+HELD_AT = 22
 _COMMITS_IN = frozenset({RunState.STARTING, RunState.RUNNING, RunState.PAUSING})
 
 
@@ -66,8 +68,11 @@ def finish(script: Script) -> int:
     return 0
 
 
-def train(script: Script) -> int:
-    """Step as the real loop does, with checkpoints and an eye on the log; end as the real driver does."""
+def train(script: Script, *, held_at: int = TOTAL_STEPS) -> int:
+    """Step as the real loop does, with checkpoints and an eye on the log; end as the real driver does.
+
+    At `held_at` it takes no further step until it is stopped.
+    """
     from services.trainer.driver import Attempt, _die_with, run_attempt  # takes long, and only this verb needs it
     from services.trainer.watch import RunWatch
 
@@ -79,10 +84,11 @@ def train(script: Script) -> int:
         step = next((e.step for e in script.log.lineage if e.seq == starts[-1].resumed_from), 0)
         while step < TOTAL_STEPS and not watch.is_stop_wanted:
             time.sleep(STEP_S)
-            step += 1
+            has_moved = step < held_at
+            step += has_moved
             script.beat(step)
             watch.look()
-            if step % EVERY_STEPS == 0 or watch.is_stop_wanted:
+            if (has_moved and step % EVERY_STEPS == 0) or watch.is_stop_wanted:
                 watch.check_fence()
                 script.save(step)
 
@@ -139,6 +145,7 @@ def _hang() -> int:
 VERBS = {
     "finish": finish,
     "train": train,
+    "train-half": partial(train, held_at=HELD_AT),
     "save-then-die": save_then_die,
     "kill-runner": kill_runner,
     "stall": stall,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from services.trainer.runner import Runner
 from support.training import log_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from services.trainer.runner import Runner
     from wa_core.store.base import ObjectStore
 
+#: Of verbs for the scripted driver, and options of `RunnerConfig`.
+MakeRunner = Callable[..., Runner]
 
-def tick_until(runner: Runner, is_done: Callable[[], bool], *, limit_s: float = 60.0) -> None:
+
+def tick_until(runner: Runner, is_done: Callable[[], bool], *, limit_s: float = 120.0) -> None:
     """Tick until something holds."""
     deadline = time.monotonic() + limit_s
     while not is_done():

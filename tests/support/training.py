@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed
 
-from services.trainer.loop import TrainContext, TrainOutcome, train
+from services.trainer.context import TrainContext
+from services.trainer.loop import TrainOutcome, train
 from support.ports import free_port
 from wa_core.catalog.runs import RunLog, submit
 from wa_core.clock import SystemClock
@@ -97,7 +98,7 @@ def train_with_gloo(store: ObjectStore, run_id: str, *, attempt: int, world_size
     """Train one attempt with DDP over plain gloo processes."""
     workers = start_gloo_workers(store, run_id, attempt=attempt, world_size=world_size)
     for worker in workers:
-        worker.join(120)
+        worker.join(240)
     codes = [worker.exitcode for worker in workers]
     for worker in workers:
         worker.kill()

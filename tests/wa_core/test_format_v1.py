@@ -22,7 +22,7 @@ from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue, li
 from wa_core.catalog.sweeper import Sweeper
 from wa_core.clock import ManualClock
 from wa_core.errors import CorruptError
-from wa_core.records import CheckpointCommitted, Heartbeat, Marker, TrainingFinished
+from wa_core.records import AVERAGER, CheckpointCommitted, Heartbeat, Marker, TrainingFinished
 from wa_core.store.local import LocalStore
 from wa_core.tensors import serialize
 
@@ -202,7 +202,7 @@ def test_f27_newer_generations_assessments_and_specs_are_refused(
 def test_f27_a_run_of_a_newer_version_stops_and_others_go_on(
     store: LocalStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The averager says which record it cannot read, leaves that run alone, and folds the other one."""
+    """The averager says which record it cannot read, in its log and its note, and folds the other run."""
     newer, sound = (HandmadeRun(store, averages={"swa": "swa"}) for _ in range(2))
     for run in (newer, sound):
         run.checkpoint(10, random_weights(1))
@@ -217,3 +217,6 @@ def test_f27_a_run_of_a_newer_version_stops_and_others_go_on(
     said = capsys.readouterr().out
     assert "run_stalled" in said
     assert f"{key} cannot be read" in said
+    note = Heartbeat.model_validate_json(store.get(layout.heartbeat(newer.run_id, AVERAGER)))
+    assert note.reason == "record_unreadable"
+    assert f"{key} cannot be read" in note.detail

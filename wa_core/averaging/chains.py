@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.averaging.files.stored import StoredTensor, Stretch
-    from wa_core.averaging.streamed import StreamedShadow
+    from wa_core.averaging.streamed_shadow import StreamedShadow
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,17 @@ class EmaRule(_Lerp):
       after ``n`` others, as in TensorFlow's ``ExponentialMovingAverage`` (there 10). The mass gathered is 1 less
       the product of all decays so far, ``(warmup - 1)! (n + 1)! / (n + warmup)!`` while it lasts;
       a fold weighs ``(1 - d_n)`` over that mass. (With ``warmup=2`` that is SWA, as long as the warm-up lasts.)
+
+    Args:
+        half_life_steps: optimizer steps after which a checkpoint counts half, > 0.
+        decay: what a fold leaves of the folds before it, in [0, 1).
+        start_step: the first optimizer step that counts, >= 0.
+        init: ``debias`` or ``first``.
+        rampup: the half-life as a part of the steps so far, from 1e-9 to 1000; None for the whole one at once.
+        warmup: folds, from 2 to 1,000,000; None for the whole decay at once.
+
+    Raises:
+        InvalidInputError: both or neither of `half_life_steps` and `decay`, or a value outside its range.
     """
 
     half_life_steps: float | None = None
@@ -237,6 +248,10 @@ class PowerEmaRule(_Lerp):
     ``beta(t) = (1 - 1/t)**(gamma + 1)``, which is for a gap of one step, over the gap that there is. It has no
     bias: nothing is left of what was before the start.
 
+    Args:
+        sigma_rel: relative to the run's length, above 0 and at most ``1 / sqrt(12)``, which is the plain mean.
+        start_step: the first optimizer step that counts, >= 0.
+
     Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
     arXiv 2312.02696, section 3.1 and Algorithm 2.
     """
@@ -315,7 +330,7 @@ def parse_rule(text: str) -> AnyRule:
     if name not in _RULES:
         raise InvalidInputError(f"{text!r}: there is no rule {name!r}{did_you_mean(name, _RULES)}; {_EXAMPLES}")
     if colon and not rest:
-        raise InvalidInputError(f"{text!r}: nothing follows the colon; write {name!r} alone, or options after it")
+        raise InvalidInputError(f"{text!r}: nothing follows the colon; {_EXAMPLES}")
     rule, options = _RULES[name]
     values = read_options(text, rest, known=options) if rest else {}
     if name == "power" and "sigma_rel" not in values:

@@ -111,7 +111,9 @@ class ShadowWeights:
         return True
 
     def value(self) -> dict[str, Tensor]:
-        """The average in the checkpoints' dtypes, as new tensors; aliases of a tied tensor are one object.
+        """The average in the checkpoints' names, shapes and dtypes, rounded once, as new tensors.
+
+        Aliases of a tied tensor are one object.
 
         Raises:
             NoAverageYetError: nothing has been folded.

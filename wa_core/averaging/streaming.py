@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from wa_core.averaging.files.passes import Pace, Pass
     from wa_core.averaging.files.sources import FilesSource
     from wa_core.averaging.files.stored import Stretch
-    from wa_core.averaging.streamed import StreamedShadow
+    from wa_core.averaging.streamed_shadow import StreamedShadow
 
 # Elements folded at a time: a block stays in cache while it is checked, converted and folded into every average.
 BLOCK = 1 << 16
@@ -176,7 +176,8 @@ class _Fold:
     def _bad_bool(self, chain: Chain, element: int) -> CorruptError:
         name, _ = chain.find(element)
         return CorruptError(
-            f"{self._source.name}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is damaged",
+            f"{self._source.name}: tensor {name!r} is bool but has bytes other than 0 and 1; the file is "
+            f"damaged, save it again",
             code="bad_value",
         )
 

@@ -66,6 +66,8 @@ class WindowRule:
 
     Raises:
         InvalidInputError: an impossible window.
+
+    Source: Tian et al. 2025, arXiv 2507.17634, Theorem 3.1; see this module.
     """
 
     last: int | None = None

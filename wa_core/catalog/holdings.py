@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from wa_core import layout
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.catch_up import Holdings
 from wa_core.catalog.checkpoints import find_faults
 from wa_core.catalog.history import lineage
+from wa_core.catalog.rebuild import Holdings
 from wa_core.catalog.runs import requested_averages
 from wa_core.errors import CorruptError
 from wa_core.records import SetAside

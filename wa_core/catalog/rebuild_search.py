@@ -1,7 +1,7 @@
 """Finds the parts that rebuild an average: few of what is kept, and nearly as near to it as all of it. Pure.
 
 It knows coefficients, keys and records; the least squares are those of `wa_core.averaging.posthoc`. The invariant:
-a rebuild that is returned is within the limits of `wa_core.catalog.catch_up`, and its last part is the newest of
+a rebuild that is returned is within the limits of `wa_core.catalog.rebuild`, and its last part is the newest of
 all that is kept, from which whole numbers are taken.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wa_core import layout
 from wa_core.averaging.posthoc import Kept, plan_rebuild
 from wa_core.averaging.rules import EmaRule, SwaRule
-from wa_core.catalog.catch_up import MAX_NOISE_GAIN, MAX_PROFILE_ERROR, Rebuild, cannot_rebuild, weights_of
+from wa_core.catalog.rebuild import MAX_NOISE_GAIN, MAX_PROFILE_ERROR, Rebuild, cannot_rebuild, weights_of
 from wa_core.records import RebuiltPart, SetAside
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from wa_core.averaging.posthoc import RebuildPlan
     from wa_core.averaging.rules import AnyRule
-    from wa_core.catalog.catch_up import Holdings
+    from wa_core.catalog.rebuild import Holdings
     from wa_core.errors import InvalidInputError
     from wa_core.records import CheckpointCommitted, FileRef
 

@@ -1,6 +1,6 @@
 """Carries a rebuild out: the parts' files in the bucket, summed into the state of the average that was added.
 
-It knows the store and a plan (`wa_core.catalog.catch_up`); the arithmetic is that of
+It knows the store and a plan (`wa_core.catalog.rebuild`); the arithmetic is that of
 `wa_core.averaging.files.states`. The invariant: every part is what its record says, or nothing is written.
 """
 

@@ -32,20 +32,6 @@ class Claim:
     is_new: bool
 
 
-def submit_once(
-    store: ObjectStore, request: RunRequest, *, key: str, clock: Clock, owner: str = DEFAULT_OWNER
-) -> RunSpec:
-    """The run of an owner's key: created, finished if it was only begun, or found.
-
-    Raises:
-        InvalidInputError: the key stands for another submission (`idempotency_key_reused`).
-        TransientError: the store is away; submitting with the same key again is safe.
-    """
-    claim = claim_key(store, request, key=key, clock=clock, owner=owner)
-    finish(store, claim, clock=clock)
-    return claim.spec
-
-
 def claim_key(
     store: ObjectStore,
     request: RunRequest,
@@ -69,7 +55,7 @@ def claim_key(
         InvalidInputError: it stands for another submission (`idempotency_key_reused`).
         TransientError: the store is away.
     """
-    body_sha256 = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
+    body_sha256 = body_sha256_of(request)
     mine = _new_record(body_sha256, clock=clock)
     keyed = known or _keyed(store, _key_of(owner, key), mine=mine)
     if keyed.body_sha256 != body_sha256:
@@ -82,6 +68,11 @@ def claim_key(
         run_id=keyed.run_id, write_id=keyed.write_id, created_at=keyed.created_at, owner=owner, request=request
     )
     return Claim(spec, keyed, is_new=keyed.write_id == mine.write_id)
+
+
+def body_sha256_of(request: RunRequest) -> str:
+    """What a key's record says of the submission that it stands for."""
+    return hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
 
 
 def finish(store: ObjectStore, claim: Claim, *, clock: Clock) -> RunLog:

@@ -49,6 +49,9 @@ class CheckpointPublisher:
         upload_deadline_s: for how long one checkpoint is retried while the store is away.
         around_upload: called with a step; its upload and commit happen inside of what this returns.
 
+    Raises:
+        InvalidInputError: `run_id` is no run id, or `max_in_flight` is below 1.
+
     Use it as a context manager, or call `close` in a ``finally``: an exception in the training code then
     loses no checkpoint that was offered before it.
     """
@@ -66,6 +69,7 @@ class CheckpointPublisher:
     ) -> None:
         if max_in_flight < 1:
             raise InvalidInputError(f"max_in_flight is {max_in_flight}; at least 1 snapshot has to be in flight")
+        layout.run_prefix(run_id)  # what is no run id is refused here, not at the first upload
         self._clock = clock or SystemClock()
         self._around_upload = around_upload
         self._snapshots = [Snapshot(f"checkpoint-{number}") for number in range(max_in_flight)]

@@ -88,7 +88,13 @@ class OwnRun:
         return self._pulse.is_stop_wanted
 
     def report(self, step: int, *, epoch: int = 0, metrics: Mapping[str, float] | None = None) -> None:
-        """Say where training stands, as often as you like: it costs nothing and is shown within seconds."""
+        """Say where training stands, as often as you like: it costs nothing and is shown within seconds.
+
+        Args:
+            step: training steps done.
+            epoch: the epoch that the step belongs to.
+            metrics: numbers to show; those that are not finite are left out.
+        """
         finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
         self._last = (step, finite)
         self._pulse.at(step, epoch=epoch, metrics=finite)
@@ -214,6 +220,12 @@ def resume_run(
     """Begin another attempt at a run of your own, from its newest checkpoint, or the newest up to `from_step`.
 
     The attempt before it is over: what it may still offer is refused. `restored` of the run holds the checkpoint.
+
+    Args:
+        store: the bucket.
+        run_id: the run, as `OwnRun.run_id` was.
+        from_step: go back to the newest checkpoint of this step or before; None: the newest of all.
+        total_steps: how many steps there will be, if that is known.
 
     Raises:
         RunNotFoundError: there is no such run.

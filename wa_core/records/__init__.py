@@ -64,7 +64,7 @@ from wa_core.records.manifests import (
     RebuiltPart,
     SetAside,
 )
-from wa_core.records.signs import WAITING, Heartbeat, Marker
+from wa_core.records.signs import AVERAGER, WAITING, Heartbeat, Marker
 from wa_core.records.submission import (
     NO_RECIPE,
     AverageRequest,
@@ -90,6 +90,7 @@ from wa_core.records.verifications import VerificationAttempt, VerificationRecor
 from wa_core.records.webhooks import Delivery, Webhook, WebhookEvent
 
 __all__ = [
+    "AVERAGER",
     "DEFAULT_OWNER",
     "FORMAT",
     "HEADLINE_METRIC",

@@ -9,9 +9,12 @@ from wa_core.records.base import Record
 #: Whose heartbeat says why a run waits; its runner writes it.
 WAITING = "waiting"
 
+#: Whose heartbeat says that an averager is at work on a run, or what keeps it from getting on.
+AVERAGER = "averager"
+
 
 class Heartbeat(Record):
-    """A sign of life; advisory, overwritten, never the truth. `reason` is a code: why a run is made to wait."""
+    """A sign of life; advisory, overwritten, never the truth. `reason` is a code: why a run waits or stalls."""
 
     who: str
     at: AwareDatetime

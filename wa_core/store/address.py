@@ -8,7 +8,6 @@ hold a secret: it goes from process to process through a pipe, never through arg
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wa_core.store.local import LocalStore
@@ -40,7 +39,7 @@ def address_of(store: ObjectStore) -> StoreAddress | None:
 def open_address(address: StoreAddress) -> ObjectStore:
     """Open the bucket."""
     if address.adapter == "local":
-        return LocalStore(Path(address.arguments["root"]))
+        return LocalStore(**address.arguments)
     from wa_core.store.s3 import S3Store
 
     return S3Store(**address.arguments)

@@ -7,7 +7,7 @@ Every adapter passes the same contract tests. Keys are plain strings; their mean
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from wa_core.errors import InvalidInputError
 
@@ -57,8 +57,8 @@ class ObjectStore(Protocol):
     when it refuses the credentials.
     """
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
-        """Read an object, or the part of it inside `byte_range`, into memory.
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
+        """Read an object, or the part of it inside `range`, into memory.
 
         Raises:
             ObjectNotFoundError: no object has this key.
@@ -66,7 +66,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes from `start` up to `end` (exclusive; None: its end) in order, in chunks.
 
         The object is opened on the call, so a missing key raises before anything is yielded. Starting at or
@@ -103,7 +103,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield every object whose key starts with `prefix` and sorts after `start_after`, by key.
 
         With a `delimiter`, keys that hold it after the prefix are rolled up into their common prefix; some
@@ -117,4 +117,13 @@ class ObjectStore(Protocol):
 
     def presign(self, key: str, *, expires_s: int) -> str | None:
         """A URL that reads the object without credentials for `expires_s` seconds, or None if it has none."""
+        ...
+
+
+@runtime_checkable
+class ReachableStore(Protocol):
+    """A store whose objects this process may also ask for by HTTP."""
+
+    def nearby_url(self, key: str, *, expires_s: int) -> str:
+        """A URL as `ObjectStore.presign` makes it, at the address that this process uses itself."""
         ...

@@ -11,6 +11,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -20,7 +21,6 @@ from wa_core.store.keys import check_key, roll_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from typing import BinaryIO
 
 CHUNK_BYTES = 1 << 20
@@ -28,24 +28,31 @@ TEMPORARY = ".tmp"
 
 
 class LocalStore:
-    """One bucket in the folder `root`, which is made if it is missing."""
+    """One bucket in a folder; its methods and their errors are those of `ObjectStore`.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        root: the folder, which is made if it is missing.
+
+    Raises:
+        StoreUnavailableError: it cannot be made.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
         with _translated(str(root)):
-            (root / TEMPORARY).mkdir(parents=True, exist_ok=True)
+            (self.root / TEMPORARY).mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object or a range of it."""
-        wanted = byte_range or ByteRange(0)
+        wanted = range or ByteRange(0)
         with self._open(key) as file, _translated(key):
             size = os.fstat(file.fileno()).st_size
-            if byte_range is not None and wanted.start >= size:
+            if range is not None and wanted.start >= size:
                 raise InvalidInputError(f"{key}: range starts at {wanted.start}, but it has {size} bytes")
             file.seek(wanted.start)
             return file.read(-1 if wanted.end is None else wanted.end - wanted.start)
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes in chunks."""
         return _chunks(self._open(key), ByteRange(start, end))
 
@@ -80,7 +87,7 @@ class LocalStore:
             except FileExistsError:
                 raise AlreadyExistsError(f"{key} exists already") from None
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key."""
         folder = prefix.rpartition("/")[0]
         try:

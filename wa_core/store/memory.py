@@ -17,22 +17,22 @@ CHUNK_BYTES = 1 << 20
 
 
 class MemoryStore:
-    """Objects in this process's memory; gone with it."""
+    """Objects in this process's memory, gone with it; methods and errors are those of `ObjectStore`."""
 
     def __init__(self) -> None:
         self._objects: dict[str, tuple[bytes, datetime]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object or a range of it."""
         body = self._read(key)
-        if byte_range is None:
+        if range is None:
             return body
-        if byte_range.start >= len(body):
-            raise InvalidInputError(f"{key}: range starts at {byte_range.start}, but it has {len(body)} bytes")
-        return body[byte_range.start : byte_range.end]
+        if range.start >= len(body):
+            raise InvalidInputError(f"{key}: range starts at {range.start}, but it has {len(body)} bytes")
+        return body[range.start : range.end]
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes in chunks."""
         body = memoryview(self._read(key))[start:end]
         return (bytes(body[at : at + CHUNK_BYTES]) for at in range(0, len(body), CHUNK_BYTES))
@@ -60,7 +60,7 @@ class MemoryStore:
                 raise AlreadyExistsError(f"{key} exists already")
             self._objects[key] = (body, datetime.now(UTC))
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key."""
         with self._lock:
             found = [

@@ -141,7 +141,7 @@ def _has_won_unheard(store: ObjectStore, key: str, writer: int) -> bool:
 def _ranges_are_exact(store: ObjectStore, at: str) -> str:
     body = bytes(range(256)) * 16
     store.put(f"{at}key", body)
-    _expect(store.get(f"{at}key", byte_range=ByteRange(1000, 1500)) == body[1000:1500], "a range read is wrong")
+    _expect(store.get(f"{at}key", range=ByteRange(1000, 1500)) == body[1000:1500], "a range read is wrong")
     _expect(b"".join(store.stream(f"{at}key", start=4000)) == body[4000:], "a read from an offset is wrong")
     return "bytes 1000 to 1500 and 4000 to the end are exact"
 

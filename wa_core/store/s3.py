@@ -74,6 +74,8 @@ _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrieval
 class S3Store:
     """One bucket of an S3 server. Without keys, boto3's own chain of credentials is used.
 
+    Its methods and their errors are those of `ObjectStore`.
+
     Args:
         bucket: its name; `ensure_bucket` makes it.
         endpoint_url: the server, or None for AWS.
@@ -98,11 +100,7 @@ class S3Store:
         region: str = "us-east-1",
         multipart_bytes: int = MULTIPART_BYTES,
     ) -> None:
-        if not _BUCKET.fullmatch(bucket):
-            raise ConfigurationError(
-                f"{bucket!r} cannot name a bucket; S3 wants 3 to 63 lower-case letters, digits, dots and hyphens"
-            )
-        self.bucket = bucket
+        self.bucket = _checked_name(bucket)
         self.arguments: Mapping[str, Any] = {
             "bucket": bucket,
             "endpoint_url": endpoint_url,
@@ -114,13 +112,7 @@ class S3Store:
         }
         self._region = region
         self._multipart_bytes = multipart_bytes
-        self._transfer = TransferConfig(
-            multipart_threshold=multipart_bytes,
-            multipart_chunksize=min(multipart_bytes, _PART_BYTES),
-            max_concurrency=_NUM_PARTS_UNDER_WAY,
-        )
-        # One more than is being sent; ten, by default, would be read ahead of a slow line.
-        self._transfer.max_in_memory_upload_chunks = _NUM_PARTS_UNDER_WAY + 1
+        self._transfer = _transfer(multipart_bytes)
         self._where = _without_user(endpoint_url) if endpoint_url else f"AWS {region}"
         signing = botocore.session.get_session()
         session = boto3.session.Session(access_key, secret_key, region_name=region, botocore_session=signing)
@@ -148,12 +140,12 @@ class S3Store:
             except (self._data.exceptions.BucketAlreadyOwnedByYou, self._data.exceptions.BucketAlreadyExists):
                 self._data.head_bucket(Bucket=self.bucket)
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object or a range of it."""
-        if byte_range is not None and byte_range.end == byte_range.start:
+        if range is not None and range.end == range.start:
             self.head(key)
             return b""
-        wanted = byte_range or ByteRange(0)
+        wanted = range or ByteRange(0)
         with self._translated(key):
             headers = {} if wanted == ByteRange(0) else {"Range": _range_header(wanted)}
             answer = self._small.send("GET", check_key(key), headers=headers)
@@ -162,7 +154,7 @@ class S3Store:
         body: bytes = answer.content
         return body
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes in chunks of 1 MiB."""
         wanted = ByteRange(start, end)
         if wanted.end == wanted.start:
@@ -210,7 +202,7 @@ class S3Store:
                     ) from error
                 raise
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key.
 
         The listing is sorted here: SeaweedFS walks folder by folder, so it yields ``ema/1`` before ``ema-2/1``,
@@ -227,10 +219,16 @@ class S3Store:
 
     def presign(self, key: str, *, expires_s: int) -> str | None:
         """A URL at the public endpoint that reads the object for `expires_s` seconds."""
+        return self._presigned(self._public, key, expires_s=expires_s)
+
+    def nearby_url(self, key: str, *, expires_s: int) -> str:
+        """A URL like `presign`'s, at the endpoint that this process uses itself."""
+        return self._presigned(self._data, key, expires_s=expires_s)
+
+    def _presigned(self, client: S3Client, key: str, *, expires_s: int) -> str:
+        asked = {"Bucket": self.bucket, "Key": check_key(key)}
         with self._translated(key):
-            return self._public.generate_presigned_url(
-                "get_object", Params={"Bucket": self.bucket, "Key": check_key(key)}, ExpiresIn=expires_s
-            )
+            return client.generate_presigned_url("get_object", Params=asked, ExpiresIn=expires_s)
 
     def _open(self, key: str, wanted: ByteRange) -> Any:  # noqa: ANN401  a botocore response
         check_key(key)
@@ -336,6 +334,25 @@ class _KeptOpen(io.RawIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+def _checked_name(bucket: str) -> str:
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigurationError(
+            f"{bucket!r} cannot name a bucket; S3 wants 3 to 63 lower-case letters, digits, dots and hyphens"
+        )
+    return bucket
+
+
+def _transfer(multipart_bytes: int) -> TransferConfig:
+    transfer = TransferConfig(
+        multipart_threshold=multipart_bytes,
+        multipart_chunksize=min(multipart_bytes, _PART_BYTES),
+        max_concurrency=_NUM_PARTS_UNDER_WAY,
+    )
+    # One more than is being sent; ten, by default, would be read ahead of a slow line.
+    transfer.max_in_memory_upload_chunks = _NUM_PARTS_UNDER_WAY + 1
+    return transfer
 
 
 def _client(

@@ -46,7 +46,6 @@ class Caller:
 
 
 EVERYBODY = Caller.holding(_ALL)
-NOBODY = Caller.holding(frozenset())
 
 
 @dataclass(frozen=True, slots=True)

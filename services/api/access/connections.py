@@ -2,7 +2,8 @@
 
 Its own timer runs only between an answer and the next byte. Here a request's head must be whole within a time and
 a size, counted from the connection's beginning or the answer before it, however slowly it drips; and whoever asks
-must take some of the answer now and then. Bodies are `services.api.access.guard`'s to limit.
+must take some of the answer now and then. Bodies are `services.api.access.guard`'s to limit. What an answer is
+made of may come from another connection and go past this program (`RELAY`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from services.api.access.splicing import CAN_SPLICE, splice
+
 if TYPE_CHECKING:
-    from uvicorn.protocols.http.h11_impl import RequestResponseCycle
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Scope
+    from uvicorn.protocols.http.flow_control import FlowControl
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    #: Moves so many bytes of a request's answer from a socket to whoever asked; how many came.
+    Relay = Callable[[Scope, socket.socket, int], Awaitable[int]]
 
 HEAD_DEADLINE_S = 20.0
 READ_DEADLINE_S = 60.0
+SOURCE_DEADLINE_S = 10.0
 MAX_HEAD_BYTES = 160 << 10
+
+#: Where a request's state has the way past this program, if its connection has one.
+RELAY = "relay"
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, and forget what was not taken
 
@@ -49,6 +63,8 @@ class _Patience(asyncio.Protocol):
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     cycle: RequestResponseCycle | None  # the newest request and its answer
+    flow: FlowControl
+    scope: Scope
 
     _num_head_bytes = 0
     _asking: asyncio.TimerHandle | None = None
@@ -73,6 +89,36 @@ class _Patience(asyncio.Protocol):
             self._num_head_bytes = 0
         elif self._num_head_bytes > MAX_HEAD_BYTES:
             self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A request begins. Only uvicorn's protocol with httptools calls this; the other one has no `RELAY`."""
+        super().on_message_begin()  # type: ignore[misc]  # uvicorn's, not asyncio's
+        if CAN_SPLICE and self.transport.get_extra_info("sslcontext") is None:
+            self.scope["state"][RELAY] = self._relay
+
+    async def _relay(self, scope: Scope, source: socket.socket, num_bytes: int) -> int:
+        """Let the kernel move a part of an answer's body to whoever asked; how many bytes came.
+
+        Raises:
+            OSError: nobody takes them any more.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.scope is not scope:
+            return 0  # the next request is here already: not worth finding this one's
+        self.transport.set_write_buffer_limits(high=0)
+        await self.flow.drain()
+        self.transport.set_write_buffer_limits()
+        if self.transport.is_closing():
+            raise ConnectionResetError
+        patience = {"source_patience_s": SOURCE_DEADLINE_S, "patience_s": self.read_deadline_s}
+        try:
+            with self.transport.get_extra_info("socket").dup() as target:  # stays this one, whatever is closed
+                num_moved = await splice(source, target, num_bytes, **patience)
+        except TimeoutError:
+            self._reset()
+            raise
+        cycle.expected_content_length -= num_moved  # uvicorn's own count of what is to come
+        return num_moved
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # type: ignore[misc]  # uvicorn's, not asyncio's
@@ -106,9 +152,13 @@ class _Patience(asyncio.Protocol):
             self._reading = None
 
     def _reset_unless_read(self, left: int) -> None:
-        """Reset if as much is left as before. An orderly close would wait for the same reader."""
+        """Reset if as much is left as before."""
         if self.transport.get_write_buffer_size() < left:
             self._expect_reading()
-            return
+        else:
+            self._reset()
+
+    def _reset(self) -> None:
+        """Close; in an orderly way, this would wait for the same reader."""
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()

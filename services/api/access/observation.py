@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from services.runtime.tracing import Span
+    from services.runtime.spans import Span
 
 log = structlog.get_logger(__name__)
+
+#: Where a request's state has the bytes that went past this program (`services.api.access.connections`).
+RELAYED_BYTES = "relayed_bytes"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -131,6 +134,7 @@ class ObservationMiddleware:
     def _end(self, scope: Scope, answer: _Answer, *, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = _route(scope)
+        answer.num_bytes += scope["state"].get(RELAYED_BYTES, 0)
         self._metrics.requests.labels(method, route, str(answer.status)).inc()
         self._metrics.sent_bytes.inc(answer.num_bytes)
         answer.span.rename(f"{method} {route}")

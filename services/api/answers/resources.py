@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from services.api.state.snapshots import AverageSnapshot, RunSnapshot
     from wa_core.averaging.rules import AnyRule
-    from wa_core.catalog.catch_up import Holdings, Rebuild
+    from wa_core.catalog.rebuild import Holdings, Rebuild
     from wa_core.records import (
         Assessment,
         AssessmentRecord,
@@ -95,9 +95,19 @@ def averaging_state(run: RunSnapshot) -> AveragingState:
     """What the averaging of a run is doing: the least finished of its averages at work decides."""
     if not run.averages:
         return AveragingState.PUBLISHED
+    if run.stall is not None:
+        return AveragingState.STALLED
     states = {_average_state(average, run) for average in run.averages}
     order = (AveragingState.FOLDING, AveragingState.ASSESSING, AveragingState.WAITING, AveragingState.PUBLISHED)
     return next(state for state in order if state in states)
+
+
+def is_averaging_due(run: RunSnapshot) -> bool:
+    """Whether there is something for an averager to do."""
+    at_work = {AveragingState.FOLDING, AveragingState.ASSESSING}
+    return any(
+        behind(average.newest, run.lineage) or _average_state(average, run) in at_work for average in run.averages
+    )
 
 
 def _average_state(average: AverageSnapshot, run: RunSnapshot) -> AveragingState:
@@ -302,7 +312,7 @@ def _reason(run: RunSnapshot) -> Reason | None:
     if run.waiting is not None and run.waiting.reason and run.waiting.attempt == run.attempt:
         return Reason(code=run.waiting.reason, message=run.waiting.detail)
     if run.state not in {RunState.FAILED, RunState.RECOVERING}:
-        return None
+        return Reason(code=run.stall.code, message=run.stall.message) if run.stall else None
     failures = (entry for entry in reversed(run.entries) if isinstance(entry, AttemptFailed | Failed))
     failure = next(failures, None)
     return Reason(code=failure.reason, message=failure.message) if failure else None

@@ -1,17 +1,23 @@
 """Serves a file of weights over HTTP: validators, ranges and digests (RFC 9110, RFC 9530).
 
 The content's sha256 is its strong ETag, so a cut download can go on only with the very same bytes. Bytes go
-straight from the store to the caller, one chunk in memory at a time.
+straight from the store to the caller: past this program where there is a way (ADR 54), else one chunk in memory at
+a time.
 """
 
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
+from services.api.access.connections import RELAY
+from services.api.access.observation import RELAYED_BYTES
+from services.api.answers.origin import open_origin
 from services.api.answers.ranges import (
     Span,
     UnsatisfiableRangeError,
@@ -27,10 +33,13 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from starlette.requests import Request
 
+    from services.api.access.connections import Relay
+    from services.api.answers.origin import Origin
     from wa_core.records import FileRef
-    from wa_core.store.base import ObjectStore
+    from wa_core.store.base import ObjectStore, ReachableStore
 
 PRESIGNED_FOR_S = 3600
+_OPENED_WITHIN_S = 60
 MAX_DOWNLOADS = 16  # chunks that are read at once; further downloads wait for their turn, chunk by chunk
 
 
@@ -67,12 +76,52 @@ def weights_response(request: Request, store: ObjectStore, file: FileRef, *, fil
         return Response(headers=headers | {"Content-Length": str(file.size_bytes)})
     span = _span(request, file, etag=etag)
     whole = Span(0, file.size_bytes, file.size_bytes)
-    chunks = store.stream(file.key, start=(span or whole).start, end=(span or whole).end)
     headers["Content-Length"] = str((span or whole).length)
     if span is not None:
         headers["Content-Range"] = span.content_range
+    body = _body(request, store, file.key, span or whole)
+    return StreamingResponse(body, status_code=206 if span else 200, headers=headers)
+
+
+def _body(request: Request, store: ObjectStore, key: str, span: Span) -> AsyncIterator[bytes]:
+    """A part of a file, opened at once: one that is not there can still be refused.
+
+    Raises:
+        ObjectNotFoundError: it is not there.
+    """
     threads: CapacityLimiter = request.app.state.download_threads
-    return StreamingResponse(sent_in_threads(chunks, threads), status_code=206 if span else 200, headers=headers)
+    if (origin := _origin(request, key, span)) is not None:
+        return _relayed(request, store, key, span, origin=origin)
+    return sent_in_threads(store.stream(key, start=span.start, end=span.end), threads)
+
+
+def _origin(request: Request, key: str, span: Span) -> Origin | None:
+    """The store's own answer, if there are ways from there to this process, and past it."""
+    reachable: ReachableStore | None = request.app.state.reachable_store
+    if reachable is None or not hasattr(request.state, RELAY):
+        return None
+    with request.app.state.metrics.store.observed("stream"):
+        return open_origin(reachable.nearby_url(key, expires_s=_OPENED_WITHIN_S), span)
+
+
+async def _relayed(
+    request: Request, store: ObjectStore, key: str, span: Span, *, origin: Origin
+) -> AsyncIterator[bytes]:
+    """What was read with the answer's head; what the kernel moves comes between; then what is left, in chunks."""
+    relay: Relay = getattr(request.state, RELAY)
+    with origin:
+        yield origin.first
+        try:
+            num_moved = await relay(request.scope, origin.socket, span.length - len(origin.first))
+        except OSError:
+            raise ClientDisconnect from None
+    setattr(request.state, RELAYED_BYTES, num_moved)
+    begin = span.start + len(origin.first) + num_moved
+    if begin < span.end:  # the store's connection broke; its adapter knows what to do
+        threads: CapacityLimiter = request.app.state.download_threads
+        rest = await to_thread.run_sync(partial(store.stream, key, start=begin, end=span.end), limiter=threads)
+        async for chunk in sent_in_threads(rest, threads):
+            yield chunk
 
 
 async def sent_in_threads(chunks: Iterator[bytes], threads: CapacityLimiter) -> AsyncIterator[bytes]:

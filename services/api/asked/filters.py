@@ -17,7 +17,9 @@ RUN_ID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 # RFC 3339, section 5.6; Python alone would also take week dates and times without a zone.
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
-Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}:", max_length=320)]
+_SEPARATOR = re.compile("[:=]")  # a key has neither
+
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}[:=]", max_length=320)]
 Moment = Annotated[str | None, Param(json_schema_extra={"format": "date-time"}, examples=["2026-11-25T00:00:00Z"])]
 
 
@@ -25,7 +27,9 @@ async def run_query(
     state: Annotated[list[RunState] | None, Param(description="only runs in this state; may repeat")] = None,
     label: Annotated[
         list[Label] | None,
-        Param(description="only runs with this `key:value`; may repeat", examples=[["team:vision"]]),
+        Param(
+            description="only runs with this `key:value`, or `key=value`; may repeat", examples=[["team:vision"]]
+        ),
     ] = None,
     owner: Annotated[
         str | None, Param(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="only this owner's")
@@ -36,11 +40,16 @@ async def run_query(
     """Which runs a list should show: those submitted at or after `created_after`, and before `created_before`."""
     return Query(
         states=frozenset(state or ()),
-        labels=frozenset((text.partition(":")[0], text.partition(":")[2]) for text in label or ()),
+        labels=frozenset(_label(text) for text in label or ()),
         owner=owner,
         created_after=_moment(created_after, name="created_after"),
         created_before=_moment(created_before, name="created_before"),
     )
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, value = _SEPARATOR.split(text, maxsplit=1)
+    return key, value
 
 
 def _moment(text: str | None, *, name: str) -> datetime | None:

@@ -33,6 +33,20 @@ class KeysInUse:
         self._keys: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
+    def check(self, owner: str, key: str) -> None:
+        """Refuse a key that is in use.
+
+        Raises:
+            HttpProblem: 409 ``submission_in_progress``.
+        """
+        if (owner, key) in self._keys:
+            raise HttpProblem(
+                "a submission with this Idempotency-Key is being made at the moment",
+                status=409,
+                code="submission_in_progress",
+                headers={"Retry-After": "1"},
+            )
+
     @contextmanager
     def using(self, owner: str, key: str) -> Iterator[None]:
         """Have a key for oneself.
@@ -41,13 +55,7 @@ class KeysInUse:
             HttpProblem: 409 ``submission_in_progress``.
         """
         with self._lock:
-            if (owner, key) in self._keys:
-                raise HttpProblem(
-                    "a submission with this Idempotency-Key is being made at the moment",
-                    status=409,
-                    code="submission_in_progress",
-                    headers={"Retry-After": "1"},
-                )
+            self.check(owner, key)
             self._keys.add((owner, key))
         try:
             yield

@@ -16,7 +16,7 @@ from wa_core import layout
 from wa_core.averaging.rules import parse_run_rule
 from wa_core.catalog.packages import NOT_FOUND, fetch_package
 from wa_core.catalog.runs import create_run
-from wa_core.catalog.submissions import claim_key, finish
+from wa_core.catalog.submissions import body_sha256_of, claim_key, finish
 from wa_core.errors import ConflictError, InvalidInputError
 from wa_core.packages import find_recipe
 from wa_core.records import MAX_AVERAGES, RunSpec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from services.api.state.catalog import Catalog
-    from services.api.state.snapshots import RunSnapshot
+    from services.api.state.index import Row
     from wa_core.averaging.rules import AnyRule
     from wa_core.records import AverageRequest, RunRequest
     from wa_core.store.base import ObjectStore
@@ -59,10 +59,25 @@ def check_submission(request: RunRequest, store: ObjectStore) -> None:
         raise HttpProblem(detail, status=422, code="invalid_rule", faults=faults)
 
 
+def submitted_before(catalog: Catalog, request: RunRequest, *, key: str, owner: str) -> Row | None:
+    """The run that a key stands for, if this replica made it and a look at it is not due; never waits.
+
+    Its submission was checked when it came first.
+
+    Raises:
+        HttpProblem: 409 ``submission_in_progress``.
+    """
+    catalog.keys_in_use.check(owner, key)
+    claim = catalog.claims.peek((owner, key))
+    if claim is None or claim.body_sha256 != body_sha256_of(request) or not catalog.is_known(claim.run_id):
+        return None
+    return catalog.recent_row(claim.run_id)
+
+
 def submitted_run(
     catalog: Catalog, request: RunRequest, *, key: str | None, owner: str, traceparent: str | None = None
-) -> RunSnapshot:
-    """A new run; or, with an Idempotency-Key, the one run that the key stands for.
+) -> Row:
+    """The row of a new run; or, with an Idempotency-Key, the one run that the key stands for.
 
     A run joins the trace of the request that creates it, a `traceparent`.
 
@@ -86,7 +101,7 @@ def submitted_run(
             return catalog.adopt(claim.spec, create_run(store, claim.spec, clock=clock))
         if not catalog.is_known(claim.spec.run_id):
             finish(store, claim, clock=clock)
-        return catalog.snapshot(claim.spec.run_id)
+        return catalog.row(claim.spec.run_id)
 
 
 def check_rule(spelling: str) -> AnyRule:

@@ -19,10 +19,11 @@ from services.api.asked.body import read_resumption, read_run_request
 from services.api.asked.filters import RUN_ID, run_query
 from services.api.asked.keys import MAX_KEY_CHARS
 from services.api.asked.quota import check_quota
-from services.api.asked.submission import check_submission, submitted_run
+from services.api.asked.submission import check_submission, submitted_before, submitted_run
 from services.api.asked.webhooks import check_webhooks
 from services.api.routes.dependencies import UNCHANGED, CatalogDep, log_response, problems
 from services.api.schemas import CheckpointResource, Page, RunResource
+from services.api.state.catalog import Catalog
 from services.api.state.index import Query, Row
 from services.api.state.watching import POLL_S
 from wa_core.records import Entry, Resumption, RunRequest
@@ -37,6 +38,7 @@ MAX_CHECKPOINTS = 10_000
 @router.post(
     "/runs",
     status_code=202,
+    response_model=RunResource,
     dependencies=[Depends(limit_submissions)],
     responses=problems(400, 403, 408, 409, 413, 415, 422),
     openapi_extra={
@@ -46,10 +48,9 @@ MAX_CHECKPOINTS = 10_000
         }
     },
 )
-def submit_run(
+async def submit_run(
     wanted: Annotated[RunRequest, Depends(read_run_request)],
     request: Request,
-    response: Response,
     catalog: CatalogDep,
     idempotency_key: Annotated[
         str | None,
@@ -58,18 +59,25 @@ def submit_run(
             json_schema_extra={"minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[ -~]+$"},
         ),
     ] = None,
-) -> RunResource:
+) -> Response:
     """Submit a run. It waits until a runner takes it."""
     if wanted.package is not None:
         require_scope(request, CODE)
+    row = None
+    if idempotency_key is not None:
+        row = submitted_before(catalog, wanted, key=idempotency_key, owner=owner_of(request))
+    if row is None:
+        row = await run_in_threadpool(_submitted, request, wanted, key=idempotency_key, catalog=catalog)
+    headers = {"Location": f"/v1/runs/{row.run_id}"}
+    return Response(row.body, status_code=202, media_type="application/json", headers=headers)
+
+
+def _submitted(request: Request, wanted: RunRequest, *, key: str | None, catalog: Catalog) -> Row:
     check_submission(wanted, catalog.store)
     check_webhooks(wanted.webhooks, request.app.state.webhooks)
     owner, most = owner_of(request), request.app.state.max_queued_per_owner
-    check_quota(catalog, owner=owner, key=idempotency_key, most=most)
-    trace = traceparent_of(request)
-    run = submitted_run(catalog, wanted, key=idempotency_key, owner=owner, traceparent=trace)
-    response.headers["Location"] = f"/v1/runs/{run.spec.run_id}"
-    return run_resource(run)
+    check_quota(catalog, owner=owner, key=key, most=most)
+    return submitted_run(catalog, wanted, key=key, owner=owner, traceparent=traceparent_of(request))
 
 
 @router.get("/runs", response_model=Page[RunResource], responses=problems(422))

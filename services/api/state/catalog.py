@@ -12,14 +12,16 @@ from collections import defaultdict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from pydantic import ValidationError
 
+from services.api.answers.resources import is_averaging_due
 from services.api.asked.keys import KeysInUse
+from services.api.state.attendance import Attendance
 from services.api.state.budget import Budget
 from services.api.state.index import MAX_LAG_S, UNDATED_MARKS, Index
 from services.api.state.kept import Kept
@@ -30,14 +32,14 @@ from wa_core.catalog.averages import Generations
 from wa_core.catalog.holdings import fetch_holdings
 from wa_core.catalog.runs import RunLog, add_average, fetch_spec, requested_averages
 from wa_core.errors import AverageNotFoundError, CorruptError, ObjectNotFoundError, RunNotFoundError
-from wa_core.records import WAITING, Entry, Heartbeat, RunSpec, RunState
+from wa_core.records import AVERAGER, WAITING, Entry, Heartbeat, RunSpec, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from services.api.state.index import Row
-    from wa_core.catalog.catch_up import Holdings
     from wa_core.catalog.jobs import AttemptT, Job, Jobs, RecordT, ResultT
+    from wa_core.catalog.rebuild import Holdings
     from wa_core.clock import Clock
     from wa_core.records import AssessmentRecord, AverageManifest, AverageRequest, KeyedSubmission
     from wa_core.store.base import ObjectStore
@@ -76,6 +78,7 @@ class _KnownRun:
         self.log = log
         self.lock = threading.Lock()
         self.averages: defaultdict[str, _Seen] = defaultdict(_Seen)
+        self.averager = Attendance()
         self.seen: tuple[float, RunSnapshot] | None = None
 
     def keep(self, run: RunSnapshot, *, read_at: float) -> None:
@@ -163,7 +166,7 @@ class Catalog:
         with self._looking():
             with self._fresh(run_id) as known:
                 entries, desired = tuple(known.log.entries), known.log.desired_state
-            run = self._look(known.spec, entries, desired=desired)
+            run = self._attended(known, self._look(known.spec, entries, desired=desired))
         known.keep(run, read_at=read_at)
         self.index.keep(run, marks=marks, read_at=read_at)
         return run
@@ -195,15 +198,14 @@ class Catalog:
         known = self._runs.peek(run_id)
         return known is not None and bool(known.log.entries)
 
-    def adopt(self, spec: RunSpec, log: RunLog) -> RunSnapshot:
-        """Know a run that was created just now, without reading it."""
+    def adopt(self, spec: RunSpec, log: RunLog) -> Row:
+        """Know a run that was created just now, without reading it; its row."""
         known = self._runs.get(spec.run_id, lambda: _KnownRun(spec, log))
         read_at = self.clock.monotonic()
         empty = tuple(AverageSnapshot(average.name, None, None) for average in spec.request.averages)
         run = RunSnapshot(spec, tuple(log.entries), log.desired_state, heartbeat=None, averages=empty)
         known.keep(run, read_at=read_at)
-        self.index.keep(run, marks=UNDATED_MARKS, read_at=read_at)
-        return run
+        return self.index.keep(run, marks=UNDATED_MARKS, read_at=read_at)
 
     def generation(self, run_id: str, name: str, number: int) -> AverageManifest:
         """One generation of an average.
@@ -315,6 +317,14 @@ class Catalog:
             ),
             waiting=self._heartbeat(spec.run_id, WAITING) if entries and state in _WAITING else None,
         )
+
+    def _attended(self, known: _KnownRun, run: RunSnapshot) -> RunSnapshot:
+        """The run, with what keeps its averages from getting on."""
+        if not is_averaging_due(run):
+            known.averager.rest()
+            return run
+        beat = self._heartbeat(run.spec.run_id, AVERAGER)
+        return replace(run, stall=known.averager.look(beat, clock=self.clock))
 
     @contextmanager
     def _looking(self) -> Iterator[None]:

@@ -87,11 +87,11 @@ class BriefStore:
         self._slots = threading.BoundedSemaphore(MAX_CALLS)
         self._callers = _Callers()
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object."""
-        return self._briefly(lambda: self._store.get(key, byte_range=byte_range))
+        return self._briefly(lambda: self._store.get(key, range=range))
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Open an object; a connection that breaks on the way is opened again where it broke."""
         chunks = self._briefly(lambda: self._store.stream(key, start=start, end=end))
         return self._resuming(chunks, key, start=start, end=end)
@@ -108,7 +108,7 @@ class BriefStore:
         """Write an object if its key is free."""
         self._briefly(lambda: self._store.create(key, body))
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """The objects under a prefix, listed whole before the first is yielded."""
         return iter(
             self._briefly(lambda: [*self._store.list(prefix, start_after=start_after, delimiter=delimiter)])

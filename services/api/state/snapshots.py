@@ -37,6 +37,14 @@ class AverageSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Stall:
+    """Why the averaging of a run does not get on."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunSnapshot:
     """A run at one moment, and `rendered`: answers made of nothing else (body and ETag), kept as long as it is."""
 
@@ -46,6 +54,7 @@ class RunSnapshot:
     heartbeat: Heartbeat | None
     averages: tuple[AverageSnapshot, ...]
     waiting: Heartbeat | None = None
+    stall: Stall | None = None
     rendered: dict[Hashable, tuple[bytes, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property

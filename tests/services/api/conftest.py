@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
-from support.api import ApiRun
+from support.api import ApiRun, app_over
 from wa_core.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -33,5 +32,5 @@ def run(store: MemoryStore) -> ApiRun:
 @pytest.fixture
 def api(store: MemoryStore) -> Iterator[TestClient]:
     """The API over `store`, open to everybody."""
-    with TestClient(create_app(store=store)) as client:
+    with TestClient(app_over(store)) as client:
         yield client

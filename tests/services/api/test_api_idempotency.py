@@ -10,12 +10,11 @@ import pytest
 import stamina
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
-from support.api import submission
+from support.api import app_over, submission
 from support.faulty import CrashAfter
 from wa_core import layout
 from wa_core.catalog.runs import RunLog, fetch_spec, list_active, list_queue, list_run_ids
-from wa_core.catalog.submissions import submit_once
+from wa_core.catalog.submissions import claim_key, finish
 from wa_core.clock import SystemClock
 from wa_core.errors import StoreUnavailableError
 from wa_core.records import RunRequest
@@ -69,8 +68,8 @@ def test_a_key_that_is_none_is_refused(api: TestClient, key: str) -> None:
 def test_f14_two_replicas_with_one_key_at_once_make_one_run(store: MemoryStore) -> None:
     """F14: two API replicas that get the same key at the same moment answer with one run, submitted once."""
     with (
-        TestClient(create_app(store=store)) as one,
-        TestClient(create_app(store=store)) as other,
+        TestClient(app_over(store)) as one,
+        TestClient(app_over(store)) as other,
         ThreadPoolExecutor(2) as threads,
     ):
         for api in (one, other):
@@ -90,9 +89,12 @@ def test_f13_a_submission_that_broke_off_anywhere_is_finished_by_its_retry(num_o
     """F13: killed after any operation, the run is whole or not there, and the same key completes it."""
     request, clock, store = RunRequest.model_validate(submission()), SystemClock(), MemoryStore()
     with stamina.set_testing(True, attempts=1), contextlib.suppress(StoreUnavailableError):
-        submit_once(CrashAfter(store, num_operations), request, key="k", clock=clock)
+        crashing = CrashAfter(store, num_operations)
+        finish(crashing, claim_key(crashing, request, key="k", clock=clock), clock=clock)
 
-    spec = submit_once(store, request, key="k", clock=clock)
+    claim = claim_key(store, request, key="k", clock=clock)
+    finish(store, claim, clock=clock)
+    spec = claim.spec
 
     assert list_run_ids(store) == [spec.run_id]
     assert [run_id for _, run_id in list_queue(store)] == list(list_active(store)) == [spec.run_id]
@@ -102,7 +104,7 @@ def test_f13_a_submission_that_broke_off_anywhere_is_finished_by_its_retry(num_o
 
 def test_keys_and_runs_are_their_owners(store: MemoryStore) -> None:
     """A run is of the owner that its token is named after; two owners may use the same key."""
-    app = create_app(store=store, token="full", named_tokens={"alice": "a-token", "bob": "b-token"})
+    app = app_over(store, token="full", named_tokens={"alice": "a-token", "bob": "b-token"})
     with TestClient(app) as api:
         answers = {token: send(api, token=token) for token in ("full", "a-token", "b-token")}
         refused = send(api, token="c-token")

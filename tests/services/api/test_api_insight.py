@@ -8,9 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.answers.history import History
-from services.api.app import create_app
 from services.api.state.catalog import Catalog
-from support.api import ApiRun
+from support.api import ApiRun, app_over
 from support.averaging import WatchedStore
 from wa_core import layout
 from wa_core.averaging.rules import parse_rule
@@ -138,7 +137,7 @@ def test_another_rule_is_drawn_at_once(api: TestClient, run: ApiRun, rule: str) 
 
 def test_a_preview_changes_and_reads_nothing(store: MemoryStore, run: ApiRun) -> None:
     """It adds no average, and no file of a checkpoint is read."""
-    with TestClient(create_app(store=(watched := WatchedStore(store)))) as api:
+    with TestClient(app_over(watched := WatchedStore(store))) as api:
         api.post(f"/v1/runs/{run.run_id}/averages:preview", json={"rule": "ema:half_life=7"})
 
     run.log.refresh()

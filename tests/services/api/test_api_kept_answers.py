@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
 from services.api.state.budget import Budget
-from support.api import ApiRun, submission
+from support.api import ApiRun, app_over, submission
 from wa_core.clock import ManualClock
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def test_a_kept_answer_is_the_one_that_a_look_gives(store: MemoryStore, path: st
     run = ApiRun(store).start()
     run.checkpoint(20)
     run.fold(body=b"weights")
-    app = create_app(store=store)
+    app = app_over(store)
     url = f"/v1/runs/{run.run_id}/{path}"
     with TestClient(app) as api:
         for step in (40, 60):
@@ -53,7 +52,7 @@ def test_pages_of_one_run_are_kept_apart_and_few(store: MemoryStore) -> None:
     run = ApiRun(store).start()
     for step in range(20, 400, 20):
         run.checkpoint(step)
-    app = create_app(store=store)
+    app = app_over(store)
     with TestClient(app) as api:
         api.get(f"/v1/runs/{run.run_id}")
         app.state.catalog._looks = out_of_time()
@@ -72,7 +71,7 @@ def test_pages_of_one_run_are_kept_apart_and_few(store: MemoryStore) -> None:
 def test_29_a_remembered_key_stands_for_one_body(store: MemoryStore) -> None:
     """Bad input 29: a key is refused with another body, by the replica that remembers it and by another."""
     headers = {"Idempotency-Key": "k"}
-    with TestClient(create_app(store=store)) as one, TestClient(create_app(store=store)) as other:
+    with TestClient(app_over(store)) as one, TestClient(app_over(store)) as other:
         first = one.post("/v1/runs", json=submission(seed=1), headers=headers).json()["run_id"]
 
         for api in (one, other, other):

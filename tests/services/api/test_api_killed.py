@@ -59,7 +59,7 @@ def test_f13_a_killed_api_makes_each_run_once(tmp_path: Path) -> None:
     anew = httpx2.Limits(max_keepalive_connections=0)  # a connection for each request
     with (
         ApiNursery(tmp_path / "bucket", free_port()) as api,
-        httpx2.Client(base_url=api.url, timeout=10, limits=anew, trust_env=False) as http,
+        httpx2.Client(base_url=api.url, timeout=60, limits=anew, trust_env=False) as http,
     ):
         api.start()
         listening(http)
@@ -78,7 +78,7 @@ def test_f13_a_killed_api_makes_each_run_once(tmp_path: Path) -> None:
             sender.join()
             was_cut = answers == [None]
             num_cut += was_cut
-            within_s *= 1.1 if was_cut else 0.9  # follows the speed of the machine: about half of them are cut
+            within_s *= 1.25 if was_cut else 0.8  # follows the speed of the machine: about half of them are cut
             api.start()
             listening(http)
             found.append(submitted(post(http, key)))

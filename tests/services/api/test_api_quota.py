@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
-from support.api import submission
+from support.api import app_over, submission
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +19,7 @@ BOB = {"Authorization": "Bearer b-token"}
 @pytest.fixture
 def limited(store: MemoryStore) -> Iterator[TestClient]:
     """The API where two runs of each owner may wait."""
-    app = create_app(store=store, named_tokens={"alice": "a-token", "bob": "b-token"}, max_queued_per_owner=2)
+    app = app_over(store, named_tokens={"alice": "a-token", "bob": "b-token"}, max_queued_per_owner=2)
     with TestClient(app) as client:
         yield client
 

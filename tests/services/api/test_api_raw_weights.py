@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
 from support.addressed import AddressedStore
-from support.api import ApiRun
+from support.api import ApiRun, app_over
 from wa_core import layout
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def test_a_redirect_leads_to_the_store() -> None:
     run = ApiRun(AddressedStore()).start()
     run.checkpoint(40)
 
-    with TestClient(create_app(store=run.store)) as api:
+    with TestClient(app_over(run.store)) as api:
         url = f"/v1/runs/{run.run_id}/checkpoints/latest/weights.safetensors?redirect=1"
         answer = api.get(url, follow_redirects=False)
 

@@ -8,10 +8,9 @@ import pytest
 import structlog
 from fastapi.testclient import TestClient
 
-from services.api.app import create_app
 from services.api.state.patience import BriefStore, StoreAwayError
 from services.api.state.readiness import Readiness
-from support.api import ApiRun, submission
+from support.api import ApiRun, app_over, submission
 from support.faulty import Fault, FaultyStore
 from wa_core.catalog.runs import list_run_ids
 from wa_core.errors import StoreAuthError, StoreUnavailableError
@@ -49,10 +48,10 @@ class StuckStore(MemoryStore):
         super().__init__()
         self.answers = threading.Event()
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Hang, then read."""
         self.answers.wait(30)
-        return super().get(key, byte_range=byte_range)
+        return super().get(key, range=range)
 
 
 class BrokenStore(MemoryStore):
@@ -74,7 +73,7 @@ def test_a_ready_service_names_its_checks(api: TestClient) -> None:
 def test_a_store_that_is_away_degrades_the_service(store: MemoryStore) -> None:
     """Fault F10: while the store is away the process lives, says so within seconds, and recovers with it."""
     faulty = FaultyStore(store)
-    with TestClient(create_app(store=faulty)) as api:
+    with TestClient(app_over(faulty)) as api:
         ready(api, status=200)
         run = ApiRun(store)
         faulty.is_away = True
@@ -97,7 +96,7 @@ def test_a_store_that_is_away_degrades_the_service(store: MemoryStore) -> None:
     assert (degraded.status_code, degraded.json()["code"]) == (503, "degraded")
     assert "store_answers" in degraded.json()["checks"]
     assert (alive.status_code, recovered.status_code) == (200, 200)
-    assert took_s < 5 * 4
+    assert took_s < 4 * 10
 
 
 def test_a_store_that_never_answers_is_given_up(store: MemoryStore) -> None:
@@ -121,7 +120,7 @@ class EmptyHandedStore(MemoryStore):
 
     num_opened = 0
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Open."""
         self.num_opened += 1
         return self._broken()
@@ -144,7 +143,7 @@ def test_a_download_that_gets_nowhere_is_given_up() -> None:
 def test_a_lost_response_makes_no_second_run(store: MemoryStore) -> None:
     """Fault F4: when the answer to a create is lost, the submission still makes one run and answers 202."""
     faulty = FaultyStore(store)
-    with TestClient(create_app(store=faulty)) as api:
+    with TestClient(app_over(faulty)) as api:
         ready(api, status=200)
         faulty.next_call("create", Fault.DROP_RESPONSE, Fault.DROP_REQUEST, Fault.DROP_RESPONSE)
 
@@ -173,7 +172,7 @@ def test_f11_an_unsafe_store_is_refused(store: MemoryStore) -> None:
 )
 def test_faults_give_nothing_away(broken: MemoryStore, status: int, code: str) -> None:
     """Refused credentials are told from an outage, and what nobody foresaw is logged but not shown."""
-    with structlog.testing.capture_logs() as logs, TestClient(create_app(store=broken)) as api:
+    with structlog.testing.capture_logs() as logs, TestClient(app_over(broken)) as api:
         answer = api.get("/v1/runs")
 
     assert (answer.status_code, answer.json()["code"]) == (status, code)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.averager.assessor import Assessed, ProcessAssessor
+from services.averager.assessor import ProcessAssessor
 from services.recipes.loader import load_recipe
 from support.assessing import finish, make_job
 from support.averaging import same_bits
@@ -19,7 +19,9 @@ from wa_core.records import RunRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(200)]
+    from services.averager.assess_job import Assessed
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 REQUEST = RunRequest(recipe="services.recipes.digits:Digits", config={"width": 4, "batch_size": 128, "epochs": 1})
 

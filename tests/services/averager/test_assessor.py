@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import load_file
+from structlog.testing import capture_logs
 
-from services.averager.assessor import RAY_AGAIN_AFTER_S, AssessJob, ProcessAssessor
+from services.averager.assessor import RAY_AGAIN_AFTER_S, ProcessAssessor
 from services.averager.hearing import Hearing
 from services.recipes.loader import load_recipe
 from services.runtime.child import environment_without_secrets
 from support.assessing import CHILD, finish, make_job, tiny_request, tiny_weights, wait_for
 from support.averaging import same_bits
-from support.descendants import is_alive
+from support.descendants import descendants, is_alive
 from support.patience import eventually
 from support.runs import DIGITS
 from wa_core.clock import ManualClock
@@ -31,7 +32,7 @@ from wa_core.records import RunRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from services.averager.assessor import Assessed, FinishedJob
+    from services.averager.assess_job import Assessed, AssessJob, FinishedJob
 
 REQUEST = RunRequest(recipe=DIGITS, config={"width": 4})
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -61,6 +62,17 @@ def run(assessor: ProcessAssessor, job: AssessJob) -> dict[str, Assessed]:
     assert assessor.is_idle
     assessor.start(job)
     return by_name(finish(assessor))
+
+
+def child_pid() -> int:
+    """The assess process that the test's assessor has started."""
+    (pid,) = (pid for pid, command in descendants(os.getpid()).items() if " ".join(CHILD) in command)
+    return pid
+
+
+def is_writing() -> bool:
+    """Whether files to serve are being written."""
+    return any(thread.name == "assessed-files" for thread in threading.enumerate())
 
 
 def code_of(assessed: Assessed) -> str | None:
@@ -150,14 +162,13 @@ def test_one_child_serves_many_jobs_and_a_dead_one_is_replaced(assessor: Process
     for _ in range(3):
         found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, raw=tiny_weights()))
         outcomes.append(found["swa"].assessment)
-        assert assessor._child is not None
-        pids.append(assessor._child.pid)
+        pids.append(child_pid())
         # The trainer comes first, and the averager's memory is not what goes when there is too little.
         assert os.getpriority(os.PRIO_PROCESS, pids[-1]) == os.getpriority(os.PRIO_PROCESS, 0) + 10
         assert Path(f"/proc/{pids[-1]}/oom_score_adj").read_text() == "1000\n"
         if len(pids) == 2:
             os.kill(pids[1], signal.SIGKILL)
-            assessor._child._process.wait()
+            eventually(lambda: not is_alive(pids[1]), what="the child's end")
     assert pids[0] == pids[1] != pids[2]
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert outcomes[0].batchnorm.status == "recalibrated"
@@ -227,10 +238,9 @@ def test_what_a_recipe_does_wrong_costs_its_own_job_alone(assessor: ProcessAsses
     }
     unbuildable = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, request=tiny_request(mode="typo")))
     assert "mode" in unbuildable["swa"].assessment.batchnorm.message
-    assert assessor._child is not None
-    first = assessor._child
+    first = child_pid()
     for mood, message in wrong.items():
-        assert mood in {"flood", "exit"} or assessor._child is first, "what is raised costs no child"
+        assert mood in {"flood", "exit"} or child_pid() == first, "what is raised costs no child"
         request = tiny_request(mood=mood, marks=str(tmp_path / "marks"))
         found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}, request=request))["swa"]
         assert code_of(found) == "assess_failed"
@@ -244,8 +254,7 @@ def test_closing_gives_up_the_job_and_ends_all_processes(assessor: ProcessAssess
     job = make_job(tmp_path, {"swa": tiny_weights()}, request=request)
     assessor.start(job)
     grandchild = wait_for(tmp_path / "marks.pid")
-    assert assessor._child is not None
-    child = assessor._child.pid
+    child = child_pid()
     assessor.close()
     assert not is_alive(child)
     eventually(lambda: not is_alive(grandchild), what="the grandchild's end")
@@ -282,11 +291,11 @@ def test_closing_stops_the_writing_of_files(childless: ProcessAssessor, tmp_path
     """A large model's files are given up within a block; no thread is left."""
     assessor = childless
     assessor.start(make_job(tmp_path, {"swa": tiny_weights() | {"extra": torch.zeros(40 << 20)}}))
-    while assessor._writing is None:
+    while not is_writing():
         assessor.poll()
     assessor.close()
     assert assessor.is_idle
-    assert not [thread for thread in threading.enumerate() if thread.name == "assessed-files"]
+    assert not is_writing()
 
 
 def test_f22_an_average_whose_files_cannot_be_written_is_left_out(
@@ -346,14 +355,12 @@ def test_user_code_gets_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["nobody-there", "no-program", "no-room"],
 )
 def test_what_the_cluster_does_not_do_is_done_here(on_ray: list[str], tmp_path: Path) -> None:
-    """Without a cluster, or room on it, an average is measured all the same, and the record says where."""
+    """Without a cluster, or room on it, an average is measured here; the cluster is tried again after a while."""
     clock = ManualClock()
     with ProcessAssessor(command=CHILD, on_ray=on_ray, clock=clock) as assessor:
-        for _ in range(2):
-            found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}))["swa"]
+        for waited_s, num_tries in ((0.0, 1), (0.0, 0), (RAY_AGAIN_AFTER_S, 1)):
+            clock.advance(waited_s)
+            with capture_logs() as logs:
+                found = run(assessor, make_job(tmp_path, {"swa": tiny_weights()}))["swa"]
             assert (found.assessment.where, found.assessment.batchnorm.status) == ("process", "recalibrated")
-        assert assessor._serves[0] == "process"
-        clock.advance(RAY_AGAIN_AFTER_S)
-        assessor.start(make_job(tmp_path, {"swa": tiny_weights()}))
-        assert assessor._hearing is not None
-        assert assessor._hearing.where == "ray"
+            assert [entry["event"] for entry in logs] == ["assess_left_the_cluster"] * num_tries

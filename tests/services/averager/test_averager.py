@@ -235,7 +235,7 @@ class PartlyAway(MemoryStore):
 
     lost = "nothing"
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List, unless the folder is lost."""
         if prefix.startswith(self.lost):
             raise StoreUnavailableError(f"{prefix} is away (on purpose)")

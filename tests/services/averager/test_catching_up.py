@@ -14,8 +14,9 @@ from support.runs import HandmadeRun
 from wa_core import layout
 from wa_core.averaging.rules import parse_rule, require_lerp
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.catch_up import Rebuild, plan_catch_up
+from wa_core.catalog.catch_up import plan_catch_up
 from wa_core.catalog.holdings import fetch_holdings
+from wa_core.catalog.rebuild import Rebuild
 from wa_core.catalog.runs import add_average, fetch_spec
 from wa_core.records import AverageRequest
 from wa_core.store.memory import MemoryStore

@@ -151,7 +151,7 @@ class StirredStore(MemoryStore):
 
     run: HandmadeRun | None = None
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """List objects, after what was added."""
         if "/averages/" in prefix and (run := self.run):
             self.run = None
@@ -215,7 +215,7 @@ class OneFlip(MemoryStore):
         super().__init__()
         self.flips: dict[str, bytes] = {}
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """What is there, or what was prepared for the next read."""
         if key in self.flips:
             return iter([self.flips.pop(key)])

@@ -48,8 +48,8 @@ def code_of(answer: Future[Outcome]) -> str:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """An engine with room for three small models, three that wait, and a second for a batch."""
-    limits = Limits(models_bytes=300, time_s=1.0, max_waiting=3)
+    """An engine with room for three small models, three that wait, and some seconds for a batch."""
+    limits = Limits(models_bytes=300, time_s=4.0, max_waiting=3)
     found = Engine(SCRIPTED_HOLDER, path_of=lambda _: tmp_path, limits=limits)
     yield found
     found.close()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from services.recipes.loader import load_recipe
 from support.api import serving
 from support.averaging import newest_assessment
 from support.descendants import descendants, is_alive
+from support.patience import eventually
 from support.predicting import TOKEN, PredictorProcess, PublishedRun, digits_weights, predicting
 from support.runs import DIGITS
 from wa_core.catalog.averages import Generations
@@ -238,8 +240,9 @@ def test_each_answer_is_of_one_generation_while_better_ones_appear(api: httpx2.C
         asking = [pool.submit(ask) for _ in range(4)]
         for number in range(2, 6):
             run.publish(10 * number, digits_weights(10 * number))
-            while not answers or max(one["generation"] for one in answers) < number:
+            while not any(one["generation"] >= number for one in answers[-4:]):
                 assert not any(one.done() for one in asking), [one.exception() for one in asking if one.done()]
+                time.sleep(0.01)
         is_over.set()
         for one in asking:
             one.result()
@@ -334,7 +337,7 @@ def test_a_killed_predictor_is_unavailable_until_it_is_back(store: LocalStore, t
         )
         predictor.start()
         assert ask().status_code == 200
-        assert not is_alive(holder)
+        eventually(lambda: not is_alive(holder), what="the end of the killed one's holder")
         predictor.process.send_signal(signal.SIGTERM)
         assert predictor.process.wait(60) == 0
     assert "a-secret" not in (tmp_path / "log").read_text()

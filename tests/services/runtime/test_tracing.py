@@ -133,7 +133,7 @@ def process(module: str, bucket: Path, **environment: str) -> Iterator[subproces
 
 def submitted(port: int) -> str:
     """A run submitted as part of a caller's trace."""
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as http:
 
         def is_up() -> bool:
             try:

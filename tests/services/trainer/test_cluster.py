@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from services.trainer.cluster import ThisMachine, WatchedCluster
 from support.patience import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def scripted(code: str) -> tuple[str, ...]:
@@ -13,13 +17,17 @@ def scripted(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
-def test_the_last_word_of_the_watcher_counts() -> None:
+def test_the_last_word_of_the_watcher_counts(tmp_path: Path) -> None:
     """Nothing is known before it has said something, then what it said last; a spoiled line is passed over."""
-    lines = """print('{"CPU": 1}\\n{"CPU": 8', end='', flush=True); print('\\n{"CPU": 4, "GPU": 2}', flush=True)
-import time; time.sleep(60)"""
+    gate = tmp_path / "gate"
+    lines = f"""import os, time
+while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+print('{{"CPU": 1}}\\n{{"CPU": 8', end='', flush=True); print('\\n{{"CPU": 4, "GPU": 2}}', flush=True)
+time.sleep(600)"""
     cluster = WatchedCluster(command=scripted(lines))
     try:
         assert cluster.totals() is None
+        gate.touch()
         eventually(lambda: (cluster.totals() or {}).get("CPU") == 4, what="its last word")
         assert cluster.totals() == {"CPU": 4, "GPU": 2}
     finally:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.trainer.context import TrainContext
 from services.trainer.driver import Attempt, run_attempt
 from services.trainer.failure import Failure
-from services.trainer.loop import TrainContext, train
+from services.trainer.loop import train
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core.clock import SystemClock
 from wa_core.errors import FencedError, TransientError, UserCodeError

@@ -110,7 +110,7 @@ def _train_until_killed(folder: Path, run_id: str, attempt: int, kill: Kill) -> 
     store = LocalStore(folder)
     workers = start_gloo_workers(store, run_id, attempt=attempt, world_size=2)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while _num_committed(store, run_id, attempt) < kill.num_checkpoints and all(
             worker.is_alive() for worker in workers
         ):

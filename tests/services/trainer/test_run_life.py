@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from services.api.asked import wishes
 from services.trainer.budget import MAX_LOST
 from services.trainer.held import Graces
-from services.trainer.runner import Runner, RunnerConfig
-from support import scripted_driver
 from support.descendants import descendants, is_alive
 from support.patience import eventually
 from support.scripted_runner import ScriptedRunners
-from support.ticked_runner import kinds, tick_until
+from support.ticked_runner import MakeRunner, kinds, tick_until
 from support.training import digits_request, log_of, submit_run
 from wa_core import layout
 from wa_core.catalog.runs import fetch_spec, list_queue, submit
-from wa_core.clock import SystemClock
+from wa_core.clock import ManualClock, SystemClock
 from wa_core.records import (
     WAITING,
     AttemptStarted,
@@ -37,38 +33,17 @@ from wa_core.records import (
 )
 from wa_core.store.local import LocalStore
 
-MakeRunner = Callable[..., Runner]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
 QUICK = Graces(cancel_s=5.0, start_cancel_s=5.0, interrupt_s=1.0, terminate_s=0.5)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    """A bucket in a folder, so that driver processes see it as well."""
-    return LocalStore(tmp_path / "bucket")
-
-
-@pytest.fixture
-def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
-    """Builds runners whose drivers follow a script; stops them all in the end."""
-    runners: list[Runner] = []
-
-    def make(verbs: str, *, num_cpus: int | None = 8, **options: object) -> Runner:
-        driver = (sys.executable, str(Path(scripted_driver.__file__)), str(tmp_path / "bucket"), verbs)
-        config = RunnerConfig(
-            f"elsewhere/{len(runners)}/1/x",
-            driver=driver,
-            folder=tmp_path,
-            look_around_interval_s=0.0,
-            heartbeat_interval_s=0.05,
-            graces=QUICK,
-        )
-        totals = {"CPU": float(num_cpus)} if num_cpus is not None else None
-        runners.append(Runner(store, replace(config, **options), SystemClock(), totals=lambda: totals))
-        return runners[-1]
-
-    yield make
-    for runner in runners:
-        runner.shut_down()
+def make_runner(make_runner: MakeRunner) -> MakeRunner:
+    """Builds runners that lose patience quickly."""
+    return partial(make_runner, heartbeat_interval_s=0.05, graces=QUICK)
 
 
 def state(store: LocalStore, run_id: str) -> RunState:
@@ -107,7 +82,7 @@ def request(num_workers: int = 1, *, max_failures: int = 2, **deadlines: float) 
 def test_a_run_is_paused_and_goes_on_from_where_it_stopped(store: LocalStore, make_runner: MakeRunner) -> None:
     """A pause ends the attempt after a checkpoint and frees its place; the next attempt grows from just there."""
     run_id = submit_run(store, request())
-    runner = make_runner("train")
+    runner = make_runner("train-half,train")
     tick_until(runner, lambda: len(log_of(store, run_id).lineage) >= 1)
 
     ask(store, run_id, wishes.pause)
@@ -124,7 +99,7 @@ def test_a_run_is_paused_and_goes_on_from_where_it_stopped(store: LocalStore, ma
 def test_f17_a_training_run_goes_back_twice(store: LocalStore, make_runner: MakeRunner) -> None:
     """F17: each rewind ends the attempt, and the next grows from the newest checkpoint at or before the step."""
     run_id = submit_run(store, request())
-    runner = make_runner("train")
+    runner = make_runner("train-half,train-half,train")
     for attempt, (reached, wanted) in enumerate([(20, 17), (20, 9)], start=1):
         tick_until(
             runner,
@@ -159,8 +134,17 @@ def test_an_attempt_that_stands_still_is_ended_and_counted(
 ) -> None:
     """An attempt without a step for `stall_s`, or without a first one, is `stalled`, and the next one starts."""
     run_id = submit_run(store, request(stall_s=5.0))
-    runner = make_runner(f"{verb},train")
+    clock = ManualClock(SystemClock().now())
+    runner = make_runner(f"{verb},finish", clock=clock)
+    trainer = layout.heartbeat(run_id, "trainer")
+    tick_until(runner, lambda: runner.held and (verb == "hang" or any(store.list(trainer))))
+    clock.advance(1.0)
+    runner.tick()
 
+    clock.advance(4.9 if verb == "stall" else 3.9)
+    runner.tick()
+    assert reasons(store, run_id) == []
+    clock.advance(0.2)
     tick_until(runner, lambda: state(store, run_id) is RunState.FINALIZING)
 
     assert reasons(store, run_id) == ["stalled"]
@@ -194,12 +178,14 @@ def test_f26_a_run_that_is_too_large_waits_and_expires(store: LocalStore, make_r
     """F26: queued with `insufficient_resources`, overtaken by smaller runs, and ended by its queue deadline."""
     large = submit_run(store, request(num_workers=9, queue_s=1.0))
     small = submit_run(store, request(num_workers=8))
-    runner = make_runner("train")
+    clock = ManualClock(SystemClock().now())
+    runner = make_runner("hang", clock=clock)
 
     runner.tick()
 
     assert (state(store, large), waits_for(store, large)) == (RunState.QUEUED, "insufficient_resources")
     assert state(store, small) is RunState.STARTING
+    clock.advance(1.1)
     tick_until(runner, lambda: state(store, large) is RunState.FAILED)
     assert reasons(store, large) == ["insufficient_resources"]
     assert kinds(store, large) == ["submitted", "failed"]
@@ -277,7 +263,7 @@ def test_f16_a_run_that_kills_its_runners_is_ended(tmp_path: Path) -> None:
 
 def test_f16_a_killed_runner_leaves_nothing_and_its_run_goes_on(tmp_path: Path) -> None:
     """F16: SIGKILL of the runner ends its drivers; the next one takes over at once and clears its folder."""
-    with ScriptedRunners(tmp_path, "train") as runners:
+    with ScriptedRunners(tmp_path, "train-half,train") as runners:
         store = LocalStore(runners.bucket)
         run_id = submit_run(store, request(max_failures=0))
         first = runners.start()

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from services.trainer.held import Graces
 from services.trainer.identity import is_provably_gone, new_runner_id
-from services.trainer.runner import Runner, RunnerConfig
-from support import scripted_driver
+from services.trainer.runner import Runner
 from support.faulty import FaultyStore
-from support.ticked_runner import kinds, tick_until
+from support.ticked_runner import MakeRunner, kinds, tick_until
 from support.training import digits_request, log_of, start_attempt, submit_run
 from wa_core import layout
 from wa_core.catalog.runs import add_average
@@ -33,32 +28,9 @@ from wa_core.records import (
     RunState,
     Scaling,
 )
-from wa_core.store.local import LocalStore
 
-MakeRunner = Callable[..., Runner]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    """A bucket in a folder, so that driver processes see it as well."""
-    return LocalStore(tmp_path / "bucket")
-
-
-@pytest.fixture
-def make_runner(store: LocalStore, tmp_path: Path) -> Iterator[MakeRunner]:
-    """Builds runners whose drivers follow a script; stops them all in the end."""
-    runners: list[Runner] = []
-
-    def make(verbs: str, **options: object) -> Runner:
-        driver = (sys.executable, str(Path(scripted_driver.__file__)), str(tmp_path / "bucket"), verbs)
-        config = RunnerConfig(f"elsewhere/{len(runners)}/1/x", driver=driver, look_around_interval_s=0.0)
-        config = replace(config, folder=tmp_path, **options)
-        runners.append(Runner(store, config, SystemClock(), totals=lambda: {"CPU": 4}))
-        return runners[-1]
-
-    yield make
-    for runner in runners:
-        runner.shut_down()
+if TYPE_CHECKING:
+    from wa_core.store.local import LocalStore
 
 
 def test_a_queued_run_is_claimed_and_trained(store: LocalStore, make_runner: MakeRunner) -> None:
@@ -229,12 +201,13 @@ def test_a_lost_runner_costs_the_run_no_failure(store: LocalStore, make_runner: 
 def test_a_living_runner_keeps_its_run(store: LocalStore, make_runner: MakeRunner) -> None:
     """Two runners on one bucket: the heartbeat of the first keeps the second one away."""
     run_id = submit_run(store, digits_request())
-    first = make_runner("hang", heartbeat_interval_s=0.05)
-    second = make_runner("finish", lost_after_s=1.0)
+    clock = ManualClock(SystemClock().now())
+    first = make_runner("hang", heartbeat_interval_s=0.05, clock=clock)
+    second = make_runner("finish", lost_after_s=1.0, clock=clock)
     first.tick()
 
-    deadline = time.monotonic() + 2.5
-    while time.monotonic() < deadline:
+    for _ in range(8):
+        clock.advance(0.6)
         first.tick()
         second.tick()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from prometheus_client import REGISTRY
 from services.trainer import telemetry
 from services.trainer.runner import Runner, RunnerConfig
 from support import scripted_driver
-from support.ports import answered
+from support.ports import answered, free_port
 from support.ticked_runner import tick_until
 from support.training import digits_request, log_of, submit_run
 from wa_core.clock import SystemClock
@@ -59,8 +58,7 @@ def test_a_reason_that_nobody_knows_is_no_label_of_its_own() -> None:
 def test_a_runner_process_answers_probes_and_logs_json(tmp_path: Path) -> None:
     """With WA_RUNNER_PORT it says that it lives, is ready, and what it counts; SIGTERM ends it with status 0."""
     LocalStore(tmp_path / "bucket")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     settings = {
         "WA_STORE_URL": f"file://{tmp_path / 'bucket'}",
         "WA_RUNNER_PORT": str(port),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 NODE = re.compile(r"rank (\d) of (\d): starting at step (\d+) .* of node (\w+)")
 RULE = "ema:half_life=40"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.trainer.loop import TrainContext, TrainOutcome, train
+from services.trainer.context import TrainContext
+from services.trainer.loop import TrainOutcome, train
 from support.hostile import Canary
 from support.patience import eventually
 from support.training import (
@@ -61,7 +62,7 @@ def train_until(
         _wait_for_step(store, run_id)
         happens()
         try:
-            return training.result(timeout=30)
+            return training.result(timeout=120)
         except FencedError as error:
             return error
 

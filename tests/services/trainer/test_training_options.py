@@ -12,7 +12,8 @@ import torch
 from tensorboardX.proto import event_pb2
 
 from services.recipes.loader import load_recipe
-from services.trainer.loop import TrainContext, TrainOutcome, train
+from services.trainer.context import TrainContext
+from services.trainer.loop import TrainOutcome, train
 from services.trainer.order import DataOrder
 from services.trainer.update import Update
 from support.averaging import averager, run_until_idle, served_weights

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from services.averager.assessor import Assessed, FinishedJob
+from services.averager.assess_job import Assessed, FinishedJob
 from services.averager.scratch import Scratch
 from services.averager.worker import Averager
 from support.averaging import assessment_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from services.averager.assessor import AssessJob
+    from services.averager.assess_job import AssessJob
     from wa_core.clock import Clock
     from wa_core.store.base import ObjectStore
 

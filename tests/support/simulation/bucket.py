@@ -43,16 +43,16 @@ class Bucket:
         self.observer: Observer | None = None
         self._clock = clock
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object or a range of it."""
         body = self._read(key)
-        if byte_range is None:
+        if range is None:
             return body
-        if byte_range.start >= len(body):
-            raise InvalidInputError(f"{key}: the range starts at {byte_range.start}, beyond its end")
-        return body[byte_range.start : byte_range.end]
+        if range.start >= len(body):
+            raise InvalidInputError(f"{key}: the range starts at {range.start}, beyond its end")
+        return body[range.start : range.end]
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes."""
         part = self._read(key)[start:end]
         return iter((part,) if part else ())
@@ -78,7 +78,7 @@ class Bucket:
             raise AlreadyExistsError(f"{key} exists already")
         self.put(key, body)
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix, by key."""
         begin, end = bisect_left(self._keys, prefix), bisect_left(self._keys, prefix + _LAST)
         keys = self._keys[begin:end]

@@ -50,11 +50,11 @@ class SimulatedStore:
         self._may_crash = may_crash
         self._is_dead = False
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """Read an object or a range of it."""
-        return self._spoil(*self._turn("get", key, lambda: self._bucket.get(key, byte_range=byte_range)))
+        return self._spoil(*self._turn("get", key, lambda: self._bucket.get(key, range=range)))
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, *, end: int | None = None) -> Iterator[bytes]:
         """Yield an object's bytes; all of them count as one operation, since no object ever changes."""
         body, trouble = self._turn("stream", key, lambda: b"".join(self._bucket.stream(key, start=start, end=end)))
         if trouble is Trouble.TRUNCATE:
@@ -74,7 +74,7 @@ class SimulatedStore:
         """Write an object if its key is free."""
         self._turn("create", key, lambda: self._bucket.create(key, body))
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """Yield the objects under a prefix."""
         found = self._turn(
             "list",

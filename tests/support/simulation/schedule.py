@@ -61,11 +61,6 @@ class Schedule:
         self._late: list[tuple[int, Callable[[], None]]] = []
         self._main = threading.Lock()
 
-    @property
-    def num_under_way(self) -> int:
-        """How many late writes have not arrived yet."""
-        return len(self._late)
-
     def add(self, name: str, body: Callable[[Actor], None], *, weight: float = 1.0) -> Actor:
         """Let another actor take part; its `body` starts when it is first chosen."""
         actor = Actor(name, weight)

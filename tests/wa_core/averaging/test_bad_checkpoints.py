@@ -19,7 +19,7 @@ from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import open_object, open_source
 from wa_core.averaging.rules import SwaRule
 from wa_core.averaging.shadow import ShadowWeights
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 from wa_core.errors import CorruptError, InvalidInputError, WeightAveragingError
 from wa_core.store.memory import MemoryStore
@@ -247,7 +247,7 @@ from pathlib import Path
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import open_source
 from wa_core.averaging.rules import SwaRule
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 def peak_mb():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

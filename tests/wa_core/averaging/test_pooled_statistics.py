@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wa_core.averaging.files.memory import BytesWriter
+from wa_core.averaging.files.bytes_writer import BytesWriter
 from wa_core.averaging.files.passes import Pace
 from wa_core.averaging.files.sources import open_object
 from wa_core.averaging.rules import EmaRule, PowerEmaRule, Rule, SwaRule
 from wa_core.averaging.shadow import ShadowWeights
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 from wa_core.errors import IncompatibleError
 from wa_core.store.memory import MemoryStore

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from wa_core import layout
 from wa_core.averaging.rules import parse_rule
-from wa_core.catalog.catch_up import MAX_NOISE_GAIN, MAX_PROFILE_ERROR, Holdings, Rebuild, Replay, plan_catch_up
+from wa_core.catalog.catch_up import Replay, plan_catch_up
+from wa_core.catalog.rebuild import MAX_NOISE_GAIN, MAX_PROFILE_ERROR, Holdings, Rebuild
 from wa_core.errors import InvalidInputError
 from wa_core.records import AverageManifest, CheckpointCommitted, FileRef, SetAside
 

@@ -13,13 +13,14 @@ from support.averaging import averager, run_until_idle
 from support.bad_checkpoints import good_state, misfit
 from support.runs import HandmadeRun
 from wa_core import layout
-from wa_core.averaging.files.memory import BytesWriter
+from wa_core.averaging.files.bytes_writer import BytesWriter
 from wa_core.averaging.files.sources import open_object
 from wa_core.averaging.rules import parse_rule, require_lerp
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.catalog.averages import Generations
-from wa_core.catalog.catch_up import Rebuild, Replay, plan_catch_up
+from wa_core.catalog.catch_up import Replay, plan_catch_up
 from wa_core.catalog.holdings import fetch_holdings
+from wa_core.catalog.rebuild import Rebuild
 from wa_core.catalog.rebuilt_state import make_rebuilt_state
 from wa_core.catalog.runs import fetch_spec
 from wa_core.errors import CorruptError, InvalidInputError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from support.seaweed import Seaweed
-    from wa_core.catalog.catch_up import Holdings
+    from wa_core.catalog.rebuild import Holdings
     from wa_core.store.base import ObjectStore
 
 STEPS = tuple(range(10, 210, 10))

@@ -72,7 +72,7 @@ def test_two_sharded_processes_end_in_an_average(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(240)
     codes = [worker.exitcode for worker in workers]
     for worker in workers:
         worker.kill()

@@ -242,17 +242,37 @@ def test_the_uploader_dies_with_its_trainer(store: LocalStore, run_id: str) -> N
 
 def test_nothing_is_left_after_close(store: LocalStore, run_id: str) -> None:
     """A closed publisher leaves no process, no open file and no name in shared memory."""
-    names, files = set(SHARED_MEMORY.iterdir()), len(list(Path("/proc/self/fd").iterdir()))
-    before = set(descendants(os.getpid()))
+    weights = torch.full((100,), 5.4321e-7)  # which nothing else here holds
+    files, before = open_files(), set(descendants(os.getpid()))
 
     with CheckpointPublisher(store, run_id, attempt=1, max_in_flight=2) as publisher:
-        publisher.offer(1, {"w": torch.ones(100)})
+        publisher.offer(1, {"w": weights})
         pid = uploader_of(publisher).pid
-        assert set(SHARED_MEMORY.iterdir()) == names  # not even now
+        assert names_of(weights) == []  # not even now
 
     assert not is_alive(pid)
-    assert set(descendants(os.getpid())) == before
-    assert len(list(Path("/proc/self/fd").iterdir())) == files
+    assert set(descendants(os.getpid())) <= before
+    assert open_files() <= files
+    assert names_of(weights) == []
+
+
+def open_files() -> set[tuple[str, str]]:
+    """What this process has open, each under its number."""
+    found = set()
+    for file in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the folder that is being read is one of them
+            found.add((file.name, str(file.readlink())))
+    return found
+
+
+def names_of(weights: torch.Tensor) -> list[Path]:
+    """What holds these weights in shared memory, where other processes of this machine keep theirs, too."""
+    found = []
+    for path in SHARED_MEMORY.rglob("*"):
+        with suppress(OSError):  # gone by now, or not ours to read
+            if path.is_file() and path.stat().st_size < 1 << 20 and weights.numpy().tobytes() in path.read_bytes():
+                found.append(path)
+    return found
 
 
 def test_the_uploader_is_small_and_keeps_the_secret(seaweed: Seaweed) -> None:
@@ -305,7 +325,7 @@ def test_f29_refused_credentials_surface(seaweed: Seaweed) -> None:
     run_id = submit_run(store, digits_request())
     start_attempt(store, run_id)
     wrong = seaweed.store_at(seaweed.endpoint_url, bucket=store.bucket, secret_key="not-the-secret")
-    publisher = CheckpointPublisher(wrong, run_id, attempt=1, upload_deadline_s=5)
+    publisher = CheckpointPublisher(wrong, run_id, attempt=1, upload_deadline_s=60)
     publisher.offer(5, {"w": torch.ones(3)})
 
     with pytest.raises(StoreAuthError) as refused:

@@ -39,7 +39,7 @@ def test_seaweedfs_passes_quickly_and_stays_clean(seaweed: Seaweed) -> None:
 
     assert report.is_ok
     assert [check.name for check in report.checks] == NAMES
-    assert report.took_s < 10  # about 2 s on an idle machine; this one may be busy
+    assert 0 < report.took_s < 60  # about 2 s on an idle machine; this one may be busy
     assert list(store.list("")) == []
 
 
@@ -127,7 +127,7 @@ class RacyStore(MemoryStore):
 class RangelessStore(MemoryStore):
     """Ignores ranges."""
 
-    def get(self, key: str, *, byte_range: ByteRange | None = None) -> bytes:
+    def get(self, key: str, range: ByteRange | None = None) -> bytes:
         """The whole object, whatever was asked."""
         return super().get(key)
 
@@ -135,6 +135,6 @@ class RangelessStore(MemoryStore):
 class BackwardStore(MemoryStore):
     """Lists from the end."""
 
-    def list(self, prefix: str, *, start_after: str = "", delimiter: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, start_after: str = "", *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         """The right keys in the wrong order."""
         return reversed(list(super().list(prefix, start_after=start_after, delimiter=delimiter)))

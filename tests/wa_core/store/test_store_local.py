@@ -39,6 +39,12 @@ class TestLocalStore(StoreContract):
         """An empty store in a folder that does not exist yet."""
         return LocalStore(tmp_path / "new" / "folder")
 
+    def test_its_folder_is_a_path_or_a_text(self, store: LocalStore) -> None:
+        """A folder given as text is the same store."""
+        store.put("k", b"body")
+
+        assert LocalStore(str(store.root)).get("k") == b"body"
+
     def test_two_processes_never_both_win(self, store: LocalStore) -> None:
         """Two processes that create the same 200 keys win 200 times between them."""
         creators = [

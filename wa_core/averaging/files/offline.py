@@ -51,7 +51,13 @@ class TorchDtype(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AverageReport:
-    """What was written: the plan, now with digests, the files, and how long it took."""
+    """What `average_files` did.
+
+    Attributes:
+        plan: the sources with their steps, coefficients and digests, and what became of each tensor.
+        files: what was written.
+        seconds: how long it took.
+    """
 
     plan: AveragePlan
     files: tuple[Path, ...]
@@ -96,7 +102,7 @@ class MergeOptions:
 
 
 def average_files(
-    sources: Sequence[Source | str | os.PathLike[str]] | str | os.PathLike[str],
+    sources: Iterable[Source | str | os.PathLike[str]] | str | os.PathLike[str],
     rule: AnyRule | str,
     out: str | os.PathLike[str] | Writer,
     *,
@@ -132,7 +138,7 @@ def average_files(
         options = replace(options, accumulator_dtype=name)
     if isinstance(rule, str):
         rule = parse_rule(rule)
-    given = [sources] if isinstance(sources, str | os.PathLike) else sources
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     scratch = _check_out(Path(out), given) if isinstance(out, str | os.PathLike) else None
     with ExitStack() as stack:
         opened = [_open(source, stack, scratch) for source in given]

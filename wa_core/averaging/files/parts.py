@@ -189,8 +189,8 @@ def read_header(part: Part) -> tuple[Header, bytes]:
     data_begin = LENGTH_BYTES + length
     if data_begin > part.size_bytes:
         raise CorruptError(
-            f"the header claims {length} bytes, but the whole file has {part.size_bytes}; it was cut off or is no "
-            f"safetensors",
+            f"the header claims {length} bytes, but the whole file has {part.size_bytes}; it was cut off, or "
+            f"is no safetensors; save it again",
             code="header_length",
         )
     start = bytearray(data_begin)

@@ -3,7 +3,7 @@
 A checkpoint holds tensors in its own dtypes, a state holds accumulators. Here both are seen as float64, summed,
 and rounded once to what the new state's accumulators are; folding goes on from the result as from any state. It
 knows files and weights; not how the weights were chosen, and no torch. The invariant: the result is what
-`wa_core.averaging.streamed.StreamedShadow.restore` takes, with the coefficients that it was given.
+`wa_core.averaging.streamed_shadow.StreamedShadow.restore` takes, with the coefficients that it was given.
 """
 
 from __future__ import annotations

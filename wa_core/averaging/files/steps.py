@@ -24,7 +24,7 @@ _STEP_WORD = re.compile(
     r"(?:step|steps|iter|iters|iteration|update|updates|batch|ckpt|checkpoint)[\W_]*\Z", re.IGNORECASE
 )
 _SURE_WORD = re.compile(r"(?:step|steps|iter|iters|iteration)[\W_]*\Z", re.IGNORECASE)
-_ADVICE = "rename them to step_100, step_200, … or give --steps 100,200,…, one for each source in the order given"
+_ADVICE = "rename them to step_100, step_200, … or give their steps (--steps 100,200,…), one for each in order"
 
 
 def find_steps(names: Sequence[str], recorded: Sequence[int | None]) -> list[int]:

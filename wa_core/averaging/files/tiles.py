@@ -160,7 +160,7 @@ class _Worker:
         if tile.tensor.dtype == "BOOL" and raw.max(initial=0) > 1:
             raise CorruptError(
                 f"{self._merge.sources[-1].name}: tensor {tile.tensor.spec.name!r} is bool but has bytes other "
-                f"than 0 and 1; the file is damaged",
+                f"than 0 and 1; the file is damaged, save it again",
                 code="bad_value",
             )
         if not is_finite(raw, tile.tensor.dtype):

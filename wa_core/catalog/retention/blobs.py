@@ -17,7 +17,7 @@ from wa_core.catalog.retention.rewinds import rewind_needs
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wa_core.catalog.retention.checkpoints import Checkpoints
+    from wa_core.catalog.retention.path import Path
     from wa_core.catalog.retention.picture import AveragePicture, Generation, Grace, Served, Verdict
     from wa_core.catalog.retention.rewinds import Needs
 
@@ -27,7 +27,7 @@ class AverageBlobs:
 
     Args:
         average: what its records say.
-        checkpoints: the run's checkpoints.
+        path: the run's surviving checkpoints.
         ages: seconds since each object in the bucket was written, by key.
         every_steps: how often a state of a power-function average is kept as a snapshot; None for never.
         beginner: an average of the run that has no generation yet, and may be rebuilt from this one's states.
@@ -37,7 +37,7 @@ class AverageBlobs:
     def __init__(
         self,
         average: AveragePicture,
-        checkpoints: Checkpoints,
+        path: Path,
         ages: Mapping[str, float],
         *,
         every_steps: int | None,
@@ -45,7 +45,7 @@ class AverageBlobs:
         grace: Grace,
     ) -> None:
         self.average = average
-        self._checkpoints = checkpoints
+        self._path = path
         self._ages = ages
         self._every_steps = every_steps
         self._beginner = beginner
@@ -59,10 +59,7 @@ class AverageBlobs:
     @cached_property
     def needs(self) -> Needs:
         """What it needs for going back to each checkpoint that is kept."""
-        found = self._checkpoints
-        return rewind_needs(
-            self.average, found.path, states=self._states, targets=found.targets, for_good=found.for_good
-        )
+        return rewind_needs(self.average, self._path, states=self._states)
 
     def unpassed(self) -> dict[int, str]:
         """Log seqs of the checkpoints that its newest generations have not passed -> why they are needed."""
@@ -70,7 +67,7 @@ class AverageBlobs:
         name, rule, rejected = self.average.name, self.average.rule, self.average.rejected
         return {
             seq: f"average {name!r} has not passed it" if seq > newest else f"{name!r} could lose its newest state"
-            for seq, step in self._checkpoints.path.steps.items()
+            for seq, step in self._path.steps.items()
             if seq > newest or (seq > spare and rule.counts(step) and seq not in rejected)
         }
 
@@ -108,12 +105,12 @@ class AverageBlobs:
         newest = self._inside[-1] if self._inside else None
         if newest is None or (newest.last_folded and self._states[-1:] != [newest]):
             return (0, 0)
-        if self._checkpoints.is_over:
+        if self._path.is_over:
             return (newest.cursor, newest.cursor)
         return (newest.cursor, self._spares[1].cursor if len(self._spares) > 1 else 0)
 
     def _is_inside(self, known: Generation) -> bool:
-        return self._checkpoints.is_inside(known.last_folded)
+        return self._path.holds(known.last_folded)
 
     def _state_verdicts(self) -> dict[str, Verdict]:
         kept = self._needed_states()
@@ -130,7 +127,7 @@ class AverageBlobs:
         return verdicts
 
     def _needed_states(self) -> dict[str | None, str]:
-        steps = self._checkpoints.path.steps
+        steps = self._path.steps
         kept: dict[str | None, str] = {}
         if self._beginner is not None:
             reason = f"average {self._beginner!r} has not begun, and may be rebuilt from it"
@@ -150,7 +147,7 @@ class AverageBlobs:
         """Of a power-function average the first state at or after each multiple of `keep_every_steps`."""
         if self._every_steps is None or not isinstance(self.average.rule, PowerEmaRule):
             return []
-        steps = self._checkpoints.path.steps
+        steps = self._path.steps
         intervals = [0, *(steps[known.last_folded] // self._every_steps for known in self._states)]
         return [
             known for known, (before, now) in zip(self._states, pairwise(intervals), strict=True) if now > before

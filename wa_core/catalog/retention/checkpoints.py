@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wa_core.catalog.history import lineage
+from wa_core.catalog.retention.path import Path
 from wa_core.catalog.retention.picture import Delete, Keep
 from wa_core.catalog.retention.policy import kept_by_policy
-from wa_core.catalog.retention.rewinds import Path
 from wa_core.records import AttemptStarted, CheckpointCommitted, ResumeRequested
 
 if TYPE_CHECKING:
@@ -36,29 +36,7 @@ class Checkpoints:
         self._all = [entry for entry in run.entries if isinstance(entry, CheckpointCommitted)]
         self._lineage = lineage(run.entries)
         self._policy = kept_by_policy(self._lineage, run.policy, losses=run.losses)
-        self.is_over = run.is_over
-        self.path = Path(
-            steps={entry.seq: entry.step for entry in self._lineage},
-            present=frozenset(entry.seq for entry in self._lineage if self._is_present(entry)),
-        )
-
-    @property
-    def targets(self) -> list[int]:
-        """Log seqs of the kept checkpoints, ascending: the run can be rewound to each of them.
-
-        An ended run cannot be. The states at what is kept for good stay: others may be rebuilt from them.
-        """
-        kept = self._policy.for_good if self.is_over else {**self._policy.reasons, **self._resumable()}
-        return [entry.seq for entry in self._lineage if entry.seq in kept and entry.seq in self.path.present]
-
-    @property
-    def for_good(self) -> frozenset[int]:
-        """Log seqs of those that every later plan will keep as well."""
-        return self._policy.for_good
-
-    def is_inside(self, last_folded: int) -> bool:
-        """Whether a state with this last fold (0: none) is on the surviving path."""
-        return not last_folded or last_folded in self.path.steps
+        self.path = self._surviving()
 
     def verdicts(self, averages: Iterable[AverageBlobs]) -> dict[str, Verdict]:
         """The verdict on each file that a checkpoint's entry names."""
@@ -77,6 +55,18 @@ class Checkpoints:
     def is_unreadable(self, attempt: int, step: int) -> bool:
         """Whether an entry of this attempt and step does not say which files are the checkpoint's."""
         return any((entry.attempt, entry.step) == (attempt, step) for entry in self._all if not entry.files)
+
+    def _surviving(self) -> Path:
+        present = frozenset(entry.seq for entry in self._lineage if self._is_present(entry))
+        # An ended run cannot be rewound; but others may be rebuilt from the states at what is kept for good.
+        kept = self._policy.for_good if self._run.is_over else {**self._policy.reasons, **self._resumable()}
+        return Path(
+            steps={entry.seq: entry.step for entry in self._lineage},
+            present=present,
+            targets=[entry.seq for entry in self._lineage if entry.seq in kept and entry.seq in present],
+            for_good=self._policy.for_good,
+            is_over=self._run.is_over,
+        )
 
     def _verdict(
         self, entry: CheckpointCommitted, reasons: Mapping[int, str], *, behind: Sequence[str]
@@ -115,7 +105,7 @@ class Checkpoints:
     def _needed(self, averages: Sequence[AverageBlobs]) -> dict[int, str]:
         """Log seq -> which average needs it, and what for."""
         reasons: dict[int, str] = {}
-        for found in averages if not self.is_over else ():
+        for found in averages if not self._run.is_over else ():
             name = found.average.name
             for seq, target in found.needs.checkpoints.items():
                 reasons[seq] = f"{name!r} needs it to go back to step {self.path.steps[target]}"

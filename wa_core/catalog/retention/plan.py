@@ -42,7 +42,7 @@ def plan(
     blobs = {
         average.name: AverageBlobs(
             average,
-            checkpoints,
+            checkpoints.path,
             ages,
             every_steps=run.policy.keep_every_steps,
             beginner=next((other.name for other in run.averages if not other.generations), None),

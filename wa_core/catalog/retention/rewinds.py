@@ -20,9 +20,9 @@ from wa_core.averaging.windows import WindowRule
 from wa_core.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Iterable, Sequence
 
+    from wa_core.catalog.retention.path import Path
     from wa_core.catalog.retention.picture import AveragePicture, Generation
 
 
@@ -34,40 +34,23 @@ class Needs:
     states: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
-    """The surviving checkpoints. `steps` gives each its step; `present` are those whose files are all there."""
-
-    steps: Mapping[int, int]
-    present: AbstractSet[int]
-
-
-def rewind_needs(
-    average: AveragePicture,
-    path: Path,
-    *,
-    states: Iterable[Generation],
-    targets: Sequence[int],
-    for_good: AbstractSet[int],
-) -> Needs:
-    """What `average` needs to be rewound to each of `targets`.
+def rewind_needs(average: AveragePicture, path: Path, *, states: Iterable[Generation]) -> Needs:
+    """What `average` needs to be rewound to each of the path's targets.
 
     Args:
         average: the average.
         path: the surviving checkpoints.
         states: its generations on the path that can be started from.
-        targets: log seqs of kept checkpoints, ascending.
-        for_good: log seqs of those that will always be kept.
     """
     counted = [
         seq for seq, step in path.steps.items() if average.rule.counts(step) and seq not in average.rejected
     ]
-    stays = for_good & path.present
+    stays = path.for_good & path.present
     # How many of the counted up to an index may go one day: a stretch without any can always be replayed.
     passing = [0, *accumulate(seq not in stays for seq in counted)]
     newest, replay, needs = _newest_by_last_fold(states), _Replay(average, path, counted), Needs()
     reached = 0
-    for target in targets:
+    for target in path.targets:
         until = bisect_right(counted, target)
         if passing[until] > passing[bisect_right(counted, reached)]:
             replay.add(needs, _at_or_before(newest, target), target=target)

@@ -102,6 +102,13 @@ def test_one_path_is_one_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], state(10)["w"])
 
 
+def test_paths_may_come_one_by_one(tmp_path: Path) -> None:
+    """What a glob yields is taken as a list of it is."""
+    write(tmp_path, ".safetensors")
+    average_files(tmp_path.glob("step_*"), "swa", tmp_path / "out.safetensors")
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], torch.full((4,), 20.0))
+
+
 @pytest.mark.parametrize("dtype", ["float32", torch.float32, "float64", torch.float64])
 def test_accumulators_are_named_as_in_torch_or_by_a_text(tmp_path: Path, dtype: Any) -> None:
     """Both spellings mean the same."""

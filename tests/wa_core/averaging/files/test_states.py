@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.checkpoints import network
-from wa_core.averaging.files.memory import BytesWriter
+from wa_core.averaging.files.bytes_writer import BytesWriter
 from wa_core.averaging.files.output import SafetensorsWriter
 from wa_core.averaging.files.sources import open_object
 from wa_core.averaging.files.states import sum_states
 from wa_core.averaging.rules import EmaRule, SwaRule
 from wa_core.averaging.shadow import ShadowWeights
-from wa_core.averaging.streamed import StreamedShadow
+from wa_core.averaging.streamed_shadow import StreamedShadow
 from wa_core.averaging.streaming import fold_source
 from wa_core.errors import CorruptError, IncompatibleError, InvalidInputError
 from wa_core.store.memory import MemoryStore

@@ -108,11 +108,6 @@ class StreamedShadow:
         """What the accumulators take, in memory or in the scratch file; 0 before the first fold."""
         return size_of(self._slots)
 
-    @property
-    def value_bytes(self) -> int:
-        """What the average takes in the checkpoints' dtypes, without a file's header; 0 before the first fold."""
-        return sum(tensor.size_bytes for tensor in self._value_tensors())
-
     def next_weight(self, step: int) -> float | None:
         """What the checkpoint of `step` will weigh, or None when the rule does not count it.
 
