@@ -171,7 +171,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--method", choices=NAMES, help="measure this one alone, and keep the others' figures")
-    parser.add_argument("--seconds", type=float, default=70.0, help="of ours and the controls; others get a third")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of ours and the controls; others get a third")
     parser.add_argument("--threads", type=int, default=1, help="of training; the service's trainer takes one")
     options = parser.parse_args()
     settings = {"seconds": options.seconds, "threads": options.threads}
