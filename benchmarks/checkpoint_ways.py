@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
-import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +26,7 @@ from wa_core.records import AttemptStarted, RunRequest
 from wa_core.store.s3 import S3Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -156,33 +156,48 @@ class Dcp(InBackground):
             path.unlink()
 
 
+class RayReport(AtOnce):
+    """`ray.train.report(checkpoint=...)` as its manual shows it, in a worker of Ray Train."""
+
+    def checkpoint(self, step: int, model: nn.Module) -> None:
+        """Save to a folder in memory, and report that."""
+        import ray.train
+
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            torch.save(model.state_dict(), Path(folder) / "model.pt")
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
 class Published:
     """`CheckpointPublisher`."""
 
     def __init__(self, bucket: Bucket) -> None:
         clock = SystemClock()
-        self._store = bucket.store
-        run_id = submit(self._store, RunRequest(recipe="benchmarks.none:None_"), clock=clock).run_id
-        self._log = RunLog(self._store, run_id, clock=clock)
-        self._log.append(AttemptStarted(runner_id="benchmark"))
-        self._num_committed = 0
-        self._publisher = CheckpointPublisher(self._store, run_id, attempt=1)
+        run_id = submit(bucket.store, RunRequest(recipe="benchmarks.none:None_"), clock=clock).run_id
+        RunLog(bucket.store, run_id, clock=clock).append(AttemptStarted(runner_id="benchmark"))
+        self._stored = threading.Event()
+        self._publisher = CheckpointPublisher(bucket.store, run_id, attempt=1, around_upload=self._noted)
 
     def checkpoint(self, step: int, model: nn.Module) -> None:
         """Offer it."""
+        self._stored.clear()
         self._publisher.offer(step, model)
-        self._num_committed += 1
 
     @property
     def is_stored(self) -> bool:
-        """Whether it is committed."""
-        self._log.refresh()
-        return len(self._log.lineage) == self._num_committed
+        """Whether it is committed; if it could not be, the next offer raises."""
+        return self._stored.is_set()
 
     def drain(self) -> None:
         """Wait until it is committed."""
-        while not self.is_stored:
-            time.sleep(0.05)
+        self._stored.wait()
+
+    @contextmanager
+    def _noted(self, step: int) -> Iterator[None]:  # noqa: ARG002  there is one at a time
+        try:
+            yield
+        finally:
+            self._stored.set()
 
 
 class Bucket:
@@ -219,5 +234,6 @@ METHODS: dict[str, Callable[[Bucket], Method]] = {
     "thread": InThread,
     "dcp": lambda bucket: Dcp(bucket, "thread"),
     "dcp-process": lambda bucket: Dcp(bucket, "process"),
+    "ray": lambda _: RayReport(),
     "publisher": Published,
 }

@@ -12,8 +12,13 @@ import socket
 import sys
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LARGE_BYTES = 1 << 20
+_HOP = {"expect", "transfer-encoding"}  # what is between two neighbours on the way
 _ROOM = bytearray(1 << 20)  # nothing is written to it: the kernel drops what it is told to truncate
 _UPLOAD = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
 _DONE = b"<CompleteMultipartUploadResult><ETag>1</ETag></CompleteMultipartUploadResult>"
@@ -29,9 +34,13 @@ class Forgetful(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         """Forget what is large or a part; create what is small."""
         left = int(self.headers.get("Content-Length", 0))
-        if left < _LARGE_BYTES and "uploadId=" not in self.path:
+        large = int(self.headers.get("x-amz-decoded-content-length", left)) >= _LARGE_BYTES
+        if not large and "uploadId=" not in self.path:
             self._pass_on()
             return
+        if self._is_chunked:
+            for _ in self._chunks():
+                pass
         if left:
             left -= len(self.rfile.read(min(left, len(self.rfile.peek()))))  # what came along with the headers
         while left > 0 and (count := self.connection.recv_into(_ROOM, min(left, len(_ROOM)), socket.MSG_TRUNC)):
@@ -56,9 +65,10 @@ class Forgetful(BaseHTTPRequestHandler):
         return True
 
     def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = b"".join(self._chunks()) if self._is_chunked else self.rfile.read(length)
         upstream = HTTPConnection("127.0.0.1", self.target_port)
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         upstream.request(self.command, self.path, body=body or None, headers=headers)
         answer = upstream.getresponse()
         body = answer.read()
@@ -67,6 +77,17 @@ class Forgetful(BaseHTTPRequestHandler):
         kept = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
         self._answer(answer.status, kept, body)
         upstream.close()
+
+    @property
+    def _is_chunked(self) -> bool:
+        return self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The body as Arrow sends it, which says the length of each piece before it."""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)

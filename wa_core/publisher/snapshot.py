@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 # The record holds a digest of the whole file, so the archive's own checksums, which take longer than the copy,
 # are left out; the second is for tensors on a GPU.
 _SAVING = {"save.compute_crc32": False, "save.use_pinned_memory_for_d2h": True}
+
+# One processor alone does not use all of the memory's bandwidth; below this, starting a thread takes as long.
+_IN_TWO_BYTES = 8 << 20
 
 
 class Snapshot:
@@ -131,9 +135,7 @@ class WeightsFile:
         devices = {state[name].device for name in self._views if state[name].is_cuda}
         if devices:
             self._pin()
-        with torch.no_grad():
-            for name, view in self._views.items():
-                view.copy_(state[name], non_blocking=state[name].is_cuda)
+        self._copy(state, in_two=not devices and self.segment.size_bytes >= _IN_TWO_BYTES)
         # The copies are queued where the weights were computed, so whatever training queues next comes after them.
         # A stream of their own would gain nothing while every later step has to wait for it (ADR 15).
         self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
@@ -147,6 +149,22 @@ class WeightsFile:
         """Give the memory back."""
         self._forget()
         self.segment.close()
+
+    def _copy(self, state: Mapping[str, Tensor], *, in_two: bool) -> None:
+        left = iter(self._views.items())  # whoever is free takes the next one
+
+        def work() -> None:
+            with torch.no_grad():
+                for name, view in left:
+                    view.copy_(state[name], non_blocking=state[name].is_cuda)
+
+        if not in_two or torch.get_num_threads() > 1:  # then torch itself copies in several
+            work()
+            return
+        with ThreadPoolExecutor(1, "checkpoint-copy") as helper:
+            helped = helper.submit(work)
+            work()
+        helped.result()
 
     def _lay_out(self, state: Mapping[str, Tensor]) -> None:
         file = lay_out(state)

@@ -123,6 +123,25 @@ def test_an_offer_is_a_snapshot(store: GatedStore, run_id: str) -> None:
     assert (state["momentum"][0] == 1.0).all()
 
 
+def test_large_weights_are_copied_whole(store: GatedStore, run_id: str) -> None:
+    """Weights that two threads copy together arrive as they were, each time, where training has one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    weights = {f"layer{number}": torch.full((1 << 18,), float(number)) for number in range(12)}
+    try:
+        with CheckpointPublisher(store, run_id, attempt=1) as publisher:
+            for step in (1, 2):
+                publisher.offer(step, weights)
+                for tensor in weights.values():
+                    tensor.add_(100.0)
+    finally:
+        torch.set_num_threads(threads)
+
+    for shift, entry in enumerate(log_of(store, run_id).lineage):
+        found = weights_of(store, entry)
+        assert all((found[f"layer{number}"] == number + 100 * shift).all() for number in range(12))
+
+
 def test_names_are_canonical_and_ties_are_kept(store: GatedStore, run_id: str) -> None:
     """Prefixes of wrappers are gone, and tensors that share memory do so in the file as well."""
     weight = torch.ones(4, 4)
