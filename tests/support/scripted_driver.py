@@ -157,6 +157,7 @@ VERBS = {
 
 def main() -> int:
     """Do the verb of this attempt; a verb that is none is the reason of a failure."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a script ignore it
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("verbs")
