@@ -172,7 +172,6 @@ async def measure_list(bucket: Bucket, server: Server, *, seconds: float) -> dic
 
 async def measure_submissions(bucket: Bucket, server: Server, *, seconds: float) -> dict[str, Any]:
     """Each key twice: half of them at once, half after the first answer."""
-    await warm_up(server.url)
     num = round(SUBMISSIONS_PER_S * seconds)
     before = set(await asyncio.to_thread(list_run_ids, bucket.store))
     took: list[float] = []

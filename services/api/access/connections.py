@@ -3,7 +3,8 @@
 Its own timer runs only between an answer and the next byte. Here a request's head must be whole within a time and
 a size, counted from the connection's beginning or the answer before it, however slowly it drips; and whoever asks
 must take some of the answer now and then. Bodies are `services.api.access.guard`'s to limit. What an answer is
-made of may come from another connection and go past this program (`RELAY`).
+made of may come from another connection and go past this program (`RELAY`). And when the server ends, what is
+asked at that moment on a connection that was kept open is answered still.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 HEAD_DEADLINE_S = 20.0
 READ_DEADLINE_S = 60.0
 SOURCE_DEADLINE_S = 10.0
+LAST_CALL_S = 0.5
 MAX_HEAD_BYTES = 160 << 10
 
 #: Where a request's state has the way past this program, if its connection has one.
@@ -67,6 +69,7 @@ class _Patience(asyncio.Protocol):
     scope: Scope
 
     _num_head_bytes = 0
+    _is_ending = False
     _asking: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
 
@@ -87,8 +90,19 @@ class _Patience(asyncio.Protocol):
         super().data_received(data)
         if self.cycle is not last:
             self._num_head_bytes = 0
+            if self._is_ending and self.cycle is not None:
+                self.cycle.keep_alive = False
         elif self._num_head_bytes > MAX_HEAD_BYTES:
             self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server ends: a request may be on its way here, so a connection without one is not closed at once."""
+        end = super().shutdown  # type: ignore[misc]  # uvicorn's, not asyncio's
+        if self.cycle is None or self.cycle.response_complete:
+            self._is_ending = True
+            self.loop.call_later(LAST_CALL_S, end)
+        else:
+            end()
 
     def on_message_begin(self) -> None:
         """A request begins. Only uvicorn's protocol with httptools calls this; the other one has no `RELAY`."""

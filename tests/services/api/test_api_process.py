@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -20,6 +22,9 @@ from wa_core.store.local import LocalStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+NUM_ASKING = 8
 
 
 @contextmanager
@@ -123,3 +128,33 @@ def _receive(connection: socket.socket) -> bytes:
         return connection.recv(65536)
     except OSError:
         return b""
+
+
+def test_nothing_that_was_asked_is_cut_off(data: Path, tmp_path: Path) -> None:
+    """F28: told to stop under load, it answers whatever comes on connections that it has kept open."""
+    cut: list[httpx2.HTTPError] = []
+    asking = threading.Barrier(NUM_ASKING + 1)
+
+    def ask(url: str) -> None:
+        with httpx2.Client(base_url=url, trust_env=False, timeout=30) as http, suppress(httpx2.ConnectError):
+            http.get("/livez")
+            asking.wait(60)
+            while not cut:
+                try:
+                    http.get("/livez").raise_for_status()
+                except httpx2.ConnectError:
+                    raise  # nobody listens any more
+                except httpx2.HTTPError as error:
+                    cut.append(error)
+
+    with api_process(data, tmp_path / "log") as (process, url):
+        answered(f"{url}/livez")
+        with ThreadPoolExecutor(NUM_ASKING) as threads:
+            asked = [threads.submit(ask, url) for _ in range(NUM_ASKING)]
+            asking.wait(60)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(30)
+        for each in asked:
+            each.result()
+
+    assert (status, cut) == (0, [])
