@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,23 +23,27 @@ _PARENT_POLL_S = 0.5
 
 
 class Stop:
-    """Says when to stop. `install` ties it to SIGTERM and SIGINT; a second signal kills as usual."""
+    """Says when to stop. `install` ties it to SIGTERM and SIGINT; a second signal kills as usual.
+
+    A signal may come while the main thread is inside of `wait`. A `threading.Event` would ask there for a lock
+    that the same thread holds already, and never get it; a `SimpleQueue` may be put into at any moment.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the process should come to its end."""
-        return self._event.is_set()
+        self.is_set = False
+        self._waking: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
         """Ask for the end."""
-        self._event.set()
+        self.is_set = True
+        self._waking.put(None)
 
     def wait(self, seconds: float) -> bool:
         """Sleep, but wake at once when asked to stop; returns whether that is so."""
-        return self._event.wait(seconds)
+        with suppress(Empty):
+            self._waking.get(timeout=seconds)
+            self._waking.put(None)  # for whoever waits besides
+        return self.is_set
 
     def install(self) -> Stop:
         """Let SIGTERM and SIGINT set it, once each."""
