@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from support.checkpoints import network
 from wa_core.averaging.shadow import ShadowWeights
 from wa_core.tensors import serialize
 
@@ -17,17 +18,10 @@ STEPS = [3, 20, 40, 41, 100, 137, 500]
 
 
 def state_at(step: int, *, dtype: torch.dtype = torch.float32, size: int = 301) -> dict[str, Tensor]:
-    """A checkpoint of a small network, drawn for its step."""
-    draw = torch.Generator().manual_seed(step)
-    return {
-        "conv.weight": torch.randn(8, 3, 3, 3, generator=draw).to(dtype),
-        "bn.running_mean": torch.randn(8, generator=draw).to(dtype),
-        "bn.num_batches_tracked": torch.tensor(step),
-        "mask": torch.rand(5, generator=draw) > 0.5,
-        "big": torch.randn(3, size, generator=draw).to(dtype),
-        "scalar": torch.randn((), generator=draw).to(dtype),
-        "nothing": torch.empty(0, 4, dtype=dtype),
-    }
+    """As `network`, but without a variance, which alone is not averaged element by element."""
+    state = network(step, dtype=dtype, size=size)
+    del state["bn.running_var"]
+    return state
 
 
 def folded(rule: Rule, steps: list[int], *, dtype: torch.dtype) -> ShadowWeights:
