@@ -6,12 +6,13 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
+
+from support.answering import answering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,14 +87,7 @@ def receiving() -> Iterator[Receiver]:
         def log_message(self, *args: object) -> None:
             """Nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver.port = server.server_port
-    receiver.url = f"http://127.0.0.1:{receiver.port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with answering(Handler) as server:
+        receiver.port = server.server_port
+        receiver.url = f"http://127.0.0.1:{receiver.port}"
         yield receiver
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

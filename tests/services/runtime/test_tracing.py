@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -19,6 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from services.runtime import tracing
+from support.answering import answering
 from support.api import submission
 from support.patience import eventually
 from support.ports import free_port
@@ -85,12 +85,9 @@ def collector() -> Iterator[Collector]:
         def log_message(self, *args: object) -> None:
             """Nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield found
-    server.shutdown()
-    server.server_close()
+    with answering(Handler) as server:
+        found.url = f"http://127.0.0.1:{server.server_port}"
+        yield found
 
 
 def spans_in(body: bytes) -> list[Seen]:
